@@ -1,0 +1,48 @@
+"""The `portguard` command: finds the subcommand, and turns errors into messages and exit codes."""
+
+import importlib
+import sys
+
+import click
+
+from portguard import __version__
+from portguard.cli.rendering import printable
+from portguard.errors import PortguardError
+
+# command: where it lives. Loaded on first use, so that `portguard connect` does not pay for the gateway.
+_COMMANDS = {
+    "ca": "portguard.cli.authority:ca",
+    "cert": "portguard.cli.authority:cert",
+    "connect": "portguard.cli.connect:connect",
+    "policy": "portguard.cli.policy:policy",
+    "quickstart": "portguard.cli.quickstart:quickstart",
+    "serve": "portguard.cli.serve:serve",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute = _COMMANDS[cmd_name].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="portguard")
+def portguard() -> None:
+    """One door to internal TCP ports: mutual TLS in, least privilege, everything counted."""
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 refused, 4 unreachable."""
+    try:
+        portguard(prog_name="portguard")
+    except PortguardError as error:
+        for line in str(error).splitlines():
+            click.echo(f"portguard: {printable(line)}", err=True)
+        sys.exit(error.exit_code)

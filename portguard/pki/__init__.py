@@ -1,0 +1,1 @@
+"""The small certificate authority: keys, certificates, and the store of what was issued."""
