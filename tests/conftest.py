@@ -1,0 +1,42 @@
+"""Shared by all tests: where the real programs are."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+RealProgram = Callable[[str], str]
+
+
+def search_path(environment: Mapping[str, str]) -> str:
+    """PATH, and after it the folders where Debian keeps servers that are not in an ordinary user's PATH.
+
+    Of several PostgreSQL versions the newest comes first.
+    """
+    servers = sorted(
+        Path("/usr/lib/postgresql").glob("[0-9]*/bin"), key=lambda folder: float(folder.parent.name), reverse=True
+    )
+    return os.pathsep.join([environment.get("PATH", os.defpath), "/usr/sbin", "/sbin", *map(str, servers)])
+
+
+def find_program(name: str, environment: Mapping[str, str]) -> str:
+    """Return the path of the program `name`, or end the test.
+
+    A missing program skips the test, with the reason. Where PORTGUARD_REQUIRE_REAL is 1, as in CI, it fails it:
+    otherwise a machine that lacks everything would be as green as one that ran everything.
+    """
+    found = shutil.which(name, path=search_path(environment))
+    if found:
+        return found
+    message = f"{name}: expected an installed program, found none in PATH or the server folders"
+    if environment.get("PORTGUARD_REQUIRE_REAL") == "1":
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def real_program() -> RealProgram:
+    """`real_program("nginx")` is the path of nginx; it skips the test when there is none (see `find_program`)."""
+    return lambda name: find_program(name, os.environ)
