@@ -1,0 +1,358 @@
+"""The certificate authority: a directory with a key, that issues certificates to clients and gateways.
+
+    authority = Authority.create(directory, trust_domain="bastion.example.com", at=now)
+    alice = authority.issue_client("alice", at=now)
+    certificate_path, key_path = alice.write(directory, "alice")
+
+The directory holds
+
+    ca.crt            the root: what gateways and clients trust
+    ca.key            its key, unless a root directory was given
+    issuing.crt       with a root directory: the CA that signs in the root's place,
+    issuing.key       and its key
+    certificates.db   the record of everything issued
+
+and the root directory, which can be unplugged and put in a safe, `root.crt` and `root.key`.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.serialization import pkcs12
+
+from portguard.errors import UsageError
+from portguard.pki import files, keys, names, profiles
+from portguard.pki.errors import PkiError
+from portguard.pki.files import PUBLIC, SECRET, NewFile
+from portguard.pki.keys import KeyType
+from portguard.pki.profiles import Issuer, Kind, Validity
+from portguard.pki.store import Record, Store
+
+STORE = "certificates.db"
+
+AUTHORITY_VALID_FOR = timedelta(days=3650)
+CLIENT_VALID_FOR = timedelta(days=30)
+GATEWAY_VALID_FOR = timedelta(days=365)
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedCertificate:
+    """A new certificate and its key, which exists nowhere else."""
+
+    record: Record
+    certificate_pem: bytes = field(repr=False)
+    """The certificate, then the CAs between it and the anchor: what its owner sends in a handshake."""
+    anchor_pem: bytes = field(repr=False)
+    """What its owner trusts when the other side answers."""
+    key_pem: bytes = field(repr=False)
+
+    @property
+    def serial(self) -> int:
+        """A positive number of at most 159 bits."""
+        return self.record.serial
+
+    @property
+    def not_before(self) -> datetime:
+        """The first second, aware."""
+        return self.record.not_before
+
+    @property
+    def not_after(self) -> datetime:
+        """The last second, aware. Earlier than asked for where the authority itself ends."""
+        return self.record.not_after
+
+    def write(self, directory: str | os.PathLike[str], stem: str, *, overwrite: bool = False) -> tuple[Path, Path]:
+        """Write `STEM.crt` and `STEM.key` (0600), both or neither, and return their paths.
+
+        The directory is made if it is missing. Raises PkiError, also when one of them exists and not `overwrite`.
+        """
+        certificate, key = (_path(directory, stem, suffix) for suffix in (".crt", ".key"))
+        _publish(
+            [NewFile(key, self.key_pem, SECRET), NewFile(certificate, self.certificate_pem, PUBLIC)],
+            overwrite=overwrite,
+        )
+        return certificate, key
+
+    def write_pkcs12(
+        self, directory: str | os.PathLike[str], stem: str, passphrase: bytes, *, overwrite: bool = False
+    ) -> Path:
+        """Write `STEM.p12` (0600) with certificate, key and all CAs up to the anchor, and return its path.
+
+        Raises PkiError as `write` does.
+        """
+        path = _path(directory, stem, ".p12")
+        chain = x509.load_pem_x509_certificates(self.certificate_pem + self.anchor_pem)
+        key = keys.from_pem(self.key_pem, None, "key")
+        encryption = serialization.BestAvailableEncryption(passphrase)
+        data = pkcs12.serialize_key_and_certificates(self.record.name.encode(), key, chain[0], chain[1:], encryption)
+        _publish([NewFile(path, data, SECRET)], overwrite=overwrite)
+        return path
+
+
+class Authority:
+    """A certificate authority in a directory. Made by `create` or `open`.
+
+    Its attributes are as they were when it was opened; what it issues is on the disk when the call returns. Several
+    processes may use one directory at the same time.
+    """
+
+    def __init__(self, directory: Path, anchor: x509.Certificate, issuer: x509.Certificate, key_path: Path):
+        self.directory = directory
+        self.anchor = anchor
+        self.issuer = issuer
+        self.key_path = key_path
+        self.trust_domain = _trust_domain(anchor, directory / "ca.crt")
+        self.store = Store(directory / STORE)
+        self._key: keys.PrivateKey | None = None
+
+    @classmethod
+    def create(
+        cls,
+        directory: str | os.PathLike[str],
+        *,
+        trust_domain: str,
+        at: datetime,
+        valid_for: timedelta = AUTHORITY_VALID_FOR,
+        key_type: KeyType = KeyType.EC,
+        passphrase: bytes | None = None,
+        root_directory: str | os.PathLike[str] | None = None,
+        root_passphrase: bytes | None = None,
+    ) -> "Authority":
+        """Make an authority in `directory`, which is new or empty, and open it.
+
+        With `root_directory` the root's key goes there and an issuing CA works in its place. `passphrase` encrypts
+        the key that issues, `root_passphrase` the key in the root directory (None: the same passphrase).
+
+        Of two that do this at once, one succeeds. Raises UsageError, and PkiError; then nothing was changed.
+        """
+        directory = Path(directory)
+        root_directory = None if root_directory is None else Path(root_directory)
+        if root_directory is not None and _same(directory, root_directory):
+            raise UsageError(f"root directory: expected another one than the authority's, got {str(root_directory)!r}")
+        names.trust_domain(trust_domain)
+        validity = Validity.starting(at, valid_for)
+        with contextlib.ExitStack() as claims:
+            undo = claims.enter_context(_claimed(directory, must_be_empty=True))
+            root_key = keys.generate(key_type)
+            root = profiles.root(root_key, trust_domain, validity, path_length=0 if root_directory is None else 1)
+            store = Store(directory / STORE)
+            undo.callback(store.path.unlink, missing_ok=True)
+            store.create()
+            if root_directory is None:
+                mine = [_key_file(directory / "ca.key", root_key, passphrase)]
+            else:
+                key = keys.generate(key_type)
+                certificate = profiles.issuing(key, trust_domain, validity, Issuer(root, root_key))
+                mine = [
+                    _key_file(directory / "issuing.key", key, passphrase),
+                    _certificate_file(directory / "issuing.crt", certificate),
+                ]
+                secret = passphrase if root_passphrase is None else root_passphrase
+                theirs = [
+                    _key_file(root_directory / "root.key", root_key, secret),
+                    _certificate_file(root_directory / "root.crt", root),
+                ]
+                undo = claims.enter_context(_claimed(root_directory, must_be_empty=False))
+                files.publish(theirs)
+                for file in theirs:
+                    undo.callback(file.path.unlink)
+            # ca.crt comes last: its presence is what makes this directory an authority.
+            files.publish([*mine, _certificate_file(directory / "ca.crt", root)])
+        return cls.open(directory, passphrase=passphrase)
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str], *, passphrase: bytes | None = None) -> "Authority":
+        """Open what `create` made. Raises PkiError, WrongPassphrase if `passphrase` does not open the key.
+
+        The key is read when a passphrase is given, else when it is first needed: to look at certificates takes none.
+        """
+        directory = Path(directory)
+        anchor = _read_certificate(directory / "ca.crt")
+        issuer, key_path = anchor, directory / "ca.key"
+        if (directory / "issuing.crt").exists():
+            issuer, key_path = _read_certificate(directory / "issuing.crt"), directory / "issuing.key"
+            try:
+                issuer.verify_directly_issued_by(anchor)
+            except (InvalidSignature, TypeError, ValueError) as error:
+                raise PkiError(directory / "issuing.crt", "a CA that ca.crt signed", "another one") from error
+        authority = cls(directory, anchor, issuer, key_path)
+        if passphrase is not None:
+            authority.unlock(passphrase)
+        return authority
+
+    @property
+    def certificate_pem(self) -> bytes:
+        """The root in PEM: what gateways and clients trust."""
+        return _pem(self.anchor)
+
+    @property
+    def key_is_encrypted(self) -> bool:
+        """Say whether issuing takes a passphrase. Raises PkiError when the key cannot be read."""
+        return keys.is_encrypted(files.read(self.key_path, "the key of the authority"))
+
+    def unlock(self, passphrase: bytes | None) -> None:
+        """Read the key that issues. Raises WrongPassphrase, PkiError."""
+        pem = files.read(self.key_path, "the key of the authority")
+        key = keys.from_pem(pem, passphrase, str(self.key_path))
+        if key.public_key() != self.issuer.public_key():
+            raise PkiError(self.key_path, "the key of the authority's certificate", "the key of another one")
+        self._key = key
+
+    def issue_client(
+        self,
+        name: str,
+        *,
+        at: datetime,
+        valid_for: timedelta = CLIENT_VALID_FOR,
+        key_type: KeyType | None = None,
+    ) -> IssuedCertificate:
+        """Issue a client certificate for the identity `name`. A key of the authority's own type where None.
+
+        Raises UsageError for a name that cannot be one, WrongPassphrase when the key is locked, PkiError.
+        """
+        spiffe = names.spiffe_id(self.trust_domain, names.client(name))
+        key, validity, issuer = self._prepare(at, valid_for, key_type)
+        certificate = profiles.client(key.public_key(), spiffe, name, validity, issuer)
+        return self._issued(Kind.CLIENT, name, certificate, key, at)
+
+    def issue_gateway(
+        self,
+        gateway_names: Iterable[str],
+        *,
+        at: datetime,
+        valid_for: timedelta = GATEWAY_VALID_FOR,
+        key_type: KeyType | None = None,
+    ) -> IssuedCertificate:
+        """Issue a server certificate for DNS names, wildcards and IP addresses. Raises as `issue_client` does."""
+        general_names = names.gateway(gateway_names)
+        key, validity, issuer = self._prepare(at, valid_for, key_type)
+        certificate = profiles.gateway(key.public_key(), general_names, validity, issuer)
+        return self._issued(Kind.GATEWAY, str(general_names[0].value), certificate, key, at)
+
+    def _prepare(
+        self, at: datetime, valid_for: timedelta, key_type: KeyType | None
+    ) -> tuple[keys.PrivateKey, Validity, Issuer]:
+        validity = Validity.starting(at, valid_for, self.issuer)
+        if self._key is None:
+            self.unlock(None)
+        assert self._key is not None
+        return keys.generate(key_type or keys.type_of(self._key)), validity, Issuer(self.issuer, self._key)
+
+    def _issued(
+        self, kind: Kind, name: str, certificate: x509.Certificate, key: keys.PrivateKey, at: datetime
+    ) -> IssuedCertificate:
+        record = Record(
+            serial=certificate.serial_number,
+            kind=kind,
+            name=name,
+            not_before=certificate.not_valid_before_utc,
+            not_after=certificate.not_valid_after_utc,
+            issued_at=at.replace(microsecond=0),
+            der=certificate.public_bytes(serialization.Encoding.DER),
+        )
+        # First the record, then the certificate: one that nobody recorded could never be revoked.
+        self.store.add(record)
+        chain = _pem(certificate) + (b"" if self.issuer == self.anchor else _pem(self.issuer))
+        return IssuedCertificate(record, chain, self.certificate_pem, keys.to_pem(key))
+
+
+@contextlib.contextmanager
+def _claimed(directory: Path, *, must_be_empty: bool) -> Iterator[contextlib.ExitStack]:
+    """Make `directory` (0700) and keep others that do the same out; yields what is undone when the block raises."""
+    made = files.make_directory(directory, 0o700)
+    with files.reported(directory):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    # Undone while the lock is still held: later, it could take away the files of the next one.
+    with _locked(descriptor, directory), contextlib.ExitStack() as undo:
+        if made:
+            undo.callback(_remove_if_empty, directory)
+        if must_be_empty:
+            _refuse_used(directory)
+            with files.reported(directory):
+                os.fchmod(descriptor, 0o700)
+        yield undo
+        undo.pop_all()
+
+
+@contextlib.contextmanager
+def _locked(descriptor: int, directory: Path) -> Iterator[None]:
+    """Hold the lock of a directory; a crash ends it. Does not wait, so two that cross each other cannot hang."""
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PkiError(directory, "no other authority in the making", "one that another command makes") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_used(directory: Path) -> None:
+    with files.reported(directory):
+        entries = sorted(set(os.listdir(directory)) - {"lost+found"})
+    if "ca.crt" in entries:
+        raise PkiError(directory, "no authority yet", "one that exists")
+    if entries:
+        # Also what an interrupted `ca init` can leave; whoever looks can tell which it is.
+        raise PkiError(directory, "a new or empty directory", f"{len(entries)} entries, such as {entries[0]!r}")
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _path(directory: str | os.PathLike[str], stem: str, suffix: str) -> Path:
+    if not stem or stem.startswith(".") or os.sep in stem or "\0" in stem:
+        raise UsageError(f"file name: expected one without '/' and leading dot, got {stem!r}")
+    return Path(directory) / f"{stem}{suffix}"
+
+
+def _publish(new: list[NewFile], *, overwrite: bool) -> None:
+    files.make_directory(new[0].path.parent, 0o777)
+    files.publish(new, overwrite=overwrite)
+
+
+def _key_file(path: Path, key: keys.PrivateKey, passphrase: bytes | None) -> NewFile:
+    return NewFile(path, keys.to_pem(key, passphrase), SECRET)
+
+
+def _certificate_file(path: Path, certificate: x509.Certificate) -> NewFile:
+    return NewFile(path, _pem(certificate), PUBLIC)
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _read_certificate(path: Path) -> x509.Certificate:
+    expected = "a CA certificate of portguard"
+    try:
+        return x509.load_pem_x509_certificate(files.read(path, expected))
+    except ValueError as error:
+        raise PkiError(path, expected, "something else") from error
+
+
+def _trust_domain(anchor: x509.Certificate, path: Path) -> str:
+    """Read the trust domain from the root itself (SPIFFE X.509-SVID section 2), so that no second file can differ."""
+    try:
+        san = anchor.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        (uri,) = san.get_values_for_type(x509.UniformResourceIdentifier)
+        scheme, _, domain = uri.partition("://")
+        if scheme == "spiffe":
+            return names.trust_domain(domain)
+    except (ValueError, x509.ExtensionNotFound, UsageError):
+        pass
+    raise PkiError(path, "a CA certificate of portguard, with one spiffe:// trust domain", "another certificate")

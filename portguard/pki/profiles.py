@@ -1,0 +1,173 @@
+"""The certificates that the authority makes, field by field: root, issuing CA, client, gateway.
+
+Profiles follow RFC 5280 section 4.2 and the SPIFFE X.509-SVID standard. There are no name constraints: a gateway
+compares the trust domain itself, and TLS libraries that know no URI constraints would refuse the whole chain.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from portguard.errors import UsageError
+from portguard.pki.errors import PkiError
+from portguard.pki.keys import PrivateKey
+from portguard.pki.names import ATTRIBUTE_MAX, spiffe_id
+
+# A verifier whose clock is this far behind still accepts a certificate that was made a moment ago.
+CLOCK_SKEW = timedelta(minutes=5)
+
+VALID_FOR_MAX = timedelta(days=36525)
+
+
+class Kind(StrEnum):
+    """What a certificate is for; each is for one thing only."""
+
+    CLIENT = "client"
+    GATEWAY = "gateway"
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """The first and the last second of a certificate, aware, without microseconds."""
+
+    not_before: datetime
+    not_after: datetime
+
+    @classmethod
+    def starting(cls, at: datetime, valid_for: timedelta, issuer: x509.Certificate | None = None) -> "Validity":
+        """Begin `CLOCK_SKEW` before `at`, end `valid_for` after it, and stay within the validity of `issuer`.
+
+        A chain ends when its first certificate does, so a leaf that outlives its issuer would promise too much.
+        Raises UsageError for a `valid_for` outside 1 s to a hundred years, PkiError when `issuer` is not valid at `at`.
+        """
+        if at.tzinfo is None:
+            raise ValueError("at: expected an aware datetime")
+        if not timedelta(seconds=1) <= valid_for <= VALID_FOR_MAX:
+            raise UsageError(f"validity: expected 1 second to {VALID_FOR_MAX.days} days, got {valid_for}")
+        at = at.astimezone(UTC).replace(microsecond=0)
+        not_before, not_after = at - CLOCK_SKEW, at + valid_for
+        if issuer is not None:
+            earliest, latest = issuer.not_valid_before_utc, issuer.not_valid_after_utc
+            if not earliest <= at < latest:
+                span = f"a time from {earliest:%Y-%m-%d %H:%M:%S} to {latest:%Y-%m-%d %H:%M:%S} UTC"
+                raise PkiError("validity of the authority", span, f"{at:%Y-%m-%d %H:%M:%S}, by this machine's clock")
+            not_before, not_after = max(not_before, earliest), min(not_after, latest)
+        return cls(not_before, not_after.replace(microsecond=0))
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """A CA certificate with its key."""
+
+    certificate: x509.Certificate
+    key: PrivateKey
+
+
+def root(key: PrivateKey, trust_domain: str, validity: Validity, *, path_length: int) -> x509.Certificate:
+    """Make a self-signed root. `path_length` is how many CAs may stand between it and a leaf."""
+    name = _ca_name("root CA", trust_domain, key)
+    return _ca(key, name, trust_domain, validity, path_length).issuer_name(name).sign(key, hashes.SHA256())
+
+
+def issuing(key: PrivateKey, trust_domain: str, validity: Validity, issuer: Issuer) -> x509.Certificate:
+    """Make the intermediate that signs leaves for a root that stays in a drawer."""
+    builder = _ca(key, _ca_name("issuing CA", trust_domain, key), trust_domain, validity, path_length=0)
+    return _signed(builder, issuer)
+
+
+def client(
+    public_key: CertificatePublicKeyTypes, spiffe: str, name: str, validity: Validity, issuer: Issuer
+) -> x509.Certificate:
+    """Make a client's certificate: the SPIFFE ID is its one URI SAN, the name its CN as well."""
+    san = [x509.UniformResourceIdentifier(spiffe)]
+    return _leaf(public_key, name, san, ExtendedKeyUsageOID.CLIENT_AUTH, validity, issuer)
+
+
+def gateway(
+    public_key: CertificatePublicKeyTypes, names: Sequence[x509.GeneralName], validity: Validity, issuer: Issuer
+) -> x509.Certificate:
+    """Make a gateway's certificate for DNS names and addresses, the first of which is its CN as well."""
+    return _leaf(public_key, str(names[0].value), names, ExtendedKeyUsageOID.SERVER_AUTH, validity, issuer)
+
+
+def _leaf(
+    public_key: CertificatePublicKeyTypes,
+    common_name: str,
+    san: Sequence[x509.GeneralName],
+    usage: x509.ObjectIdentifier,
+    validity: Validity,
+    issuer: Issuer,
+) -> x509.Certificate:
+    # A CN cut to fit could be somebody else's name. Without a CN the subject is empty, and SAN must be critical then.
+    fits = len(common_name) <= ATTRIBUTE_MAX
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if fits else [])
+    builder = (
+        _builder(public_key, subject, validity)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(san), critical=not fits)
+    )
+    return _signed(builder, issuer)
+
+
+def _ca(
+    key: PrivateKey, name: x509.Name, trust_domain: str, validity: Validity, path_length: int
+) -> x509.CertificateBuilder:
+    san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(spiffe_id(trust_domain))])
+    return (
+        _builder(key.public_key(), name, validity)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
+        .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        .add_extension(san, critical=False)
+    )
+
+
+def _builder(public_key: CertificatePublicKeyTypes, subject: x509.Name, validity: Validity) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(validity.not_before)
+        .not_valid_after(validity.not_after)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+    )
+
+
+def _signed(builder: x509.CertificateBuilder, issuer: Issuer) -> x509.Certificate:
+    ski = issuer.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    aki = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski)
+    builder = builder.issuer_name(issuer.certificate.subject).add_extension(aki, critical=False)
+    return builder.sign(issuer.key, hashes.SHA256())
+
+
+def _ca_name(what: str, trust_domain: str, key: PrivateKey) -> x509.Name:
+    # Two authorities of one trust domain, the old and the new, must not share a name: issuers are found by it.
+    key_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest.hex()[:8]
+    attributes = [x509.NameAttribute(NameOID.COMMON_NAME, f"portguard {what} {key_id}")]
+    if len(trust_domain) <= ATTRIBUTE_MAX:
+        attributes.insert(0, x509.NameAttribute(NameOID.ORGANIZATION_NAME, trust_domain))
+    return x509.Name(attributes)
+
+
+def _key_usage(
+    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
+) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
