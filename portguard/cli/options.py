@@ -1,0 +1,32 @@
+"""Options that several commands share."""
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+DEFAULT_CONFIGURATION = "/etc/portguard/portguard.toml"
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _configuration_path(_context: click.Context, _parameter: click.Parameter, given: str | None) -> str:
+    # An empty $PORTGUARD_CONFIG is what `PORTGUARD_CONFIG= portguard …` and a blank line of a unit file leave.
+    return given or os.environ.get("PORTGUARD_CONFIG") or DEFAULT_CONFIGURATION
+
+
+def configuration_option(command: _Command) -> _Command:
+    """`-c/--config FILE`, given to the command as `configuration_path: str`; the file need not exist."""
+    return click.option(
+        "-c",
+        "--config",
+        "configuration_path",
+        metavar="FILE",
+        callback=_configuration_path,
+        help=f"The gateway's configuration; else $PORTGUARD_CONFIG, else {DEFAULT_CONFIGURATION}.",
+    )(command)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+"""`--json`, given to the command as `as_json: bool`."""
