@@ -1,0 +1,269 @@
+"""The relay of one session: bytes both ways between two ends, each way ending on its own.
+
+Each way, a flow, goes through these states; nothing but the table's events moves it:
+
+    state     event                                   next       and
+    OPEN      bytes came                              OPEN       written to the sink, counted
+    OPEN      the sink did not take all               PAUSED     the source is not read
+    PAUSED    the sink took the rest                  OPEN       the source is read again
+    OPEN      the source finished                     FINISHED   the sink is told once its backlog is out
+    OPEN      writing to the sink failed              BROKEN     the sink's own flow goes on: what it sent is wanted
+    PAUSED    flushing to the sink failed             BROKEN     likewise
+    OPEN      reading the source failed               —          the session ends
+
+A session ends when both flows are FINISHED or BROKEN and nothing is left to flush, when a source fails, or when
+somebody calls close(). Its reason is the first thing that happened to it. Payload stays out of the table: the loop
+below moves bytes and changes no state while they only flow.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, MutableSequence
+
+from portguard.gateway.ends import READ_MAX, End, Lingering, TruncatedError
+from portguard.gateway.slots import ACTIVITY, RECEIVED, SENT
+from portguard.reasons import Reason
+
+# How much is read at a time: little until a flow proves to be bulk, since a sink that blocks makes it backlog.
+_READ_FIRST = 64 * 1024
+
+_OPEN, _PAUSED, _FINISHED, _BROKEN = range(4)
+
+_NS = 1_000_000_000
+
+Cells = memoryview | MutableSequence[int]
+
+
+class _Flow:
+    """Bytes one way."""
+
+    __slots__ = ("back", "counter", "limit", "sink", "source", "state")
+
+    back: "_Flow"  # the other way
+
+    def __init__(self, source: End, sink: End, counter: int):
+        self.source = source
+        self.sink = sink
+        self.counter = counter  # where in the cells its bytes are counted
+        self.limit = _READ_FIRST
+        self.state = _OPEN
+
+    @property
+    def over(self) -> bool:
+        return self.state >= _FINISHED
+
+
+class Relay:
+    """The relay of one session. After start(), `on_end(relay, reason)` is called exactly once.
+
+    `cells[base + RECEIVED]` and `[base + SENT]` count the bytes from and to the client that were passed on, and
+    `[base + ACTIVITY]` is when, in nanoseconds of the monotonic clock. The timeouts are seconds, None for never:
+    `idle_s` without a byte in either direction, `half_close_s` likewise once one side has finished, `session_s`
+    altogether. They act when sweep() is called.
+    """
+
+    __slots__ = (
+        "_base",
+        "_cells",
+        "_client",
+        "_deadline_ns",
+        "_down",
+        "_half_close_ns",
+        "_idle_ns",
+        "_lingering",
+        "_loop",
+        "_on_end",
+        "_reason",
+        "_up",
+        "_upstream",
+        "ended",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        client: End,
+        upstream: End,
+        *,
+        cells: Cells,
+        base: int,
+        on_end: Callable[["Relay", Reason], None],
+        lingering: set[Lingering],
+        idle_s: float | None = None,
+        half_close_s: float | None = None,
+        session_s: float | None = None,
+    ):
+        self._loop = loop
+        self._client = client
+        self._upstream = upstream
+        self._cells = cells
+        self._base = base
+        self._on_end = on_end
+        self._lingering = lingering
+        self._up = _Flow(client, upstream, base + RECEIVED)
+        self._down = _Flow(upstream, client, base + SENT)
+        self._up.back, self._down.back = self._down, self._up
+        self._reason: Reason | None = None
+        self.ended = False
+        now_ns = time.monotonic_ns()
+        cells[base + ACTIVITY] = now_ns
+        self._idle_ns = None if idle_s is None else int(idle_s * _NS)
+        self._half_close_ns = None if half_close_s is None else int(half_close_s * _NS)
+        self._deadline_ns = None if session_s is None else now_ns + int(session_s * _NS)
+
+    def start(self, early: bytes = b"") -> None:
+        """Begin. `early` is what the client sent already for the service; it goes first."""
+        for flow in (self._up, self._down):
+            self._loop.add_reader(flow.source.sock, self._on_readable, flow)
+        if early:
+            self._deliver(self._up, memoryview(early))
+        for flow in (self._up, self._down):
+            if flow.state == _OPEN and not self.ended:
+                self._read_ahead(flow)
+
+    def close(self, reason: Reason) -> None:
+        """End the session now. Both sides get what was counted, and can tell that it was not all."""
+        self._end(reason, clean=False)
+
+    def sweep(self, now_ns: int) -> None:
+        """End the session if one of its timeouts has passed."""
+        silent_ns = now_ns - self._cells[self._base + ACTIVITY]
+        half_closed = self._up.over or self._down.over
+        if half_closed and self._half_close_ns is not None and silent_ns > self._half_close_ns:
+            self.close(Reason.HALF_CLOSE_TIMEOUT)
+        elif self._idle_ns is not None and silent_ns > self._idle_ns:
+            self.close(Reason.IDLE_TIMEOUT)
+        elif self._deadline_ns is not None and now_ns > self._deadline_ns:
+            self.close(Reason.SESSION_TIMEOUT)
+
+    # The way of the bytes.
+
+    def _on_readable(self, flow: _Flow) -> None:
+        try:
+            data = flow.source.read(flow.limit)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._source_failed(flow, error)
+            return
+        self._deliver(flow, data)
+
+    def _read_ahead(self, flow: _Flow) -> None:
+        try:
+            data = flow.source.read_ahead()
+        except OSError as error:
+            self._source_failed(flow, error)
+            return
+        self._deliver(flow, data)
+
+    def _deliver(self, flow: _Flow, data: memoryview) -> None:
+        count = len(data)
+        source, sink = flow.source, flow.sink
+        if count:
+            try:
+                sink.write(data)
+            except OSError:
+                self._sink_failed(flow)
+                return
+            cells = self._cells
+            cells[flow.counter] += count
+            cells[self._base + ACTIVITY] = time.monotonic_ns()
+            if sink.backlog:
+                self._pause(flow)
+            elif flow.limit < READ_MAX and count > flow.limit - flow.limit // 8:  # of ciphertext, a little is lost
+                flow.limit *= 2
+        if source.backlog:  # reading TLS can make an answer to a key update
+            self._loop.add_writer(source.sock, self._on_writable, flow.back)
+        if source.eof:
+            self._source_finished(flow)
+
+    def _pause(self, flow: _Flow) -> None:
+        flow.limit = _READ_FIRST
+        if flow.state == _OPEN:
+            flow.state = _PAUSED
+            self._loop.remove_reader(flow.source.sock)
+        self._loop.add_writer(flow.sink.sock, self._on_writable, flow)
+
+    def _on_writable(self, flow: _Flow) -> None:
+        try:
+            flow.sink.flush()
+        except OSError:
+            self._sink_failed(flow)
+            return
+        if flow.sink.backlog:
+            return
+        self._loop.remove_writer(flow.sink.sock)
+        if flow.state == _PAUSED:
+            flow.state = _OPEN
+            self._loop.add_reader(flow.source.sock, self._on_readable, flow)
+        self._end_if_over()
+
+    # What ends a flow, and the session.
+
+    def _source_finished(self, flow: _Flow) -> None:
+        if flow.over:
+            return
+        if flow.state == _OPEN:
+            self._loop.remove_reader(flow.source.sock)
+        flow.state = _FINISHED
+        if self._reason is None:
+            self._reason = Reason.CLIENT_CLOSED if flow is self._up else Reason.UPSTREAM_CLOSED
+        if flow.back.state == _BROKEN and flow is self._down:
+            # The upstream stopped reading by a reset; that it "finished" is how the reset shows on this side.
+            self._end(Reason.UPSTREAM_RESET, clean=False)
+            return
+        try:
+            flow.sink.finish()
+        except OSError:
+            flow.state = _BROKEN
+        if flow.sink.backlog:
+            self._loop.add_writer(flow.sink.sock, self._on_writable, flow)
+        self._end_if_over()
+
+    def _sink_failed(self, flow: _Flow) -> None:
+        if flow.state == _OPEN:
+            self._loop.remove_reader(flow.source.sock)
+        self._loop.remove_writer(flow.sink.sock)
+        flow.state = _BROKEN
+        if self._reason is None:
+            self._reason = Reason.UPSTREAM_RESET if flow is self._up else Reason.CLIENT_RESET
+        self._end_if_over()
+
+    def _source_failed(self, flow: _Flow, error: OSError) -> None:
+        from_client = flow is self._up
+        if not from_client:
+            reason = Reason.UPSTREAM_RESET
+        elif isinstance(error, TruncatedError):
+            reason = Reason.CLIENT_TRUNCATED
+        else:
+            reason = Reason.CLIENT_RESET
+        self._end(self._reason or reason, clean=False, upstream_reset=from_client)
+
+    def _end_if_over(self) -> None:
+        if self._up.over and self._down.over and not self._client.backlog and not self._upstream.backlog:
+            assert self._reason is not None
+            self._end(self._reason, clean=True)
+
+    def _end(self, reason: Reason, *, clean: bool, upstream_reset: bool = False) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        for end in (self._client, self._upstream):
+            self._loop.remove_reader(end.sock)
+            self._loop.remove_writer(end.sock)
+        if self._up.state == self._down.state == _FINISHED and clean:
+            # Both sides have said that nothing follows: no input can come that would turn the close into a reset.
+            self._client.sock.close()
+            self._upstream.sock.close()
+        else:
+            self._linger(self._client, clean=clean)
+            if upstream_reset:
+                self._upstream.reset()
+            else:
+                self._linger(self._upstream, clean=clean)
+        self._on_end(self, reason)
+
+    def _linger(self, end: End, *, clean: bool) -> None:
+        lingering = Lingering(self._loop, end, self._lingering.discard, clean=clean)
+        if not lingering.closed:
+            self._lingering.add(lingering)

@@ -1,0 +1,64 @@
+"""The slot table: what each live session has moved, in memory that supervisor and workers share.
+
+A worker adds to its sessions' slots as bytes move; the supervisor reads them, also after the worker was killed, so
+that nothing counted is lost. A slot is eight unsigned 64-bit numbers, one cache line:
+
+    0 STATE      FREE or OPEN; set by the supervisor alone
+    1 WORKER     the number of the worker that carries the session
+    2 RECEIVED   bytes from the client that were passed on
+    3 SENT       bytes to the client that were passed on
+    4 ACTIVITY   when a byte last moved, time.monotonic_ns()
+    5 OPENED     when the session was admitted, time.monotonic_ns()
+    6, 7         unused
+
+Aligned 64-bit stores are whole on the platforms that the gateway runs on, so a reader never sees half a number.
+"""
+
+import mmap
+import os
+
+STATE, WORKER, RECEIVED, SENT, ACTIVITY, OPENED = range(6)
+FREE, OPEN = range(2)
+
+_FIELDS = 8
+_SLOT_BYTES = _FIELDS * 8
+
+
+class SlotTable:
+    """The table over a shared memory file. `cells` is all its numbers; a slot begins at `base(slot)`."""
+
+    def __init__(self, descriptor: int, capacity: int):
+        self.descriptor = descriptor
+        self.capacity = capacity
+        self._memory = mmap.mmap(descriptor, capacity * _SLOT_BYTES)
+        self.cells = memoryview(self._memory).cast("Q")
+
+    @classmethod
+    def create(cls, capacity: int) -> "SlotTable":
+        """Make a table of `capacity` free slots. Its descriptor is what workers open it by."""
+        descriptor = os.memfd_create("portguard-slots", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, capacity * _SLOT_BYTES)
+        return cls(descriptor, capacity)
+
+    @staticmethod
+    def base(slot: int) -> int:
+        """Return the index in `cells` at which `slot` begins."""
+        return slot * _FIELDS
+
+    def open(self, slot: int, worker: int, now_ns: int) -> None:
+        """Begin a session in a free slot."""
+        base = self.base(slot)
+        if self.cells[base + STATE] != FREE:
+            raise ValueError(f"slot {slot}: expected it free, got it open")
+        self.cells[base + WORKER] = worker
+        self.cells[base + RECEIVED] = self.cells[base + SENT] = 0
+        self.cells[base + ACTIVITY] = self.cells[base + OPENED] = now_ns
+        self.cells[base + STATE] = OPEN
+
+    def free(self, slot: int) -> tuple[int, int]:
+        """End the session in `slot`; return its final (received, sent)."""
+        base = self.base(slot)
+        if self.cells[base + STATE] != OPEN:
+            raise ValueError(f"slot {slot}: expected it open, got it free")
+        self.cells[base + STATE] = FREE
+        return self.cells[base + RECEIVED], self.cells[base + SENT]

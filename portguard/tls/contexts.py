@@ -1,0 +1,81 @@
+"""The TLS contexts of the gateway. One function makes them all; they differ only in ALPN."""
+
+import ssl
+from collections.abc import Callable
+
+from portguard.tls.chain import load_chain
+from portguard.tls.endpoint import Endpoint
+
+# The server name that the client asked for (SNI), as received: None when it sent none.
+ServerName = str | None
+AlpnProtocols = tuple[str, ...]
+
+
+def _server_context(certificate_pem: bytes, key_pem: bytes, anchors_pem: str, alpn: AlpnProtocols) -> ssl.SSLContext:
+    """Return a context that takes only TLS 1.3 and only clients with a certificate below one of the anchors.
+
+    Fails closed: a client without a certificate, or with one that does not verify, does not finish the handshake.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # Below TLS 1.3, Python's ssl cannot switch session-id resumption off, and a resumed session has no verified chain.
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0
+    context.verify_mode = ssl.CERT_REQUIRED
+    # What the operator names is the anchor, also when it is an intermediate authority.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(cadata=anchors_pem)
+    load_chain(context, certificate_pem, key_pem)
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    return context
+
+
+class ServerContexts:
+    """The contexts of one configuration: one per list of ALPN protocols, switched to by server name.
+
+    `alpn_of` answers which protocols the named server takes. It is called within OpenSSL's callback and must not
+    raise; a name that means nothing takes none, and is refused after the handshake, when it is known who asks.
+    """
+
+    def __init__(
+        self,
+        *,
+        certificate_pem: bytes,
+        key_pem: bytes,
+        anchors_pem: str,
+        alpn_of: Callable[[ServerName], AlpnProtocols],
+    ):
+        self._material = (certificate_pem, key_pem, anchors_pem)
+        self._alpn_of = alpn_of
+        self._by_alpn: dict[AlpnProtocols, ssl.SSLContext] = {}
+        # Verify mode, minimum version and tickets stay those of the first context whatever is switched to, so that
+        # one is as strict as all the others: they come from the same function.
+        self._first = _server_context(*self._material, alpn=())
+        self._first.sni_callback = self._on_server_name
+        self._by_alpn[()] = self._first
+
+    def prepare(self, alpn: AlpnProtocols) -> None:
+        """Make the context for `alpn` now, so that no handshake has to wait for it or fail with it."""
+        if alpn not in self._by_alpn:
+            self._by_alpn[alpn] = _server_context(*self._material, alpn=alpn)
+
+    def endpoint(self) -> Endpoint:
+        """Return the server's end of a connection whose client names its service by SNI; see `server_name`."""
+        return Endpoint(self._first, server_side=True)
+
+    def endpoint_for(self, alpn: AlpnProtocols) -> Endpoint:
+        """Return the server's end of a connection to a port of its own, where SNI selects nothing."""
+        context = self._by_alpn[alpn]
+        return Endpoint(self._first if context is self._first else context, server_side=True)
+
+    def _on_server_name(self, tls: ssl.SSLObject, name: ServerName, _context: ssl.SSLContext) -> None:
+        tls.server_name = name  # type: ignore[attr-defined]  # read back by server_name()
+        context = self._by_alpn.get(self._alpn_of(name))
+        if context is not None and context is not self._first:
+            tls.context = context
+
+
+def server_name(endpoint: Endpoint) -> ServerName:
+    """Return the name that the client asked for, None when it asked for none. Untrusted text."""
+    name: ServerName = getattr(endpoint.tls, "server_name", None)
+    return name

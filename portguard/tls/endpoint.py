@@ -1,0 +1,132 @@
+"""One end of a TLS connection over memory buffers: bytes in, bytes out, no socket.
+
+The event loops' own TLS transports cannot half-close; this can. The order of calls is
+
+    handshake() until it answers True, with receive() and take() in between
+    decrypt() and encrypt(), in any order, as often as bytes come
+    close_notify() once, when nothing more will be encrypted; decrypt() goes on
+"""
+
+import contextlib
+import ssl
+from typing import Any
+
+# A MemoryBIO grows to the largest amount it ever held and never gives that back, so it is fed and drained in slices.
+# 64 KiB keeps a busy session below 200 KiB for good; smaller slices cost measurably more CPU.
+_SLICE = 64 * 1024
+_RECORD = 16 * 1024  # the most plaintext that one TLS record carries (RFC 8446, section 5.1)
+_DER = 2  # _ssl.ENCODING_DER
+
+
+class Endpoint:
+    """One end of a TLS connection. Never shows keys in its repr.
+
+    `server_hostname` is what a client expects the server's certificate to name; servers leave it None.
+    """
+
+    __slots__ = ("_incoming", "_outgoing", "_read", "_write", "peer_closed", "tls")
+
+    # Room that decrypt() needs beyond the length of the ciphertext: the part of a record that waited inside.
+    HEADROOM = _RECORD
+
+    def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None):
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self.tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+        )
+        # The wrapper's own methods only pass the call on; on the way of every record that shows.
+        self._read = self.tls.read
+        self._write = self.tls.write
+        self.peer_closed = False  # the peer sent close_notify: it will send no more
+
+    def handshake(self) -> bool:
+        """Go on with the handshake; True once it is complete, False while it needs more from receive().
+
+        Either way take() may hold bytes for the peer, also (the alert) after an ssl.SSLError was raised.
+        """
+        try:
+            self.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def receive(self, ciphertext: bytes | memoryview) -> None:
+        """Take in bytes from the peer without decrypting them."""
+        self._incoming.write(ciphertext)
+
+    def take(self) -> bytes:
+        """Return the bytes that wait for the peer, and forget them. Empty when there are none."""
+        return self._outgoing.read()
+
+    @property
+    def has_output(self) -> bool:
+        """Whether take() has something: after decrypt(), the answer to a key update."""
+        return self._outgoing.pending > 0
+
+    def verified_chain(self) -> tuple[bytes, ...]:
+        """Return the chain that OpenSSL verified, DER, the peer's certificate first and the anchor last.
+
+        Empty when there is none, which callers treat as a missing certificate. Fails closed.
+        """
+        return self._chain("get_verified_chain")
+
+    def sent_chain(self) -> tuple[bytes, ...]:
+        """Return the certificates that the peer sent, DER, in its order. Nobody verified the rest of them."""
+        return self._chain("get_unverified_chain")
+
+    def _chain(self, method: str) -> tuple[bytes, ...]:
+        # Public from Python 3.13 on, where it answers DER; before, the same method of the inner object.
+        public = getattr(self.tls, method, None)
+        if public is not None:
+            return tuple(public())
+        inner: Any = self.tls._sslobj  # type: ignore[attr-defined]  # noqa: SLF001
+        return tuple(certificate.public_bytes(_DER) for certificate in getattr(inner, method)() or ())
+
+    def decrypt(self, ciphertext: memoryview, plaintext: memoryview) -> int:
+        """Take in `ciphertext` and write all that it completes to `plaintext`; return the number of bytes.
+
+        `plaintext` must have room for len(ciphertext) + HEADROOM. Nothing complete stays inside: close_notify() with
+        a whole record waiting would be fatal to the connection. Sets `peer_closed`, after which the rest is ignored.
+        Raises ssl.SSLError when the peer broke the protocol.
+        """
+        incoming, read = self._incoming, self._read
+        total = 0
+        start = 0
+        end = len(ciphertext)
+        while not self.peer_closed:
+            if start < end:
+                incoming.write(ciphertext[start : start + _SLICE])
+            try:
+                # A record leaves the BIO only when it is read whole or in part, so an empty one has nothing waiting.
+                while incoming.pending:
+                    count = read(_RECORD, plaintext[total:])
+                    if not count:
+                        self.peer_closed = True
+                        break
+                    total += count  # type: ignore[operator]  # with a buffer, read() answers a count
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLZeroReturnError:  # close_notify, when our own was sent before
+                self.peer_closed = True
+            start += _SLICE
+            if start >= end:
+                break
+        return total
+
+    def encrypt(self, plaintext: memoryview) -> list[bytes]:
+        """Return `plaintext` as TLS records, in pieces to be sent in this order."""
+        pieces = []
+        start = 0
+        while start < len(plaintext):
+            start += self._write(plaintext[start : start + _SLICE])
+            pieces.append(self._outgoing.read())
+        return pieces
+
+    def close_notify(self) -> bytes:
+        """Return the bytes that tell the peer that nothing more follows. To be called once, after decrypt()."""
+        # SSLWantReadError: the peer's own close_notify is not here yet, and need not be. Any other: the connection
+        # broke before, which the reading side reports.
+        with contextlib.suppress(ssl.SSLError):
+            self.tls.unwrap()
+        return self._outgoing.read()
