@@ -19,19 +19,18 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.serialization import pkcs12
 
 from portguard.errors import UsageError
 from portguard.pki import files, keys, names, profiles
 from portguard.pki.errors import PkiError
 from portguard.pki.files import PUBLIC, SECRET, NewFile
+from portguard.pki.issued import IssuedCertificate
 from portguard.pki.keys import KeyType
 from portguard.pki.profiles import Issuer, Kind, Validity
 from portguard.pki.store import Record, Store
@@ -41,60 +40,6 @@ STORE = "certificates.db"
 AUTHORITY_VALID_FOR = timedelta(days=3650)
 CLIENT_VALID_FOR = timedelta(days=30)
 GATEWAY_VALID_FOR = timedelta(days=365)
-
-
-@dataclass(frozen=True, slots=True)
-class IssuedCertificate:
-    """A new certificate and its key, which exists nowhere else."""
-
-    record: Record
-    certificate_pem: bytes = field(repr=False)
-    """The certificate, then the CAs between it and the anchor: what its owner sends in a handshake."""
-    anchor_pem: bytes = field(repr=False)
-    """What its owner trusts when the other side answers."""
-    key_pem: bytes = field(repr=False)
-
-    @property
-    def serial(self) -> int:
-        """A positive number of at most 159 bits."""
-        return self.record.serial
-
-    @property
-    def not_before(self) -> datetime:
-        """The first second, aware."""
-        return self.record.not_before
-
-    @property
-    def not_after(self) -> datetime:
-        """The last second, aware. Earlier than asked for where the authority itself ends."""
-        return self.record.not_after
-
-    def write(self, directory: str | os.PathLike[str], stem: str, *, overwrite: bool = False) -> tuple[Path, Path]:
-        """Write `STEM.crt` and `STEM.key` (0600), both or neither, and return their paths.
-
-        The directory is made if it is missing. Raises PkiError, also when one of them exists and not `overwrite`.
-        """
-        certificate, key = (_path(directory, stem, suffix) for suffix in (".crt", ".key"))
-        _publish(
-            [NewFile(key, self.key_pem, SECRET), NewFile(certificate, self.certificate_pem, PUBLIC)],
-            overwrite=overwrite,
-        )
-        return certificate, key
-
-    def write_pkcs12(
-        self, directory: str | os.PathLike[str], stem: str, passphrase: bytes, *, overwrite: bool = False
-    ) -> Path:
-        """Write `STEM.p12` (0600) with certificate, key and all CAs up to the anchor, and return its path.
-
-        Raises PkiError as `write` does.
-        """
-        path = _path(directory, stem, ".p12")
-        chain = x509.load_pem_x509_certificates(self.certificate_pem + self.anchor_pem)
-        key = keys.from_pem(self.key_pem, None, "key")
-        encryption = serialization.BestAvailableEncryption(passphrase)
-        data = pkcs12.serialize_key_and_certificates(self.record.name.encode(), key, chain[0], chain[1:], encryption)
-        _publish([NewFile(path, data, SECRET)], overwrite=overwrite)
-        return path
 
 
 class Authority:
@@ -312,17 +257,6 @@ def _remove_if_empty(directory: Path) -> None:
 
 def _same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
-
-
-def _path(directory: str | os.PathLike[str], stem: str, suffix: str) -> Path:
-    if not stem or stem.startswith(".") or os.sep in stem or "\0" in stem:
-        raise UsageError(f"file name: expected one without '/' and leading dot, got {stem!r}")
-    return Path(directory) / f"{stem}{suffix}"
-
-
-def _publish(new: list[NewFile], *, overwrite: bool) -> None:
-    files.make_directory(new[0].path.parent, 0o777)
-    files.publish(new, overwrite=overwrite)
 
 
 def _key_file(path: Path, key: keys.PrivateKey, passphrase: bytes | None) -> NewFile:

@@ -68,7 +68,8 @@ def make_directory(path: Path, mode: int) -> bool:
             if not path.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
             return False
-        return True
+    sync_directory(path.parent)
+    return True
 
 
 def sync_directory(path: Path) -> None:

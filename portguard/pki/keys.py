@@ -7,9 +7,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
+from portguard.errors import UsageError
 from portguard.pki.errors import PkiError, WrongPassphrase
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+# What OpenSSL reads of a passphrase.
+PASSPHRASE_MAX_BYTES = 1023
 
 _ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 
@@ -29,11 +33,20 @@ def generate(key_type: KeyType) -> PrivateKey:
 
 
 def to_pem(key: PrivateKey, passphrase: bytes | None = None) -> bytes:
-    """Return `key` as PKCS #8 in PEM, encrypted with AES-256 when there is a passphrase."""
-    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
-    if passphrase is not None:
-        encryption = serialization.BestAvailableEncryption(passphrase)
+    """Return `key` as PKCS #8 in PEM, encrypted with AES-256 when there is a passphrase. Raises UsageError."""
+    encryption = serialization.NoEncryption() if passphrase is None else encryption_with(passphrase)
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+
+
+def encryption_with(passphrase: bytes) -> serialization.KeySerializationEncryption:
+    """Return how a file with a key is encrypted. Raises UsageError for a passphrase that could not be typed again."""
+    try:
+        passphrase.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError("passphrase: expected text in UTF-8, got other bytes") from error
+    if not 1 <= len(passphrase) <= PASSPHRASE_MAX_BYTES:
+        raise UsageError(f"passphrase: expected 1 to {PASSPHRASE_MAX_BYTES} bytes, got {len(passphrase)}")
+    return serialization.BestAvailableEncryption(passphrase)
 
 
 def is_encrypted(pem: bytes) -> bool:

@@ -7,38 +7,38 @@ from ipaddress import ip_address
 from cryptography import x509
 
 from portguard.errors import UsageError
+from portguard.identity import names as identity
 
 # ub-common-name and ub-organization-name, RFC 5280 appendix A.1
 ATTRIBUTE_MAX = 64
 
-# With its suffix a name still fits the 255 bytes of a file name. SPIFFE itself would allow about 1,800.
+# With a suffix, such a name still fits the 255 bytes of a file name. SPIFFE itself would allow about 1,800.
 CLIENT_NAME_MAX = 200
 
-_TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
-_SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 def trust_domain(text: str) -> str:
-    """Return `text` if it is a SPIFFE trust domain (SPIFFE-ID section 2.1). Raises UsageError."""
-    if not _TRUST_DOMAIN.fullmatch(text):
-        raise UsageError(
-            f"trust domain: expected 1 to 255 lower-case letters, digits, dots, hyphens and underscores, got {text!r}"
-        )
+    """Return `text` if it is a SPIFFE trust domain. Raises UsageError."""
+    try:
+        identity.check_trust_domain(text)
+    except identity.Malformed as error:
+        raise UsageError(f"trust domain: {error}") from error
     return text
 
 
 def client(text: str) -> str:
-    """Return `text` if it is a path of a SPIFFE ID without its leading slash (SPIFFE-ID section 2.2).
+    """Return `text` if it can be a client's name: by the rule with which gateways read it back. Raises UsageError.
 
-    That is, segments of letters, digits, `.`, `_` and `-`, split by `/`; none empty, `.` or `..`. Raises UsageError.
+    That is the path of a SPIFFE ID without its leading slash: segments of letters, digits, `.`, `_` and `-`, split by
+    `/`, none of them empty, `.` or `..`.
     """
-    segments = text.split("/")
-    if len(text) > CLIENT_NAME_MAX or not all(_SEGMENT.fullmatch(s) and s not in {".", ".."} for s in segments):
-        raise UsageError(
-            f"client name: expected segments of letters, digits, '.', '_' and '-' split by '/', "
-            f"{CLIENT_NAME_MAX} characters in all, got {text!r}"
-        )
+    if len(text) > CLIENT_NAME_MAX:
+        raise UsageError(f"client name: expected at most {CLIENT_NAME_MAX} characters, got {len(text)}")
+    try:
+        identity.check_name(text, "spiffe")
+    except identity.Malformed as error:
+        raise UsageError(f"client name: {error}") from error
     return text
 
 

@@ -1,0 +1,146 @@
+"""How certificates look to people and to programs: the fields of one, and the table of many."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from portguard.cli.rendering import printable
+from portguard.errors import UsageError
+from portguard.pki import keys
+from portguard.pki.store import Record, status
+
+Fields = Mapping[str, object]
+"""What `--json` prints: text, numbers, lists of text, nested fields, or None."""
+
+_SAN_PREFIXES: Mapping[type[x509.GeneralName], str] = {
+    x509.DNSName: "DNS",
+    x509.IPAddress: "IP",
+    x509.RFC822Name: "email",
+    x509.UniformResourceIdentifier: "URI",
+}
+_USAGES = {
+    ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth",
+    ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",
+}
+
+
+def read_certificates(path: Path) -> list[x509.Certificate]:
+    """Return the certificates in a file, PEM or DER, at least one. Raises UsageError."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: expected a certificate, got “{error.strerror}”") from error
+    try:
+        if b"-----BEGIN CERTIFICATE-----" in data:
+            return x509.load_pem_x509_certificates(data)
+        return [x509.load_der_x509_certificate(data)]
+    except ValueError as error:
+        found = "a private key" if b"PRIVATE KEY-----" in data else "something else"
+        raise UsageError(f"{path}: expected a certificate in PEM or DER, got {found}") from error
+
+
+def described(certificate: x509.Certificate, at: datetime) -> Fields:
+    """Return what there is to know of a certificate, whoever issued it. Unescaped. Raises UsageError if malformed."""
+    try:
+        # A foreign certificate's lapses, such as a negative serial, are no news of this program's code.
+        with warnings.catch_warnings(action="ignore"):
+            not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+            return {
+                "serial": serial_text(certificate.serial_number),
+                "subject": certificate.subject.rfc4514_string(),
+                "issuer": certificate.issuer.rfc4514_string(),
+                "names": _names(certificate),
+                "ca": _is_ca(certificate),
+                "usage": _usage(certificate),
+                "key": keys.describe(certificate.public_key()),
+                "not_before": time_text(not_before),
+                "not_after": time_text(not_after),
+                "status": str(status(not_before, not_after, at)),
+                "sha256": certificate.fingerprint(hashes.SHA256()).hex(),
+            }
+    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise UsageError(f"certificate: expected one of RFC 5280, got a malformed one ({error})") from error
+
+
+def recorded(record: Record, at: datetime) -> Fields:
+    """Return what the authority's store knows of a certificate."""
+    return {
+        "serial": serial_text(record.serial),
+        "kind": str(record.kind),
+        "name": record.name,
+        "not_before": time_text(record.not_before),
+        "not_after": time_text(record.not_after),
+        "issued_at": time_text(record.issued_at),
+        "status": str(record.status(at)),
+    }
+
+
+def serial_text(serial: int) -> str:
+    """Lower-case hex without leading zeros."""
+    return f"{serial:x}"
+
+
+def serial_number(text: str) -> int | None:
+    """Read a serial as `serial_text` and openssl write it (upper case, colons, `0x`), None if it is none."""
+    digits = text.lower().removeprefix("0x").replace(":", "")
+    return int(digits, 16) if digits and set(digits) <= set("0123456789abcdef") else None
+
+
+def time_text(time: datetime) -> str:
+    """RFC 3339 in UTC, whole seconds."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def lines(fields: Fields) -> Iterable[str]:
+    """Yield `field  value` lines for a terminal: aligned, escaped, without fields that are None or empty."""
+    shown = {name.replace("_", " "): value for name, value in fields.items() if value not in (None, [], "")}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
+        values = value if isinstance(value, list) else [value]
+        for position, item in enumerate(values):
+            text = {True: "yes", False: "no"}[item] if isinstance(item, bool) else str(item)
+            yield f"{'' if position else name:<{width}}  {printable(text)}"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
+    """Yield the lines of a table for a terminal: aligned, escaped, never cut, so that cells can be copied."""
+    cells = [list(header), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _names(certificate: x509.Certificate) -> list[str]:
+    try:
+        san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return [_name(name) for name in san]
+
+
+def _name(name: x509.GeneralName) -> str:
+    if isinstance(name, x509.OtherName):
+        return f"other {name.type_id.dotted_string}:{name.value.hex()}"
+    if isinstance(name, x509.DirectoryName):
+        return f"directory:{name.value.rfc4514_string()}"
+    return f"{_SAN_PREFIXES.get(type(name), type(name).__name__)}:{name.value}"
+
+
+def _is_ca(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
+def _usage(certificate: x509.Certificate) -> list[str]:
+    try:
+        usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return []
+    return [_USAGES.get(usage, usage.dotted_string) for usage in usages]
