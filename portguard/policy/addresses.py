@@ -24,6 +24,13 @@ class ListenAddress:
         """`0.0.0.0:8443` or `[::]:8443`."""
         return _joined(self.host, self.port)
 
+    def overlaps(self, other: "ListenAddress") -> bool:
+        """Whether the two cannot be bound at the same time. IPv6 sockets are V6ONLY, and port 0 is always free."""
+        if self.port != other.port or self.port == 0:
+            return False
+        one, two = ip_address(self.host), ip_address(other.host)
+        return one == two or (one.version == two.version and (one.is_unspecified or two.is_unspecified))
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class HostPort:

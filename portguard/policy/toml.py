@@ -42,6 +42,7 @@ from portguard.policy.quantities import (
 
 V = TypeVar("V")
 D = TypeVar("D")
+W = TypeVar("W", bound=str)
 
 LONGEST_SHOWN = 60
 """Characters of a found value in a message."""
@@ -89,15 +90,16 @@ def integer(minimum: int, maximum: int) -> Kind[int]:
     return Kind(expected, convert, minimum)
 
 
-def choice(*words: str) -> Kind[str]:
+def choice(*words: W) -> Kind[W]:
     """One of `words`, exactly."""
+    known = {str(word): word for word in words}
     *others, last = [f'"{word}"' for word in words]
     expected = f"{', '.join(others)} or {last}" if others else last
 
-    def parse(text: str) -> str:
-        if text not in words:
+    def parse(text: str) -> W:
+        if text not in known:
             raise Unexpected(expected)
-        return text
+        return known[text]
 
     return text_kind(parse, expected, words[0])
 
@@ -187,6 +189,7 @@ class Table:
     """One table of a file. `file` is the file's path for messages, `path` the table's own dotted key ("" for the root).
 
     A table that the file does not have reads as an empty one, so its required keys are reported; `present` is False.
+    `readable` is False where the file holds something else than a table: one problem, and not one for each missing key.
     """
 
     def __init__(
@@ -202,13 +205,12 @@ class Table:
         self.file = file
         self.path = path
         self.present = present
+        self.readable = readable
         self._content = content
         self._problems = problems
-        # False where the file has something else than a table: that is one problem, and not one for each missing key.
-        self._readable = readable
         # In the order asked, for messages.
         self._known: dict[str, None] = {}
-        self._children: list[Table] = []
+        self._children: dict[str, Table] = {}  # by their path, so that a table asked for twice is checked once
 
     def __contains__(self, key: str) -> bool:
         return key in self._content
@@ -242,7 +244,7 @@ class Table:
         if key not in self._content:
             if default is not _REQUIRED:
                 return default
-            if self._readable:
+            if self.readable:
                 self.report_as(key, kind.expected, "nothing")
             return kind.blank
         return self._converted(self.subpath(key), self._content[key], kind)
@@ -255,7 +257,7 @@ class Table:
         self._known[key] = None
         default = tuple(default)
         if key not in self._content:
-            if len(default) < minimum and self._readable:
+            if len(default) < minimum and self.readable:
                 self.report_as(key, "an array", "nothing")
             return default
         items = self._content[key]
@@ -271,7 +273,7 @@ class Table:
         """The table `key`, an empty one where the file has none."""
         self._known[key] = None
         if key not in self._content:
-            return self._child(self.subpath(key), {}, present=False, readable=self._readable)
+            return self._child(self.subpath(key), {}, present=False, readable=self.readable)
         return self._as_child(self.subpath(key), self._content[key])
 
     def tables(self, key: str) -> tuple["Table", ...]:
@@ -294,7 +296,7 @@ class Table:
         for key in self._content:
             if key not in self._known:
                 self._problems.append(Problem(self.file, self.subpath(key), self._known_keys(key), _quoted(key)))
-        for child in self._children:
+        for child in self._children.values():
             child.finish()
 
     def _known_keys(self, key: str) -> str:
@@ -312,6 +314,8 @@ class Table:
             return kind.blank
 
     def _as_child(self, path: str, value: object) -> "Table":
+        if path in self._children:
+            return self._children[path]
         if isinstance(value, dict):
             return self._child(path, cast(dict[str, Any], value))
         self._problems.append(Problem(self.file, path, "a table", shown(value)))
@@ -319,8 +323,7 @@ class Table:
 
     def _child(self, path: str, content: Mapping[str, Any], *, present: bool = True, readable: bool = True) -> "Table":
         child = Table(self.file, path, content, self._problems, present=present, readable=readable)
-        self._children.append(child)
-        return child
+        return self._children.setdefault(path, child)
 
 
 def parse(file: str, content: bytes, problems: list[Problem]) -> Table:

@@ -129,3 +129,20 @@ def test_a_network_that_would_surprise_is_refused(text, expected):
     with pytest.raises(Unexpected) as caught:
         parse_network(text)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "overlap"),
+    [
+        ("127.0.0.1:80", "127.0.0.1:80", True),
+        ("0.0.0.0:80", "127.0.0.1:80", True),
+        ("[::]:80", "[::1]:80", True),
+        ("0.0.0.0:80", "[::]:80", False),
+        ("127.0.0.1:80", "127.0.0.2:80", False),
+        ("127.0.0.1:80", "127.0.0.1:81", False),
+        ("127.0.0.1:0", "127.0.0.1:0", False),
+    ],
+)
+def test_listen_addresses_overlap_when_they_cannot_both_be_bound(one, two, overlap):
+    assert parse_listen_address(one).overlaps(parse_listen_address(two)) is overlap
+    assert parse_listen_address(two).overlaps(parse_listen_address(one)) is overlap

@@ -161,6 +161,15 @@ def test_a_missing_table_reports_its_required_keys():
     ]
 
 
+def test_a_table_may_be_asked_for_twice():
+    def ask(root):
+        root.table("gateway").get("name", STRING)
+        root.table("gateway").get("port", PORT)
+
+    assert problems_of('[gateway]\nname = "x"\nport = 1\n', ask) == []
+    assert problems_of("gateway = 1", ask) == ["f.toml: gateway: expected a table, got 1"]
+
+
 def test_an_array_of_tables_needs_double_brackets():
     assert problems_of("[roles]\n", lambda root: root.tables("roles")) == [
         "f.toml: roles: expected an array of tables, [[roles]], got a table"
