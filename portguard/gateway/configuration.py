@@ -1,0 +1,412 @@
+"""`portguard.toml` as frozen dataclasses, one a section. `docs/reference/configuration.md` says what the keys mean.
+
+Paths are absolute after reading: relative ones are meant from the folder of the file.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+from typing import Literal
+from urllib.parse import urlsplit
+
+from portguard.errors import Problem
+from portguard.identity.names import SOURCES, Malformed, Namespace, Source, check_trust_domain, check_trust_name
+from portguard.policy.addresses import ListenAddress, parse_host_name
+from portguard.policy.quantities import Unexpected, parse_duration_or_off
+from portguard.policy.toml import (
+    BOOLEAN,
+    DURATION,
+    DURATION_OR_OFF,
+    LISTEN_ADDRESS,
+    NETWORK,
+    PATH,
+    Kind,
+    Table,
+    choice,
+    integer,
+    parse,
+    text_kind,
+)
+
+Network = IPv4Network | IPv6Network
+
+NOT_ACTED_ON = ("gateway.state", "gateway.control", "ledger", "metrics", "audit", "control")
+"""Keys, and tables with all their keys, that are read and checked and change nothing in the running gateway."""
+
+# A name is written below the gateway's, `SERVICE.GATEWAY-NAME`: 253 characters less a label of 63 and a dot.
+LONGEST_GATEWAY_NAME = 189
+# sun_path of unix(7), less the final NUL.
+LONGEST_SOCKET_PATH_BYTES = 107
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """`[gateway]`."""
+
+    name: str  # DNS name in lower case
+    listen: tuple[ListenAddress, ...]  # at least one; port 0: the system picks one
+    certificate: str
+    key: str
+    policy: str  # a file or a folder
+    state: str
+    control: str
+    workers: int  # 0: one per CPU
+    accept_proxy_protocol_from: tuple[Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrustSettings:
+    """`[trusts.NAME]`."""
+
+    name: str
+    ca: str
+    identity: Source
+    trust_domain: str | None  # None unless `identity` is "spiffe"
+    default: bool
+    crl: tuple[str, ...]
+    crl_expired: Literal["refuse", "accept"]
+    groups: str | None  # "ou", "uri:PREFIX", or None: certificates give no groups
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """`[timeouts]`, in seconds; None: off."""
+
+    handshake_s: float
+    request_s: float
+    connect_s: float
+    idle_s: float | None
+    half_close_s: float | None
+    session_s: float | None
+    drain_s: float | None  # 0: sessions are cut at once
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """`[capacity]`."""
+
+    max_sessions: int
+    pending_handshakes: int
+    pending_handshakes_per_address: int
+    pending_handshakes_exempt: tuple[Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerSettings:
+    """`[ledger]`. The URL may hold a password."""
+
+    url: str = field(repr=False)  # "sqlite", or a redis://, rediss:// or unix:// URL
+    when_unavailable: Literal["refuse", "allow"]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsSettings:
+    """`[metrics]`."""
+
+    listen: ListenAddress
+    max_identities: int
+
+
+@dataclass(frozen=True, slots=True)
+class AuditSettings:
+    """`[audit]`."""
+
+    path: str  # "-": standard output
+    required: bool
+    sync: Literal["written", "disk"]
+    copy: Literal["none", "journal"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Principal:
+    """A user or group of the host, `user:anna` or `group:audit`. Whether it exists is known when it is used."""
+
+    kind: Literal["user", "group"]
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSettings:
+    """`[control]`."""
+
+    group: str
+    viewers: tuple[Principal, ...]
+    operators: tuple[Principal, ...]
+    admins: tuple[Principal, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """`[log]`."""
+
+    format: Literal["text", "json"]
+    level: Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """The whole of `portguard.toml`."""
+
+    path: str
+    gateway: GatewaySettings
+    trusts: tuple[TrustSettings, ...]  # in the file's order
+    timeouts: Timeouts
+    capacity: Capacity
+    ledger: LedgerSettings
+    metrics: MetricsSettings
+    audit: AuditSettings
+    control: ControlSettings
+    log: LogSettings
+    without_effect: tuple[str, ...]  # the keys of `NOT_ACTED_ON` that the file has
+
+    @property
+    def namespace(self) -> Namespace:
+        """What is needed to read names written in a policy or on a command line."""
+        return Namespace(
+            sources={trust.name: trust.identity for trust in self.trusts},
+            default=next((trust.name for trust in self.trusts if trust.default), None),
+            domains={trust.trust_domain: trust.name for trust in self.trusts if trust.trust_domain is not None},
+        )
+
+
+def read_configuration(path: str, content: bytes, problems: list[Problem]) -> Configuration:
+    """Read `content`, the bytes of the file at `path` (absolute), and add everything wrong with it to `problems`.
+
+    The answer may be used only as far as `problems` stayed as it was; else the paths in it (empty where unreadable)
+    still tell which other files to look at, so that their problems can be told in the same go.
+    """
+    root = parse(path, content, problems)
+    folder = os.path.dirname(path)
+    gateway = _gateway(root.table("gateway"), folder)
+    configuration = Configuration(
+        path=path,
+        gateway=gateway,
+        trusts=_trusts(root, folder),
+        timeouts=_timeouts(root.table("timeouts")),
+        capacity=_capacity(root.table("capacity")),
+        ledger=_ledger(root.table("ledger")),
+        metrics=_metrics(root.table("metrics"), gateway.listen),
+        audit=_audit(root.table("audit"), gateway.state),
+        control=_control(root.table("control")),
+        log=_log(root.table("log")),
+        without_effect=_without_effect(root),
+    )
+    root.finish()
+    return configuration
+
+
+def _gateway(table: Table, folder: str) -> GatewaySettings:
+    listen = table.array("listen", LISTEN_ADDRESS, default=_BOTH_FAMILIES, minimum=1)
+    for index, address in enumerate(listen):
+        if any(address.overlaps(other) for other in listen[:index]):
+            table.report(f"listen[{index}]", "an address that no other one overlaps", str(address))
+    control = _joined(folder, table.get("control", PATH, "/run/portguard/control.sock"))
+    if len(control.encode()) > LONGEST_SOCKET_PATH_BYTES:
+        # bind() would say only "AF_UNIX path too long".
+        table.report("control", f"a path of at most {LONGEST_SOCKET_PATH_BYTES} bytes", control)
+    return GatewaySettings(
+        name=table.get("name", _GATEWAY_NAME),
+        listen=listen,
+        certificate=_joined(folder, table.get("certificate", PATH, "tls/gateway.crt")),
+        key=_joined(folder, table.get("key", PATH, "tls/gateway.key")),
+        policy=_joined(folder, table.get("policy", PATH, "policy.toml")),
+        state=_joined(folder, table.get("state", PATH, "/var/lib/portguard")),
+        control=control,
+        workers=table.get("workers", integer(0, 256), 0),
+        accept_proxy_protocol_from=table.array("accept_proxy_protocol_from", NETWORK),
+    )
+
+
+def _trusts(root: Table, folder: str) -> tuple[TrustSettings, ...]:
+    tables = root.tables_by_name("trusts")
+    if not tables and root.readable:
+        root.report("trusts", "at least one table, [trusts.NAME]", None)
+    trusts = tuple(_trust(name, table, folder, alone=len(tables) == 1) for name, table in tables.items())
+    domains: dict[str, str] = {}
+    default: str | None = None
+    for trust in trusts:
+        table = tables[trust.name]
+        if trust.default and default is not None:
+            table.report_as("default", "one default trust", f"a second one beside {default}")
+        default = trust.name if trust.default else default
+        if trust.trust_domain and trust.trust_domain in domains:
+            # A member written spiffe://DOMAIN/… would belong to either.
+            expected = f"another trust domain than that of {domains[trust.trust_domain]}"
+            table.report("trust_domain", expected, trust.trust_domain)
+        domains.setdefault(trust.trust_domain or "", trust.name)
+    return trusts
+
+
+def _trust(name: str, table: Table, folder: str, *, alone: bool) -> TrustSettings:
+    try:
+        check_trust_name(name)
+    except Malformed as error:
+        table.report("", f"a name of {error.expected}", name)
+    identity = table.get("identity", _IDENTITY)
+    domain = table.get("trust_domain", _TRUST_DOMAIN, None)
+    if identity == "spiffe" and domain is None and "trust_domain" not in table:
+        table.report("trust_domain", 'a trust domain, as identity is "spiffe"', None)
+    if identity not in {"spiffe", None} and domain is not None:
+        table.report("trust_domain", 'no trust domain unless identity is "spiffe"', domain)
+    return TrustSettings(
+        name=name,
+        ca=_joined(folder, table.get("ca", PATH)),
+        identity=identity or "spiffe",
+        trust_domain=domain,
+        default=table.get("default", BOOLEAN, alone),
+        crl=tuple(_joined(folder, crl) for crl in table.array("crl", PATH)),
+        crl_expired=table.get("crl_expired", _CRL_EXPIRED, "refuse"),
+        groups=table.get("groups", _GROUPS, None),
+    )
+
+
+def _timeouts(table: Table) -> Timeouts:
+    return Timeouts(
+        handshake_s=table.get("handshake", DURATION, 10.0),
+        request_s=table.get("request", DURATION, 10.0),
+        connect_s=table.get("connect", DURATION, 10.0),
+        idle_s=table.get("idle", DURATION_OR_OFF, 3600.0),
+        half_close_s=table.get("half_close", DURATION_OR_OFF, 60.0),
+        session_s=table.get("session", DURATION_OR_OFF, None),
+        drain_s=table.get("drain", _DRAIN, 300.0),
+    )
+
+
+def _capacity(table: Table) -> Capacity:
+    return Capacity(
+        max_sessions=table.get("max_sessions", integer(1, 1_000_000), 8000),
+        pending_handshakes=table.get("pending_handshakes", integer(1, 1_000_000), 512),
+        pending_handshakes_per_address=table.get("pending_handshakes_per_address", integer(1, 1_000_000), 32),
+        pending_handshakes_exempt=table.array("pending_handshakes_exempt", NETWORK),
+    )
+
+
+def _ledger(table: Table) -> LedgerSettings:
+    return LedgerSettings(
+        url=table.get("url", _LEDGER_URL, "sqlite"),
+        when_unavailable=table.get("when_unavailable", _WHEN_UNAVAILABLE, "refuse"),
+    )
+
+
+def _metrics(table: Table, taken: tuple[ListenAddress, ...]) -> MetricsSettings:
+    listen = table.get("listen", LISTEN_ADDRESS, ListenAddress("127.0.0.1", 9847))
+    if any(listen.overlaps(other) for other in taken):
+        table.report("listen", "an address that gateway.listen does not overlap", str(listen))
+    return MetricsSettings(listen=listen, max_identities=table.get("max_identities", integer(0, 1_000_000), 1000))
+
+
+def _audit(table: Table, state: str) -> AuditSettings:
+    path = table.get("path", PATH, "audit/audit.jsonl")
+    return AuditSettings(
+        path=path if path == "-" else _joined(state, path),
+        required=table.get("required", BOOLEAN, True),
+        sync=table.get("sync", _SYNC, "written"),
+        copy=table.get("copy", _COPY, "none"),
+    )
+
+
+def _control(table: Table) -> ControlSettings:
+    return ControlSettings(
+        group=table.get("group", _ACCOUNT, "portguard"),
+        viewers=table.array("viewers", _PRINCIPAL),
+        operators=table.array("operators", _PRINCIPAL, default=[Principal("group", "portguard")]),
+        admins=table.array("admins", _PRINCIPAL, default=[Principal("user", "root")]),
+    )
+
+
+def _log(table: Table) -> LogSettings:
+    return LogSettings(format=table.get("format", _FORMAT, "text"), level=table.get("level", _LEVEL, "info"))
+
+
+def _without_effect(root: Table) -> tuple[str, ...]:
+    found = []
+    for place in NOT_ACTED_ON:
+        name, _, key = place.partition(".")
+        table = root.table(name)
+        found += [f"{name}.{own}" for own in table.keys() if key in ("", own)]  # noqa: SIM118
+    return tuple(found)
+
+
+def _joined(folder: str, path: str) -> str:
+    """An absolute path; empty stays empty, which is where a Problem has been noted already."""
+    return os.path.join(folder, path).rstrip("/") or "/" if path else ""
+
+
+def _parse_gateway_name(text: str) -> str:
+    name = parse_host_name(text)
+    if len(name) > LONGEST_GATEWAY_NAME:
+        raise Unexpected(f"a host name of at most {LONGEST_GATEWAY_NAME} characters")
+    return name
+
+
+def _parse_trust_domain(text: str) -> str:
+    try:
+        check_trust_domain(text)
+    except Malformed as error:
+        raise Unexpected(error.expected) from None
+    return text
+
+
+def _parse_groups(text: str) -> str:
+    prefix = text.removeprefix("uri:")
+    # Without a prefix every URI of a certificate would be a group, the SPIFFE ID itself too.
+    if text != "ou" and (prefix == text or not prefix or not prefix.isprintable()):
+        raise Unexpected(_GROUPS.expected)
+    return text
+
+
+def _parse_ledger_url(text: str) -> str:
+    if text == "sqlite":
+        return text
+    try:
+        url = urlsplit(text)
+        # `port` is read for its check.
+        usable = url.path.startswith("/") if url.scheme == "unix" else bool(url.hostname) and (url.port or 1) > 0
+    except ValueError:
+        usable = False
+    else:
+        usable = usable and url.scheme in {"redis", "rediss", "unix"} and text.isprintable() and " " not in text
+    if not usable:
+        raise Unexpected(_LEDGER_URL.expected)
+    return text
+
+
+def _parse_account(text: str) -> str:
+    if not text or not text.isprintable() or any(c in text for c in ":/ ,"):
+        raise Unexpected(_ACCOUNT.expected)
+    return text
+
+
+def _parse_principal(text: str) -> Principal:
+    kind, _, name = text.partition(":")
+    if kind not in {"user", "group"}:
+        raise Unexpected(_PRINCIPAL.expected)
+    try:
+        return Principal("user" if kind == "user" else "group", _parse_account(name))
+    except Unexpected:
+        raise Unexpected(_PRINCIPAL.expected) from None
+
+
+def _kind(parse: Callable[[str], str], expected: str) -> Kind[str]:
+    return text_kind(parse, expected, "")
+
+
+_BOTH_FAMILIES = (ListenAddress("0.0.0.0", 8443), ListenAddress("::", 8443))  # noqa: S104 - the gateway is for outside
+_IDENTITY: Kind[Source | None] = text_kind(choice(*SOURCES).convert, choice(*SOURCES).expected, None)
+_CRL_EXPIRED: Kind[Literal["refuse", "accept"]] = choice("refuse", "accept")
+_WHEN_UNAVAILABLE: Kind[Literal["refuse", "allow"]] = choice("refuse", "allow")
+_SYNC: Kind[Literal["written", "disk"]] = choice("written", "disk")
+_COPY: Kind[Literal["none", "journal"]] = choice("none", "journal")
+_FORMAT: Kind[Literal["text", "json"]] = choice("text", "json")
+_LEVEL: Kind[Literal["debug", "info", "warning", "error"]] = choice("debug", "info", "warning", "error")
+_GATEWAY_NAME = _kind(_parse_gateway_name, 'a host name such as "bastion.example.com"')
+_TRUST_DOMAIN = _kind(_parse_trust_domain, 'a trust domain such as "example.com"')
+_GROUPS = _kind(_parse_groups, '"ou", or "uri:" and a prefix such as "uri:urn:acme:group:"')
+_DRAIN: Kind[float | None] = text_kind(parse_duration_or_off, 'a duration such as "5m", or "off"', None)
+_LEDGER_URL = text_kind(_parse_ledger_url, '"sqlite", or a URL such as "redis://127.0.0.1:6379/0"', "", secret=True)
+_ACCOUNT = _kind(_parse_account, "the name of a group of this host")
+_PRINCIPAL = text_kind(_parse_principal, '"user:NAME" or "group:NAME"', Principal("user", ""))

@@ -1,0 +1,371 @@
+"""portguard.toml: every key, its default, and what is said of a wrong one."""
+
+import tomllib
+from ipaddress import ip_network
+
+import pytest
+
+from portguard.gateway.configuration import (
+    NOT_ACTED_ON,
+    AuditSettings,
+    Capacity,
+    ControlSettings,
+    LogSettings,
+    MetricsSettings,
+    Principal,
+    Timeouts,
+    TrustSettings,
+    read_configuration,
+)
+from portguard.identity.names import Namespace
+from portguard.policy.addresses import ListenAddress
+
+PATH = "/etc/portguard/portguard.toml"
+LEAST = """
+[gateway]
+name = "bastion.example.com"
+[trusts.local]
+ca = "ca.crt"
+identity = "spiffe"
+trust_domain = "bastion.example.com"
+"""
+EVERYTHING = """
+[gateway]
+name = "Bastion.example.com."
+listen = ["192.0.2.1:443", "[2001:db8::1]:0"]
+certificate = "/tls/a.crt"
+key = "a.key"
+policy = "policy.d/"
+state = "state"
+control = "control.sock"
+workers = 4
+accept_proxy_protocol_from = ["10.0.0.0/8", "2001:db8::7"]
+[trusts.local]
+ca = "ca.crt"
+identity = "spiffe"
+trust_domain = "bastion.example.com"
+default = true
+crl = ["a.crl", "/b.crl"]
+crl_expired = "accept"
+groups = "uri:urn:acme:group:"
+[trusts.corp]
+ca = "corp.crt"
+identity = "email"
+groups = "ou"
+[timeouts]
+handshake = "1s"
+request = "2s"
+connect = "250ms"
+idle = "off"
+half_close = "off"
+session = "8h"
+drain = "0s"
+[capacity]
+max_sessions = 1
+pending_handshakes = 2
+pending_handshakes_per_address = 3
+pending_handshakes_exempt = ["192.0.2.0/24"]
+[ledger]
+url = "redis://:s3cret@127.0.0.1:6379/0"
+when_unavailable = "allow"
+[metrics]
+listen = "[::1]:1"
+max_identities = 0
+[audit]
+path = "-"
+required = false
+sync = "disk"
+copy = "journal"
+[control]
+group = "ops"
+viewers = ["user:anna", "group:audit"]
+operators = []
+admins = ["user:root", "group:wheel"]
+[log]
+format = "json"
+level = "debug"
+"""
+
+
+def read(content):
+    """The configuration, and what is wrong with it as text without the file."""
+    problems = []
+    configuration = read_configuration(PATH, content.encode(), problems)
+    assert {problem.file for problem in problems} <= {PATH}
+    return configuration, [str(problem).removeprefix(f"{PATH}: ") for problem in problems]
+
+
+def good(content):
+    configuration, problems = read(content)
+    assert problems == []
+    return configuration
+
+
+def problems_of(content):
+    return read(content)[1]
+
+
+def changed(old, new, content=LEAST):
+    assert content.count(old) == 1
+    return content.replace(old, new)
+
+
+def test_the_least_configuration_has_the_documented_defaults():
+    configuration = good(LEAST)
+    gateway = configuration.gateway
+    assert gateway.name == "bastion.example.com"
+    assert list(map(str, gateway.listen)) == ["0.0.0.0:8443", "[::]:8443"]
+    assert (gateway.certificate, gateway.key) == ("/etc/portguard/tls/gateway.crt", "/etc/portguard/tls/gateway.key")
+    assert gateway.policy == "/etc/portguard/policy.toml"
+    assert (gateway.state, gateway.control) == ("/var/lib/portguard", "/run/portguard/control.sock")
+    assert (gateway.workers, gateway.accept_proxy_protocol_from) == (0, ())
+    assert configuration.trusts == (
+        TrustSettings(
+            name="local",
+            ca="/etc/portguard/ca.crt",
+            identity="spiffe",
+            trust_domain="bastion.example.com",
+            default=True,
+            crl=(),
+            crl_expired="refuse",
+            groups=None,
+        ),
+    )
+    assert configuration.timeouts == Timeouts(
+        handshake_s=10, request_s=10, connect_s=10, idle_s=3600, half_close_s=60, session_s=None, drain_s=300
+    )
+    assert configuration.capacity == Capacity(
+        max_sessions=8000,
+        pending_handshakes=512,
+        pending_handshakes_per_address=32,
+        pending_handshakes_exempt=(),
+    )
+    assert (configuration.ledger.url, configuration.ledger.when_unavailable) == ("sqlite", "refuse")
+    assert configuration.metrics == MetricsSettings(listen=ListenAddress("127.0.0.1", 9847), max_identities=1000)
+    assert configuration.audit == AuditSettings(
+        path="/var/lib/portguard/audit/audit.jsonl", required=True, sync="written", copy="none"
+    )
+    assert configuration.control == ControlSettings(
+        group="portguard",
+        viewers=(),
+        operators=(Principal("group", "portguard"),),
+        admins=(Principal("user", "root"),),
+    )
+    assert configuration.log == LogSettings(format="text", level="info")
+    assert configuration.without_effect == ()
+
+
+def test_every_key_is_read():
+    configuration = good(EVERYTHING)
+    gateway = configuration.gateway
+    assert gateway.name == "bastion.example.com"
+    assert list(map(str, gateway.listen)) == ["192.0.2.1:443", "[2001:db8::1]:0"]
+    assert (gateway.certificate, gateway.key) == ("/tls/a.crt", "/etc/portguard/a.key")
+    assert gateway.policy == "/etc/portguard/policy.d"
+    assert (gateway.state, gateway.control) == ("/etc/portguard/state", "/etc/portguard/control.sock")
+    assert gateway.workers == 4
+    assert gateway.accept_proxy_protocol_from == (ip_network("10.0.0.0/8"), ip_network("2001:db8::7/128"))
+    local, corp = configuration.trusts
+    assert (local.default, corp.default) == (True, False)
+    assert local.crl == ("/etc/portguard/a.crl", "/b.crl")
+    assert (local.crl_expired, local.groups, corp.groups) == ("accept", "uri:urn:acme:group:", "ou")
+    assert (corp.identity, corp.trust_domain) == ("email", None)
+    assert configuration.timeouts == Timeouts(
+        handshake_s=1, request_s=2, connect_s=0.25, idle_s=None, half_close_s=None, session_s=28800, drain_s=0
+    )
+    assert configuration.capacity == Capacity(
+        max_sessions=1,
+        pending_handshakes=2,
+        pending_handshakes_per_address=3,
+        pending_handshakes_exempt=(ip_network("192.0.2.0/24"),),
+    )
+    assert configuration.ledger.url == "redis://:s3cret@127.0.0.1:6379/0"
+    assert configuration.ledger.when_unavailable == "allow"
+    assert configuration.metrics == MetricsSettings(listen=ListenAddress("::1", 1), max_identities=0)
+    assert configuration.audit == AuditSettings(path="-", required=False, sync="disk", copy="journal")
+    assert configuration.control.viewers == (Principal("user", "anna"), Principal("group", "audit"))
+    assert (configuration.control.group, configuration.control.operators) == ("ops", ())
+    assert configuration.log == LogSettings(format="json", level="debug")
+
+
+def test_names_in_policies_are_read_by_the_trusts():
+    assert good(EVERYTHING).namespace == Namespace(
+        sources={"local": "spiffe", "corp": "email"}, default="local", domains={"bastion.example.com": "local"}
+    )
+
+
+@pytest.mark.parametrize("explicit", ["", "default = false\n"])
+def test_of_several_trusts_none_is_the_default_unless_it_says_so(explicit):
+    two = f'{LEAST}{explicit}[trusts.corp]\nca = "corp.crt"\nidentity = "cn"\n'
+    assert good(two).namespace.default is None
+    assert good(LEAST).namespace.default == "local"
+    assert good(f"{LEAST}default = false\n").namespace.default is None
+
+
+def test_the_password_of_the_ledger_is_in_no_repr():
+    assert "s3cret" not in repr(good(EVERYTHING))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        changed("redis://:s3cret@127.0.0.1:6379/0", "redis://:s3cret@/0", EVERYTHING),
+        changed("redis://:s3cret@127.0.0.1:6379/0", "redis://:s3cret@host:port/0", EVERYTHING),
+        changed("redis://:s3cret@127.0.0.1:6379/0", "http://:s3cret@host/0", EVERYTHING),
+        changed("redis://:s3cret@127.0.0.1:6379/0", "redis:s3cret@host", EVERYTHING),
+        changed("redis://:s3cret@127.0.0.1:6379/0", "redis://:s3cret @host/", EVERYTHING),
+    ],
+)
+def test_a_wrong_ledger_url_is_reported_without_its_password(content):
+    (problem,) = problems_of(content)
+    assert problem.startswith('ledger.url: expected "sqlite", or a URL such as')
+    assert "s3cret" not in problem
+
+
+@pytest.mark.parametrize("url", ["sqlite", "redis://host", "rediss://u:p@[::1]:6379/1", "unix:///run/redis.sock?db=1"])
+def test_a_ledger_is_sqlite_or_redis(url):
+    assert good(f'{LEAST}[ledger]\nurl = "{url}"\n').ledger.url == url
+
+
+def test_an_empty_file_lacks_only_what_has_no_default():
+    assert problems_of("") == [
+        'gateway.name: expected a host name such as "bastion.example.com", got nothing',
+        "trusts: expected at least one table, [trusts.NAME], got nothing",
+    ]
+
+
+def test_a_file_that_is_no_toml_is_one_problem():
+    (problem,) = problems_of("[gateway\n")
+    assert problem.startswith("expected TOML, got an error at line 1")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ('name = "bastion.example.com"\n', 'name = "10.0.0.1"\n', "gateway.name: expected a host name such as"),
+        ('name = "bastion.example.com"\n', f'name = "{"a." * 95}b"\n', "gateway.name: expected a host name of at most"),
+        (
+            'name = "bastion.example.com"\n',
+            'nmae = "x"\nname = "x"\n',
+            "gateway.nmae: expected a known key (did you me",
+        ),
+        ("[trusts.local]", "[trusts.Local]", 'trusts.Local: expected a name of lower-case letters, digits, "-" and'),
+        ('ca = "ca.crt"', "", "trusts.local.ca: expected the path of a file, got nothing"),
+        (
+            'identity = "spiffe"',
+            'identity = "mail"',
+            'trusts.local.identity: expected "spiffe", "email", "dns", "upn" or',
+        ),
+        (
+            'identity = "spiffe"',
+            "",
+            'trusts.local.identity: expected "spiffe", "email", "dns", "upn" or "cn", got nothing',
+        ),
+        (
+            'identity = "spiffe"',
+            'identity = "cn"',
+            "trusts.local.trust_domain: expected no trust domain unless identity",
+        ),
+        (
+            'trust_domain = "bastion.example.com"',
+            "",
+            'trusts.local.trust_domain: expected a trust domain, as identity is "spiffe", got nothing',
+        ),
+        (
+            'trust_domain = "bastion.example.com"',
+            'trust_domain = "spiffe://x"',
+            "trusts.local.trust_domain: expected a trust domain of lower-case letters",
+        ),
+    ],
+)
+def test_a_wrong_value_is_one_problem(old, new, problem):
+    problems = problems_of(changed(old, new))
+    assert len(problems) == 1
+    assert problems[0].startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("addition", "problem"),
+    [
+        ('[timeouts]\nhandshake = "off"', "timeouts.handshake: expected a duration such as"),
+        ('[timeouts]\nrequest = "0s"', 'timeouts.request: expected a duration longer than 0s, got "0s"'),
+        ("[timeouts]\nconnect = 10", 'timeouts.connect: expected a duration such as "10s", got 10'),
+        ('[timeouts]\nidle = "0s"', 'timeouts.idle: expected a duration longer than 0s, or "off", got "0s"'),
+        ("[capacity]\nmax_sessions = 0", "capacity.max_sessions: expected 1 to 1000000, got 0"),
+        ("[capacity]\npending_handshakes = -1", "capacity.pending_handshakes: expected 1 to 1000000, got -1"),
+        (
+            '[capacity]\npending_handshakes_exempt = ["office"]',
+            "capacity.pending_handshakes_exempt[0]: expected a netw",
+        ),
+        ('[ledger]\nwhen_unavailable = "retry"', 'ledger.when_unavailable: expected "refuse" or "allow", got "retry"'),
+        ('[metrics]\nlisten = "localhost:9847"', "metrics.listen: expected an IP address (not a name) and a port such"),
+        ('[metrics]\nlisten = "127.0.0.1:8443"', "metrics.listen: expected an address that gateway.listen does not ov"),
+        ("[metrics]\nmax_identities = true", "metrics.max_identities: expected an integer, 0 to 1000000, got true"),
+        ('[audit]\nrequired = "yes"', 'audit.required: expected true or false, got "yes"'),
+        ('[audit]\nsync = "never"', 'audit.sync: expected "written" or "disk", got "never"'),
+        ('[audit]\ncopy = "syslog"', 'audit.copy: expected "none" or "journal", got "syslog"'),
+        ('[control]\ngroup = "group:ops"', "control.group: expected the name of a group of this host, got"),
+        ('[control]\nviewers = ["anna"]', 'control.viewers[0]: expected "user:NAME" or "group:NAME", got "anna"'),
+        ('[control]\nadmins = ["user:"]', 'control.admins[0]: expected "user:NAME" or "group:NAME", got "user:"'),
+        ('[log]\nlevel = "trace"', 'log.level: expected "debug", "info", "warning" or "error", got "trace"'),
+        ('[log]\nformat = "logfmt"', 'log.format: expected "text" or "json", got "logfmt"'),
+        ("[loog]\n", "loog: expected a known key (did you mean log?)"),
+    ],
+)
+def test_a_wrong_addition_is_one_problem(addition, problem):
+    problems = problems_of(f"{LEAST}{addition}\n")
+    assert len(problems) == 1
+    assert problems[0].startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("listen = []", "gateway.listen: expected an array of at least 1, got an empty one"),
+        ('listen = "0.0.0.0:1"', 'gateway.listen: expected an array, got "0.0.0.0:1"'),
+        ('listen = ["bastion:1"]', "gateway.listen[0]: expected an IP address (not a name) and a port such as"),
+        ('listen = ["127.0.0.1:1", "0.0.0.0:1"]', "gateway.listen[1]: expected an address that no other one overlaps"),
+        ('control = "/run/%s"' % ("x" * 103), "gateway.control: expected a path of at most 107 bytes"),
+        ("workers = 257", "gateway.workers: expected 0 to 256, got 257"),
+        ('accept_proxy_protocol_from = ["10.0.0.1/8"]', "gateway.accept_proxy_protocol_from[0]: expected a network wi"),
+    ],
+)
+def test_a_wrong_gateway_key_is_one_problem(line, problem):
+    problems = problems_of(changed("[gateway]\n", f"[gateway]\n{line}\n"))
+    assert len(problems) == 1
+    assert problems[0].startswith(problem)
+
+
+@pytest.mark.parametrize("groups", ["OU", "uri:", "uri", "urn:x", "uri:a\\nb", ""])
+def test_groups_come_from_ou_or_uris_with_a_prefix(groups):
+    (problem,) = problems_of(f'{LEAST}groups = "{groups}"\n')
+    assert problem.startswith('trusts.local.groups: expected "ou", or "uri:" and a prefix')
+
+
+def test_two_trusts_share_neither_default_nor_domain():
+    second = '[trusts.corp]\nca = "c"\nidentity = "spiffe"\ntrust_domain = "bastion.example.com"\ndefault = true\n'
+    assert problems_of(f"{LEAST}default = true\n{second}") == [
+        "trusts.corp.default: expected one default trust, got a second one beside local",
+        'trusts.corp.trust_domain: expected another trust domain than that of local, got "bastion.example.com"',
+    ]
+
+
+def test_all_problems_are_reported_in_one_go():
+    content = (
+        changed('name = "bastion.example.com"\n', "workers = -1\n", LEAST)
+        + "[log]\nlevel = 1\n[x]\n[timeouts]\nidle = 1\n"
+    )
+    assert sorted(problem.partition(":")[0] for problem in problems_of(content)) == [
+        "gateway.name",
+        "gateway.workers",
+        "log.level",
+        "timeouts.idle",
+        "x",
+    ]
+
+
+def test_keys_that_nothing_acts_on_are_named():
+    written = [f"{table}.{key}" for table, content in tomllib.loads(EVERYTHING).items() for key in content]
+    idle = [key for key in written if key in NOT_ACTED_ON or key.partition(".")[0] in NOT_ACTED_ON]
+    assert sorted(good(EVERYTHING).without_effect) == sorted(idle)
+    assert good(f"{LEAST}[audit]\n").without_effect == ()
