@@ -13,8 +13,18 @@ from typing import NamedTuple
 
 from portguard.identity.names import Group, Identity
 from portguard.policy.entries import EntryIndex
-from portguard.policy.model import Address, Deny, Groups, Limits, PolicyTest, Role, Service
+from portguard.policy.model import Address, Deny, Entry, Groups, Limits, PolicyTest, Role, Service
 from portguard.reasons import Reason
+
+DECIDED_REASONS = (
+    Reason.DENIED,
+    Reason.NO_ROLE,
+    Reason.SERVICE_NOT_GRANTED,
+    Reason.SOURCE_NOT_ALLOWED,
+    Reason.OUTSIDE_HOURS,
+    Reason.GRANT_EXPIRED,
+)
+"""What refusals of a known service say, from the least that held to the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +89,8 @@ class Policy:
         self.groups = groups
         self.denies = tuple(denies)
         self.roles = tuple(roles)
+        self.entries: tuple[Entry, ...] = (*self.denies, *self.roles)
+        """In the order of decision, and of the bits of masks."""
         self.tests = tuple(tests)
         self.zone = zone
         self.index = EntryIndex(denies=self.denies, roles=self.roles, groups=groups, services=self.services, zone=zone)

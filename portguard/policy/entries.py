@@ -13,8 +13,9 @@ from ipaddress import IPv6Address
 from portguard.identity.names import Group, Identity
 from portguard.identity.patterns import Pattern
 from portguard.policy.globs import GlobIndex
-from portguard.policy.hours import Span, merged, minute_of_week
-from portguard.policy.model import Address, Deny, Groups, Member, Network, PolicyGroup, Role, Selector, Service
+from portguard.policy.hours import minute_of_week
+from portguard.policy.model import Address, Deny, Entry, Groups, Member, PolicyGroup, Role, Selector, Service
+from portguard.policy.spans import Steps, network_span
 
 
 class EntryIndex:
@@ -29,7 +30,7 @@ class EntryIndex:
         services: Mapping[str, Service],
         zone: tzinfo,
     ):
-        entries: list[Deny | Role] = [*denies, *roles]
+        entries: list[Entry] = [*denies, *roles]
         self.everything = (1 << len(entries)) - 1
         self.members = MemberIndex([entry.members for entry in entries], groups)
         self.services = _service_masks([entry.services for entry in entries], services)
@@ -40,7 +41,7 @@ class EntryIndex:
         self._sourced = _mask(number for number, _ in sources)
         self._sources_v4, self._sources_v6 = (
             Steps(
-                (number, [_span(network) for network in networks if network.version == version])
+                (number, [network_span(network) for network in networks if network.version == version])
                 for number, networks in sources
             )
             for version in (4, 6)
@@ -150,26 +151,6 @@ class MemberIndex:
         return by_name.get(group.name, 0) if by_name is not None else 0
 
 
-class Steps:
-    """For any number, the mask of those whose spans hold it; it changes only where a span begins or ends."""
-
-    def __init__(self, numbered_spans: Iterable[tuple[int, Iterable[Span]]]):
-        changes: defaultdict[int, int] = defaultdict(int)
-        for number, spans in numbered_spans:
-            # Merged spans do not overlap, so each border turns the bit on or off.
-            for start, end in merged(spans):
-                changes[start] ^= 1 << number
-                changes[end] ^= 1 << number
-        self._starts: list[int] = sorted(changes)
-        self._masks = [0]
-        for start in self._starts:
-            self._masks.append(self._masks[-1] ^ changes[start])
-
-    def at(self, number: int) -> int:
-        """The mask at `number`."""
-        return self._masks[bisect_right(self._starts, number)]
-
-
 def selected(selector: Selector, services: Mapping[str, Service]) -> list[str]:
     """The names of the services that a selector means, in their order."""
     if selector.glob is not None and selector.glob.is_exact:
@@ -187,11 +168,6 @@ def _service_masks(entries: Sequence[Iterable[Selector]], services: Mapping[str,
             for name in names:
                 masks[name] |= 1 << number
     return masks
-
-
-def _span(network: Network) -> Span:
-    start = int(network.network_address)
-    return start, start + network.num_addresses
 
 
 def _mask(numbers: Iterable[int]) -> int:

@@ -12,7 +12,7 @@ from portguard.identity.names import Group, Identity
 from portguard.identity.patterns import Pattern
 from portguard.policy.decide import Policy, Request
 from portguard.policy.hours import DAYS
-from portguard.policy.model import Deny, Groups, Member, PolicyGroup, Role
+from portguard.policy.model import Deny, Entry, Groups, Member, PolicyGroup, Role
 
 
 class Condition(StrEnum):
@@ -41,7 +41,7 @@ class Finding:
 class Examined:
     """One entry: `number` counts from 1 among the denies, or among the roles."""
 
-    entry: Deny | Role
+    entry: Entry
     number: int
     findings: tuple[Finding, ...]
 
@@ -61,8 +61,7 @@ def explain(policy: Policy, request: Request) -> Iterator[Examined]:
     if request.service not in policy.services:
         return
     conditions = policy.conditions(request)
-    entries: list[Deny | Role] = [*policy.denies, *policy.roles]
-    for index, entry in enumerate(entries):
+    for index, entry in enumerate(policy.entries):
         findings = []
         for condition, mask in zip(Condition, conditions, strict=True):
             if isinstance(entry, Role) or condition in {Condition.MEMBER, Condition.SERVICE}:
@@ -75,7 +74,7 @@ def explain(policy: Policy, request: Request) -> Iterator[Examined]:
             return
 
 
-def _detail(condition: Condition, held: bool, entry: Deny | Role, policy: Policy, request: Request) -> str:
+def _detail(condition: Condition, held: bool, entry: Entry, policy: Policy, request: Request) -> str:
     match condition, entry:
         case Condition.MEMBER, _:
             return f"as {', '.join(_memberships(entry.members, request, policy.groups))}" if held else "not a member"

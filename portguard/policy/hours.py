@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 
 from portguard.policy.quantities import Unexpected
+from portguard.policy.spans import Span, merged
 
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 DAY_MINUTES = 24 * 60
@@ -19,9 +20,6 @@ WEEK_MINUTES = 7 * DAY_MINUTES
 
 _EXPECTED = 'hours such as "Mon-Fri 07:00-20:00", "Fri 22:00-06:00", "Sat-Sun" or "08:00-12:00"'
 _TIME = re.compile(r"(?P<hour>\d\d):(?P<minute>[0-5]\d)", re.ASCII)
-
-Span = tuple[int, int]
-"""From a number (included) to a larger one (excluded)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,23 +112,6 @@ def parse_window(text: str) -> Window:
 def minute_of_week(local: datetime) -> int:
     """0 at the start of Monday; `local` is in the zone whose hours are meant."""
     return (local.weekday() * 24 + local.hour) * 60 + local.minute
-
-
-def merged(spans: Iterable[Span]) -> tuple[Span, ...]:
-    """The same numbers in as few spans as possible, ascending."""
-    result: list[Span] = []
-    for start, end in sorted(spans):
-        if result and start <= result[-1][1]:
-            result[-1] = (result[-1][0], max(end, result[-1][1]))
-        else:
-            result.append((start, end))
-    return tuple(result)
-
-
-def contains(wide: Iterable[Span], narrow: Iterable[Span]) -> bool:
-    """Whether every number of `narrow` is in `wide`; both are merged."""
-    wide = tuple(wide)
-    return all(any(start <= a and b <= end for start, end in wide) for a, b in narrow)
 
 
 def _change(zone: tzinfo, before: datetime, after: datetime) -> datetime:

@@ -133,6 +133,9 @@ class Limits:
     pooled_quota: tuple[Quota, ...] = ()
 
 
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class Deny:
     """Members that may not reach services, whatever the roles say."""
@@ -150,13 +153,16 @@ class Role:
     name: str
     members: tuple[Member, ...]
     services: tuple[Selector, ...]
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
     session_s: float | None = None  # None: `timeouts.session`; infinite: off
     sources: tuple[Network, ...] | None = None  # None: from anywhere
     hours: Hours | None = None  # None: at any hour
     expires: datetime | None = None  # aware, in UTC; None: never
     description: str = ""
     origin: Origin = field(default=NOWHERE, compare=False, repr=False)
+
+
+Entry = Deny | Role
 
 
 @dataclass(frozen=True, slots=True)
