@@ -32,22 +32,24 @@ class UnusableChain(PortguardError):
         super().__init__(f"{part}: expected {expected}, got {found}")
 
 
-def load_chain(context: ssl.SSLContext, certificate_pem: bytes, key_pem: bytes) -> None:
+def load_chain(
+    context: ssl.SSLContext, certificate_pem: bytes, key_pem: bytes, passphrase: bytes | None = None
+) -> None:
     """Make `context` present this certificate.
 
-    `certificate_pem` is the chain, leaf first, the anchor left out; `key_pem` is the leaf's key, without a passphrase.
-    The key never reaches a disk where the platform has memory files; elsewhere it passes through a 0600 file in a
-    0700 folder that is deleted at once.
+    `certificate_pem` is the chain, leaf first, the anchor left out; `key_pem` is the leaf's key, encrypted when there
+    is a `passphrase`, which no part of this writes anywhere. The key never reaches a disk where the platform has memory
+    files; elsewhere it passes, as encrypted as it came, through a 0600 file in a 0700 folder that is deleted at once.
 
-    Raises UnusableChain when either is not PEM of its kind, the key has a passphrase or is another certificate's, or
-    OpenSSL's security level forbids them. A context that raised must not be used.
+    Raises UnusableChain when either is not PEM of its kind, the key has another passphrase or is another certificate's,
+    or OpenSSL's security level forbids them. A context that raised must not be used.
     """
     try:
         with _named(certificate_pem) as certificate_path, _named(key_pem) as key_path:
             # Without a callback OpenSSL would ask for a passphrase on the terminal, and a service would hang there.
-            context.load_cert_chain(certificate_path, key_path, password=_refuse_passphrase)
+            context.load_cert_chain(certificate_path, key_path, password=passphrase or _refuse_passphrase)
     except (ssl.SSLError, ValueError) as error:
-        raise _diagnosis(certificate_pem, key_pem, error) from error
+        raise _diagnosis(certificate_pem, key_pem, passphrase, error) from error
 
 
 @contextlib.contextmanager
@@ -84,15 +86,19 @@ def _refuse_passphrase() -> NoReturn:
     raise UnusableChain("key", "a private key without a passphrase", "an encrypted one")
 
 
-def _diagnosis(certificate_pem: bytes, key_pem: bytes, error: Exception) -> UnusableChain:
+def _diagnosis(certificate_pem: bytes, key_pem: bytes, passphrase: bytes | None, error: Exception) -> UnusableChain:
     """Say which part OpenSSL refused; its own words ("PEM lib") are the same for both."""
     try:
         leaf = x509.load_pem_x509_certificates(certificate_pem)[0]
     except ValueError:
         return UnusableChain("certificate", "a PEM certificate chain", "something else")
     try:
-        key = load_pem_private_key(key_pem, password=None)
+        key = load_pem_private_key(key_pem, password=passphrase)
     except (ValueError, TypeError, UnsupportedAlgorithm):
+        if passphrase is not None:
+            return UnusableChain(
+                "key", "a PEM private key that the passphrase opens", "another passphrase, or no such key"
+            )
         return UnusableChain("key", "a PEM private key", "something else")
     if leaf.public_key() != key.public_key():
         return UnusableChain("key", "the certificate's key", "the key of another certificate")

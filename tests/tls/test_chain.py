@@ -173,3 +173,15 @@ def test_a_key_too_weak_for_openssl_is_refused_with_its_word(context: ssl.SSLCon
     weak = rsa.generate_private_key(public_exponent=65537, key_size=1024)
     with pytest.raises(UnusableChain, match="its refusal, EE_KEY_TOO_SMALL"):
         load_chain(context, certificate(weak), pem(weak))
+
+
+def test_a_passphrase_opens_the_key(context: ssl.SSLContext, key: ec.EllipticCurvePrivateKey, place: str) -> None:
+    chain = certificate(key)
+    load_chain(context, chain, pem(key, BestAvailableEncryption(b"secret")), b"secret")
+    assert handshake(context, ssl.create_default_context(cadata=chain.decode())) is not None
+
+
+def test_another_passphrase_does_not_open_the_key(context: ssl.SSLContext, key: ec.EllipticCurvePrivateKey) -> None:
+    with pytest.raises(UnusableChain, match=r"^key: expected a PEM private key that the passphrase opens") as caught:
+        load_chain(context, certificate(key), pem(key, BestAvailableEncryption(b"secret")), b"wrong-one")
+    assert "wrong-one" not in str(caught.value)
