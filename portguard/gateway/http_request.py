@@ -7,7 +7,6 @@ same bytes otherwise. Nothing here does I/O.
 
 import re
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address
 from typing import NoReturn
 
 import h11
@@ -218,7 +217,7 @@ def _parse_authority(target: str) -> tuple[str, int | None]:
         _refuse(_TARGET, f"{found}, {_excerpt(target)}")
     host = host.lower().removesuffix(".")
     labels = host.split(".")
-    if _is_ipv4(host) or (len(labels) > 1 and labels[-1].isdigit()):
+    if len(labels) > 1 and labels[-1].isdigit():  # no host name ends so, RFC 1123 2.1
         _refuse(_TARGET, f"an IP address, {_excerpt(target)}")
     if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
         _refuse(_TARGET, _excerpt(target))
@@ -227,14 +226,6 @@ def _parse_authority(target: str) -> tuple[str, int | None]:
     if not _PORT.fullmatch(port) or int(port) > 65535:
         _refuse("a port from 1 to 65535", _excerpt(port))
     return host, int(port)
-
-
-def _is_ipv4(host: str) -> bool:
-    try:
-        IPv4Address(host)
-    except AddressValueError:
-        return False
-    return True
 
 
 def _refuse(expected: str, found: str, *, status: int = 400) -> NoReturn:

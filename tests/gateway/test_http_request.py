@@ -79,6 +79,7 @@ def test_a_reader_that_answered_takes_no_more() -> None:
         (b".", "'.'"),
         (b":5432", "':5432'"),
         (b"..", "'..'"),
+        (b"orders-db..", "'orders-db..'"),
         (b"a." * 127 + b"b", "'a.a."),
     ],
 )
