@@ -26,7 +26,7 @@ e2e: .venv/installed-test ## only the tests that drive real programs, none skipp
 	PORTGUARD_REQUIRE_REAL=1 $(BIN)/pytest -m e2e $(ARGS)
 
 bench: .venv/installed ## portguard beside HAProxy, nginx and stunnel; then the cost of a decision
-	$(BIN)/python -m bench $(ARGS)
+	$(BIN)/python -m bench --json bench/results/peers.json --picture bench/results/peers.svg $(ARGS)
 	$(BIN)/python -m bench.decide
 
 docs: .venv/installed-test ## links, anchors and commands named in the documents
