@@ -25,7 +25,7 @@ class UnusableChain(PortguardError):
     `part` names the one at fault; `expected` and `found` complete "expected …, got …". None of the key is in them.
     """
 
-    def __init__(self, part: Literal["certificate", "key"], expected: str, found: str):
+    def __init__(self, part: Literal["certificate", "key", "ca"], expected: str, found: str):
         self.part = part
         self.expected = expected
         self.found = found
