@@ -180,8 +180,8 @@ def show_authority(directory: Path, pem: bool, as_json: bool) -> None:
     fields = {
         "directory": str(directory),
         "trust_domain": authority.trust_domain,
-        "root": described(authority.anchor, now),
-        "issuing": None if authority.issuer == authority.anchor else described(authority.issuer, now),
+        "root": described(authority.anchor, now, "root"),
+        "issuing": None if authority.issuer == authority.anchor else described(authority.issuer, now, "issuing CA"),
         "key_encrypted": authority.key_is_encrypted,
         "issued": dict(sorted(issued.items())),
     }
@@ -298,7 +298,7 @@ def show_certificate(what: str, directory: Path, pem: bool, as_json: bool) -> No
     if pem:
         click.echo(certificates[0].public_bytes(Encoding.PEM).decode(), nl=False)
         return
-    fields = dict(described(certificates[0], now))
+    fields = dict(described(certificates[0], now, what))
     if is_file:
         fields["followed_by"] = [other.subject.rfc4514_string() for other in certificates[1:]]
     _print(fields, as_json)

@@ -44,8 +44,11 @@ def read_certificates(path: Path) -> list[x509.Certificate]:
         raise UsageError(f"{path}: expected a certificate in PEM or DER, got {found}") from error
 
 
-def described(certificate: x509.Certificate, at: datetime) -> Fields:
-    """Return what there is to know of a certificate, whoever issued it. Unescaped. Raises UsageError if malformed."""
+def described(certificate: x509.Certificate, at: datetime, subject: str) -> Fields:
+    """Return what there is to know of a certificate, whoever issued it. Unescaped.
+
+    Raises UsageError, which names `subject`, when the certificate is malformed.
+    """
     try:
         # A foreign certificate's lapses, such as a negative serial, are no news of this program's code.
         with warnings.catch_warnings(action="ignore"):
@@ -64,7 +67,7 @@ def described(certificate: x509.Certificate, at: datetime) -> Fields:
                 "sha256": certificate.fingerprint(hashes.SHA256()).hex(),
             }
     except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise UsageError(f"certificate: expected one of RFC 5280, got a malformed one ({error})") from error
+        raise UsageError(f"{subject}: expected a certificate by RFC 5280, got a malformed one ({error})") from error
 
 
 def recorded(record: Record, at: datetime) -> Fields:

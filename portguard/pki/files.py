@@ -61,13 +61,13 @@ def refuse_existing(paths: Sequence[Path]) -> None:
 def make_directory(path: Path, mode: int) -> bool:
     """Make `path` with `mode`, less the umask, and its parents. True when it was not there. Raises PkiError."""
     with reported(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir(mode=mode)
-        except FileExistsError:
-            if not path.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
-            return False
+        except FileExistsError as error:
+            if path.is_dir():
+                return False
+            raise PkiError(path, "a directory, or room for one", "a file in its place or above it") from error
     sync_directory(path.parent)
     return True
 
