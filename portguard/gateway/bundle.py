@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -85,12 +85,25 @@ def read_bundle(configuration_path: str, at: datetime | None = None) -> Bundle:
     Never raises for a file: what cannot be read is among the bundle's problems, for `snapshot.build` to report
     together with everything else. `at` is the current time, aware; None: the clock is read.
     """
+    return _bundle(configuration_path, at, [_read_gateway_files, _read_policy_files, _read_upstream_files])
+
+
+def read_policy_bundle(configuration_path: str, at: datetime | None = None) -> Bundle:
+    """Like `read_bundle`, for `snapshot.build_policy`: the configuration and the policy, and nothing secret."""
+    return _bundle(configuration_path, at, [_read_policy_files])
+
+
+def _bundle(
+    configuration_path: str, at: datetime | None, steps: Sequence[Callable[[Configuration, "_Reading"], None]]
+) -> Bundle:
     path = os.path.abspath(configuration_path)
     reading = _Reading()
     content = reading.read(path, "the configuration")
     if content is not None:
         # What is wrong with the content is found again, and told, by `build`.
-        _read_named_files(read_configuration(path, content, []), reading)
+        configuration = read_configuration(path, content, [])
+        for step in steps:
+            step(configuration, reading)
     return Bundle(path, reading.files, at or datetime.now(UTC), tuple(reading.problems))
 
 
@@ -140,7 +153,7 @@ class _Unusable(Exception):
         super().__init__(f"expected {expected}, got {found}")
 
 
-def _read_named_files(configuration: Configuration, reading: _Reading) -> None:
+def _read_gateway_files(configuration: Configuration, reading: _Reading) -> None:
     gateway = configuration.gateway
     reading.read(gateway.certificate, "gateway.certificate")
     reading.read(gateway.key, "gateway.key")
@@ -148,10 +161,17 @@ def _read_named_files(configuration: Configuration, reading: _Reading) -> None:
         reading.read(trust.ca, f"trusts.{trust.name}.ca")
         for index, crl in enumerate(trust.crl):
             reading.read(crl, f"trusts.{trust.name}.crl[{index}]")
-    if os.path.isdir(gateway.policy):
-        _read_policy_folder(gateway.policy, reading)
+
+
+def _read_policy_files(configuration: Configuration, reading: _Reading) -> None:
+    policy = configuration.gateway.policy
+    if os.path.isdir(policy):
+        _read_policy_folder(policy, reading)
     else:
-        reading.read(gateway.policy, "gateway.policy")
+        reading.read(policy, "gateway.policy")
+
+
+def _read_upstream_files(configuration: Configuration, reading: _Reading) -> None:
     for path in tls_files(policy_files(configuration, reading.files)):
         reading.read(path, "tls of a service")
 

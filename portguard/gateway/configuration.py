@@ -162,15 +162,15 @@ class Configuration:
     control: ControlSettings
     log: LogSettings
     without_effect: tuple[str, ...]  # the keys of `NOT_ACTED_ON` that the file has
+    namespace: Namespace = field(init=False, repr=False)  # to read names written in a policy or on a command line
 
-    @property
-    def namespace(self) -> Namespace:
-        """What is needed to read names written in a policy or on a command line."""
-        return Namespace(
+    def __post_init__(self) -> None:
+        namespace = Namespace(
             sources={trust.name: trust.identity for trust in self.trusts},
             default=next((trust.name for trust in self.trusts if trust.default), None),
             domains={trust.trust_domain: trust.name for trust in self.trusts if trust.trust_domain is not None},
         )
+        object.__setattr__(self, "namespace", namespace)
 
 
 def read_configuration(path: str, content: bytes, problems: list[Problem]) -> Configuration:

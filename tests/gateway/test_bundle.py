@@ -8,7 +8,7 @@ import pytest
 
 from portguard.errors import Problem
 from portguard.gateway import bundle as bundle_module
-from portguard.gateway.bundle import Bundle, policy_files, read_bundle
+from portguard.gateway.bundle import Bundle, policy_files, read_bundle, read_policy_bundle
 from portguard.gateway.configuration import read_configuration
 from tests.gateway_folder import GatewayFolder
 
@@ -72,6 +72,13 @@ def test_paths_are_absolute_whatever_the_current_folder(folder, monkeypatch):
 def test_the_clock_is_read_once(folder):
     assert read_bundle(folder.configuration, AT).read_at == AT
     assert read_bundle(folder.configuration).read_at.utcoffset() is not None
+
+
+def test_a_policy_can_be_read_without_anything_secret(folder):
+    (folder.path / "tls/gateway.key").unlink()
+    bundle = read_policy_bundle(folder.configuration, AT)
+    assert bundle.problems == ()
+    assert sorted(map(os.path.basename, bundle.files)) == ["policy.toml", "portguard.toml"]
 
 
 def test_a_policy_folder_is_read_in_name_order(folder):
