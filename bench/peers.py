@@ -210,8 +210,11 @@ class Portguard(Peer):
 
     name = "portguard"
 
+    # -P: the folder in which it runs is no place to import from.
+    _command = (sys.executable, "-P", "-m", "portguard")
+
     def version(self) -> str:
-        return _first_line([self._command(), "--version"]).replace(", version", "")
+        return _first_line([*self._command, "--version"]).replace(", version", "")
 
     def doors(self, upstreams: Mapping[str, int]) -> dict[str, int]:
         return dict.fromkeys(upstreams, free_ports(1)[0])
@@ -250,14 +253,7 @@ level = "warning"
         )
         role = '[[roles]]\nname = "bench"\nmembers = ["alice"]\nservices = ["*"]\n'
         (folder / "policy.toml").write_text(services + role)
-        return [self._command(), "serve", "-c", configuration]
-
-    @staticmethod
-    def _command() -> str:
-        command = Path(sys.executable).with_name("portguard")
-        if not command.exists():
-            raise Unavailable(f"portguard: expected the command at {command}, as pip installs it; try `make bench`")
-        return str(command)
+        return [*self._command, "serve", "-c", configuration]
 
 
 PEERS: tuple[Peer, ...] = (Portguard(), HAProxy(), Nginx(), Stunnel())
