@@ -158,7 +158,7 @@ class Authority(Holder):
     ) -> Holder:
         """Issue a client certificate.
 
-        `sans` is by default `spiffe://gateway.test/NAME`, and `()` is no such extension. None for `usages` (extended key
+        `sans` is by default `spiffe://gateway.test/NAME`; `()` is no such extension. None for `usages` (extended key
         usage), `key_uses` (key usage) or `ca` (basic constraints) leaves that extension out.
         """
         key = key or new_key()
