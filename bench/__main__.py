@@ -36,22 +36,26 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the figures as SVG")
     parser.add_argument("--goals", action="store_true", help="fail when portguard misses one of its goals")
     chosen = parser.parse_args(words)
-    chosen.only = names if chosen.only is None else chosen.only.split(",")
-    if unknown := set(chosen.only) - set(names):
+    chosen.only = None if chosen.only is None else chosen.only.split(",")
+    if unknown := set(chosen.only or ()) - set(names):
         parser.error(f"--only: expected some of {', '.join(names)}, got {', '.join(sorted(unknown))}")
     if min(chosen.rounds, chosen.sessions, chosen.round_trips, chosen.connects, chosen.gib) <= 0 or chosen.rest < 0:
         parser.error("expected positive numbers")
     return chosen
 
 
-def _installed(names: Sequence[str], troubles: list[str]) -> dict[Peer, str]:
+def _installed(names: Sequence[str] | None, troubles: list[str]) -> dict[Peer, str]:
+    """Find who takes part. A peer that is not installed is trouble only when it was asked for by name."""
     versions = {}
     for peer in PEERS:
-        if peer.name in names:
+        if names is None or peer.name in names:
             try:
                 versions[peer] = peer.version()
             except Unavailable as reason:
-                troubles.append(str(reason))
+                if names is None:
+                    _notes.print(str(reason))
+                else:
+                    troubles.append(str(reason))
     return versions
 
 
