@@ -55,6 +55,10 @@ class SlotTable:
         self.cells[base + ACTIVITY] = self.cells[base + OPENED] = now_ns
         self.cells[base + STATE] = OPEN
 
+    def opened_ns(self, slot: int) -> int:
+        """When the session in `slot` was admitted, time.monotonic_ns()."""
+        return self.cells[self.base(slot) + OPENED]
+
     def free(self, slot: int) -> tuple[int, int]:
         """End the session in `slot`; return its final (received, sent)."""
         base = self.base(slot)

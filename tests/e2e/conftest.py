@@ -6,16 +6,22 @@ Every test in this folder carries the mark `e2e` without saying so.
 import contextlib
 import os
 import pwd
+import re
 import select
 import signal
 import socket
+import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+
+from portguard.pki.authority import Authority
 
 _PATIENCE_S = 20.0
 
@@ -120,3 +126,111 @@ def unprivileged() -> pwd.struct_passwd | None:
     pytest's temporary folders are 0700: give that user a folder of its own outside them.
     """
     return pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+
+
+GATEWAY_NAME = "gw.localhost"  # curl and others resolve what ends in .localhost to loopback by themselves
+PORTGUARD = (sys.executable, "-P", "-m", "portguard")
+
+
+@dataclass
+class Gateway:
+    """A gateway that serves, in a folder with its authority and its clients' certificates.
+
+    `alice` is in the role that the policy's author gave her; `bob` has a certificate and nothing else.
+    """
+
+    folder: Path
+    authority: Authority
+    program: Running
+    port: int
+    ports: dict[str, int]  # of services with a port of their own
+
+    @property
+    def log(self) -> str:
+        return self.program.said
+
+    @property
+    def ca(self) -> Path:
+        return self.folder / "ca" / "ca.crt"
+
+    def certificate(self, name: str) -> tuple[Path, Path]:
+        """The certificate and key of a client; issued on first use."""
+        paths = self.folder / f"{name}.crt", self.folder / f"{name}.key"
+        if not paths[0].exists():
+            self.authority.issue_client(name, at=datetime.now(UTC)).write(self.folder, name)
+        return paths
+
+    def context(self, name: str | None, *alpn: str) -> ssl.SSLContext:
+        """A client's context; None for a client without a certificate."""
+        context = ssl.create_default_context(cafile=str(self.ca))
+        if name is not None:
+            context.load_cert_chain(*self.certificate(name))
+        if alpn:
+            context.set_alpn_protocols(alpn)
+        return context
+
+    def connect(self, service: str, name: str | None = "alice") -> ssl.SSLSocket:
+        """A TLS connection to a service by SNI, as that client."""
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=_PATIENCE_S)
+        return self.context(name).wrap_socket(
+            sock, server_hostname=f"{service}.{GATEWAY_NAME}", suppress_ragged_eofs=False
+        )
+
+    def wait_for_log(self, pattern: str, count: int = 1) -> None:
+        """Wait until the log has `count` lines that the regular expression finds."""
+        self.program.wait_until(
+            lambda: sum(bool(re.search(pattern, line)) for line in self.log.splitlines()) >= count,
+            f"{count} lines of {pattern!r} in its log",
+        )
+
+
+StartGateway = Callable[..., Gateway]
+
+
+@pytest.fixture
+def start_gateway(tmp_path: Path, start: Start) -> StartGateway:
+    """`start_gateway(services, policy="", configuration="", gateway="")` runs `portguard serve`.
+
+    `services` are upstream addresses by name, or the TOML of a service's table. Without `policy`, alice may reach all
+    of them. `gateway` is added to the table [gateway], `configuration` to the end of portguard.toml.
+    """
+
+    def run(
+        services: dict[str, str], *, policy: str | None = None, configuration: str = "", gateway: str = ""
+    ) -> Gateway:
+        folder = tmp_path / "gateway"
+        folder.mkdir()
+        now = datetime.now(UTC)
+        authority = Authority.create(folder / "ca", trust_domain="gateway.test", at=now)
+        names = [GATEWAY_NAME, f"*.{GATEWAY_NAME}", "127.0.0.1"]
+        authority.issue_gateway(names, at=now).write(folder, "gateway")
+        folder.joinpath("portguard.toml").write_text(
+            f'''[gateway]
+name = "{GATEWAY_NAME}"
+listen = ["127.0.0.1:0"]
+certificate = "gateway.crt"
+key = "gateway.key"
+policy = "policy.toml"
+state = "state"
+control = "control.sock"
+workers = 2
+{gateway}
+[trusts.local]
+ca = "ca/ca.crt"
+identity = "spiffe"
+trust_domain = "gateway.test"
+{configuration}'''
+        )
+        tables = [
+            f"[services.{name}]\n" + (text if "=" in text else f'upstream = ["{text}"]')
+            for name, text in services.items()
+        ]
+        role = '[[roles]]\nname = "team"\nmembers = ["alice"]\nservices = ["*"]'
+        folder.joinpath("policy.toml").write_text("\n".join([*tables, role if policy is None else policy, ""]))
+        program = start([*PORTGUARD, "serve", "-c", str(folder / "portguard.toml")])
+        program.wait_until_it_says("gateway.ready")
+        listening = re.findall(r"gateway\.listen address=\S+:(\d+)(?: service=(\S+))?", program.said)
+        ports = {service: int(port) for port, service in listening}
+        return Gateway(folder, authority, program, ports.pop(""), ports)
+
+    return run

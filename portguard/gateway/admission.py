@@ -1,0 +1,146 @@
+"""What the supervisor grants: the right to begin a handshake, and the slot of a session.
+
+It only counts: no sockets, and time is an argument. The counts are those of the whole gateway, because every
+connection passes the one supervisor.
+
+A connection is pending from accept() until it is a session or gone, so what waits for a certificate, a request or an
+answer is bounded too.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from portguard.errors import Refused
+from portguard.gateway.slots import SlotTable
+from portguard.reasons import Reason
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session that was admitted, and what it is for."""
+
+    id: str  # 128 random bits, lower-case hex
+    slot: int
+    worker: int
+    trust: str
+    name: str
+    service: str
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a session that has ended moved: bytes from the client, bytes to it, and how long it lasted."""
+
+    session: Session
+    received: int
+    sent: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    worker: int
+    counted: Address | None  # None: the address is exempt from the bound per address
+
+
+class Admission:
+    """Who is being let in, and who is in."""
+
+    def __init__(
+        self,
+        slots: SlotTable,
+        *,
+        max_pending: int,
+        max_pending_per_address: int,
+        exempt: Iterable[Network] = (),
+    ):
+        self.sessions: dict[int, Session] = {}  # by slot
+        self._slots = slots
+        self._free = list(range(slots.capacity - 1, -1, -1))
+        self._max_pending = max_pending
+        self._max_pending_per_address = max_pending_per_address
+        self._exempt = tuple(exempt)
+        self._pending: dict[int, _Pending] = {}  # by connection
+        self._per_address: Counter[Address] = Counter()
+        self._per_worker: Counter[int] = Counter()
+        self._last_connection = 0
+
+    @property
+    def pending(self) -> int:
+        """How many connections are neither sessions nor gone."""
+        return len(self._pending)
+
+    def load(self, worker: int) -> int:
+        """How many connections and sessions the worker has."""
+        return self._per_worker[worker]
+
+    def begin(self, worker: int, source: Address) -> int:
+        """Let a connection begin its handshake; return its number.
+
+        Raises Refused with `gateway_full` or `address_limit`. *Fails closed*.
+        """
+        if len(self._pending) >= self._max_pending:
+            raise Refused(Reason.GATEWAY_FULL, f"{self._max_pending} handshakes are under way")
+        counted = None if any(source in network for network in self._exempt) else source
+        if counted is not None:
+            if self._per_address[counted] >= self._max_pending_per_address:
+                raise Refused(Reason.ADDRESS_LIMIT)
+            self._per_address[counted] += 1
+        self._last_connection += 1
+        self._pending[self._last_connection] = _Pending(worker, counted)
+        self._per_worker[worker] += 1
+        return self._last_connection
+
+    def admit(
+        self, connection: int, *, session_id: str, trust: str, name: str, service: str, role: str, now_ns: int
+    ) -> Session:
+        """Make a session of a pending connection, whose client the policy lets in.
+
+        Raises Refused with `gateway_full`; the connection is then still pending. *Fails closed*: KeyError for a
+        connection that is not pending.
+        """
+        pending = self._pending[connection]
+        if not self._free:
+            raise Refused(Reason.GATEWAY_FULL)
+        self._forget(connection)
+        slot = self._free.pop()
+        self._slots.open(slot, pending.worker, now_ns)
+        session = Session(session_id, slot, pending.worker, trust, name, service, role)
+        self.sessions[slot] = session
+        self._per_worker[pending.worker] += 1
+        return session
+
+    def gone(self, connection: int) -> None:
+        """A pending connection has ended."""
+        self._forget(connection)
+
+    def end(self, slot: int, now_ns: int) -> Account:
+        """End a session; return what it moved. Raises KeyError when there is none in the slot."""
+        session = self.sessions.pop(slot)
+        self._per_worker[session.worker] -= 1
+        opened_ns = self._slots.opened_ns(slot)
+        received, sent = self._slots.free(slot)
+        self._free.append(slot)
+        return Account(session, received, sent, (now_ns - opened_ns) / 1e9)
+
+    def lose(self, worker: int, now_ns: int) -> list[Account]:
+        """End all that a worker had, because it is no more; return what its sessions moved, read from their slots."""
+        for connection in [number for number, pending in self._pending.items() if pending.worker == worker]:
+            self._forget(connection)
+        accounts = [self.end(slot, now_ns) for slot, session in list(self.sessions.items()) if session.worker == worker]
+        del self._per_worker[worker]
+        return accounts
+
+    def _forget(self, connection: int) -> None:
+        pending = self._pending.pop(connection)
+        self._per_worker[pending.worker] -= 1
+        if pending.counted is not None:
+            self._per_address[pending.counted] -= 1
+            if not self._per_address[pending.counted]:
+                del self._per_address[pending.counted]  # or every address that ever came would stay

@@ -1,0 +1,441 @@
+"""One connection, from accept to relay: handshake, identify, route, decide, admit, dial.
+
+Each step answers what the next one needs or raises Refused. The upstream comes last: it is never dialled for a client
+that is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import secrets
+import socket
+import ssl
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, TypeVar
+
+from portguard.errors import Refused
+from portguard.gateway import proxy_protocol
+from portguard.gateway.dial import Dialed, DialFailed
+from portguard.gateway.ends import End, Lingering, PlainEnd, TlsEnd
+from portguard.gateway.handshake import handshake, readable, receive, refusal, send
+from portguard.gateway.http_request import ApiRequest, BadRequest, ConnectTarget, NeedMore, RequestReader
+from portguard.gateway.http_response import established, json_response
+from portguard.gateway.http_response import refusal as http_refusal
+from portguard.gateway.protocol import Accepted, Admit, Ticket
+from portguard.gateway.relay import Relay
+from portguard.gateway.setup import is_own_name
+from portguard.gateway.slots import RECEIVED, SENT
+from portguard.observe import log
+from portguard.policy.decide import Grant, Request, decide
+from portguard.reasons import Reason
+from portguard.tls.contexts import server_name
+from portguard.tls.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from portguard.gateway.worker import Worker
+    from portguard.identity.trust import Caller
+    from portguard.policy.model import Service
+
+_T = TypeVar("_T")
+
+_SERVICE_PATH = "/v1/services/"
+_READ = 64 * 1024
+
+
+@dataclass(slots=True)
+class Live:
+    """A session that is being relayed."""
+
+    worker: Worker
+    slot: int
+    session: str
+    identity: str
+    service: str
+    role: str
+    upstream: str
+    opened_s: float
+    relay: Relay = field(init=False)
+
+    def on_end(self, _relay: Relay, reason: Reason) -> None:
+        """Log the end and tell the supervisor."""
+        cells, base = self.worker.slots.cells, self.worker.slots.base(self.slot)
+        log.event(
+            "info",
+            "session.close",
+            session=self.session,
+            identity=self.identity,
+            service=self.service,
+            role=self.role,
+            upstream=self.upstream,
+            received=cells[base + RECEIVED],
+            sent=cells[base + SENT],
+            duration=time.monotonic() - self.opened_s,
+            reason=reason,
+        )
+        self.worker.ended(self.slot, reason)
+
+
+class Connection:
+    """A client's connection until it is a session. run() ends when it has become one, or has ended."""
+
+    __slots__ = (
+        "_accepted",
+        "_caller",
+        "_destination",
+        "_end",
+        "_endpoint",
+        "_http",
+        "_service",
+        "_session",
+        "_setup",
+        "_sock",
+        "_source",
+        "_ticket",
+        "_worker",
+    )
+
+    def __init__(self, worker: Worker, accepted: Accepted, sock: socket.socket):
+        self._worker = worker
+        # One configuration from here on: a reload in the middle must not mix two.
+        self._setup = worker.setup
+        self._accepted = accepted
+        self._sock = sock
+        self._session = secrets.token_hex(16)
+        # Where the client is, and what it called; None when a balancer does not say.
+        self._source: proxy_protocol.Endpoint | None = _endpoint(accepted.source_address, accepted.source_port)
+        self._destination: proxy_protocol.Endpoint | None = None
+        # What is known so far.
+        self._endpoint: Endpoint | None = None
+        self._end: TlsEnd | None = None
+        self._http = False
+        self._caller: Caller | None = None
+        self._service: Service | None = None
+        self._ticket: Ticket | None = None
+
+    async def run(self) -> None:
+        """Serve the connection. Whatever happens, its socket and its place at the supervisor are given back."""
+        handed_over = False
+        try:
+            handed_over = await self._serve()
+        except Refused as refused:
+            handed_over = self._refuse(refused)
+        except OSError as error:
+            # The client closed or reset its connection. There is nobody left to answer.
+            self._log("debug", "connection.gone", message=str(error))
+        finally:
+            if not handed_over:
+                self._sock.close()
+                self._give_back(Reason.CLIENT_RESET)
+
+    async def _serve(self) -> bool:
+        """Return whether the socket has become a session's; raise Refused, or OSError when the client went away."""
+        timeouts = self._setup.snapshot.configuration.timeouts
+        endpoint = await _within(timeouts.handshake_s, Reason.HANDSHAKE_TIMEOUT, self._handshake())
+        self._endpoint, self._end = endpoint, TlsEnd(self._sock, endpoint)
+        self._caller = self._setup.snapshot.trusts.identify(endpoint.verified_chain(), endpoint.sent_chain(), _now())
+        early, port = b"", None
+        service = self._setup.listeners[self._accepted.listener]
+        if service is None:
+            name = server_name(endpoint)
+            self._http = name is None or is_own_name(name, self._setup.snapshot.configuration.gateway.name)
+            if self._http:
+                request = await _within(timeouts.request_s, Reason.REQUEST_TIMEOUT, self._request())
+                if isinstance(request, ApiRequest):
+                    return self._answer(request)
+                service, early, port = self._named(request.host), request.trailing, request.port
+            else:
+                service = self._setup.snapshot.policy.resolve_name(name or "")
+        grant = self._decide(service)
+        assert service is not None
+        _check_port(service, port)
+        self._ticket = await self._worker.admit(
+            Admit(
+                self._accepted.connection,
+                self._session,
+                self._caller.identity.trust,
+                self._caller.identity.name,
+                service.name,
+                grant.role,
+            )
+        )
+        dialed = await self._worker.dialer.dial(service, timeout_s=timeouts.connect_s)
+        try:
+            upstream = await _within(timeouts.connect_s, Reason.UPSTREAM_TIMEOUT, self._greet_upstream(service, dialed))
+            if self._http:
+                self._end.write(memoryview(established(self._session)))
+        except BaseException:
+            dialed.sock.close()
+            raise
+        self._relay(service, grant, upstream, str(dialed.upstream), early)
+        return True
+
+    # The steps.
+
+    async def _handshake(self) -> Endpoint:
+        early = await self._proxy_header() if self._from_balancer() else b""
+        service = self._setup.listeners[self._accepted.listener]
+        contexts = self._setup.contexts
+        endpoint = contexts.endpoint() if service is None else contexts.endpoint_for(service.alpn)
+        if early:
+            endpoint.receive(early)
+        try:
+            await handshake(self._sock, endpoint)
+        except ssl.SSLError as error:
+            raise refusal(error) from None
+        if endpoint.tls.session_reused:
+            # Never offered; a resumed session would have no verified chain and skip revocation.
+            raise Refused(Reason.HANDSHAKE_FAILED, "expected a full handshake, got a resumed session")
+        return endpoint
+
+    def _from_balancer(self) -> bool:
+        networks = self._setup.snapshot.configuration.gateway.accept_proxy_protocol_from
+        source = self._source
+        return source is not None and any(source.address in network for network in networks)
+
+    async def _proxy_header(self) -> bytes:
+        """Read the balancer's header; return what came after it. *Fails closed*: without one, no connection."""
+        received = b""
+        while (header := proxy_protocol.parse(received)) is None:
+            data = await receive(self._sock)
+            if not data:
+                raise ConnectionAbortedError("expected a PROXY protocol header, got the end of the connection")
+            received += data
+        if not header.local:
+            self._source, self._destination = header.source, header.destination
+        return received[header.header_bytes :]
+
+    async def _request(self) -> ConnectTarget | ApiRequest:
+        assert self._end is not None
+        reader = RequestReader()
+        data = self._end.read_ahead()
+        while True:
+            match reader.feed(data):
+                case NeedMore(send=answer):
+                    if answer:
+                        self._end.write(memoryview(answer))
+                case BadRequest(status=status, message=message):
+                    raise _RefusedRequest(status, message)
+                case outcome:
+                    return outcome
+            if self._end.eof:
+                raise ConnectionAbortedError("expected a request, got the end of the connection")
+            await readable(self._sock)
+            with contextlib.suppress(BlockingIOError):
+                data = self._end.read(_READ)
+
+    def _named(self, host: str) -> Service | None:
+        policy = self._setup.snapshot.policy
+        return policy.services.get(host) or policy.resolve_name(host)
+
+    def _decide(self, service: Service | None) -> Grant:
+        """Return the grant. Raises Refused with the policy's reason. *Fails closed*."""
+        assert self._caller is not None
+        if service is None:
+            raise Refused(Reason.UNKNOWN_SERVICE)
+        self._service = service
+        source = self._source.address if self._source is not None else None
+        caller = self._caller
+        decision = decide(
+            self._setup.snapshot.policy, Request(caller.identity, caller.groups, service.name, source, _now())
+        )
+        if isinstance(decision, Grant):
+            return decision
+        raise Refused(decision.reason)
+
+    def _answer(self, request: ApiRequest) -> bool:
+        """Answer a question about the gateway, and end."""
+        if request.method == "GET" and request.path.startswith(_SERVICE_PATH):
+            service = self._named(request.path.removeprefix(_SERVICE_PATH))
+            self._decide(service)
+            assert service is not None
+            document = {
+                "service": service.name,
+                "local_port": service.local_port,
+                "description": service.description,
+            }
+            self._last_words(json_response(200, document), clean=True)
+            return True
+        raise _RefusedRequest(404, f"expected CONNECT SERVICE or GET {_SERVICE_PATH}SERVICE, got {request.path!r}")
+
+    async def _greet_upstream(self, service: Service, dialed: Dialed) -> End:
+        """Send the PROXY header and do the TLS handshake, as the service wants them. Raises Refused."""
+        try:
+            if service.proxy_protocol != "off":
+                await send(dialed.sock, self._outbound_header(service))
+            if service.tls is None:
+                return PlainEnd(dialed.sock)
+            endpoint = Endpoint(
+                self._setup.upstream_contexts[service.name],
+                server_side=False,
+                server_hostname=service.tls.server_name or dialed.upstream.host,
+            )
+            await handshake(dialed.sock, endpoint)
+            return TlsEnd(dialed.sock, endpoint)
+        except ssl.SSLError as error:
+            words = getattr(error, "verify_message", None) or error.reason or str(error)
+            raise Refused(Reason.UPSTREAM_TLS, f"{Reason.UPSTREAM_TLS.sentence}: {words}") from None
+        except OSError as error:
+            reason = Reason.UPSTREAM_UNREACHABLE if service.tls is None else Reason.UPSTREAM_TLS
+            raise Refused(reason, f"{reason.sentence}: {error.strerror or error}") from None
+
+    def _outbound_header(self, service: Service) -> bytes:
+        assert self._endpoint is not None
+        destination = self._destination or _endpoint(*self._sock.getsockname()[:2])
+        if service.proxy_protocol == "v1":
+            return proxy_protocol.v1(self._source, destination)
+        if service.proxy_protocol == "v2":
+            return proxy_protocol.v2(self._source, destination)
+        endpoint = self._endpoint
+        client = proxy_protocol.TlsClient(
+            session=self._session,
+            identity=self._identity() or "",
+            certificate=endpoint.verified_chain()[0],
+            server_name=server_name(endpoint),
+            alpn=endpoint.tls.selected_alpn_protocol(),
+        )
+        return proxy_protocol.v2_tls(self._source, destination, client)
+
+    def _relay(self, service: Service, grant: Grant, upstream: End, upstream_name: str, early: bytes) -> None:
+        assert self._end is not None
+        assert self._ticket is not None
+        worker, timeouts = self._worker, self._setup.snapshot.configuration.timeouts
+        live = Live(
+            worker=worker,
+            slot=self._ticket.slot,
+            session=self._session,
+            identity=self._identity() or "",
+            service=service.name,
+            role=grant.role,
+            upstream=upstream_name,
+            opened_s=time.monotonic(),
+        )
+        live.relay = Relay(
+            worker.loop,
+            self._end,
+            upstream,
+            cells=worker.slots.cells,
+            base=worker.slots.base(self._ticket.slot),
+            on_end=live.on_end,
+            lingering=worker.lingering,
+            idle_s=_finite(service.idle_s, timeouts.idle_s),
+            half_close_s=timeouts.half_close_s,
+            session_s=_finite(grant.session_s, timeouts.session_s),
+        )
+        worker.live[live.slot] = live
+        self._log("info", "session.open", role=grant.role, upstream=upstream_name)
+        _keep_alive(self._sock)
+        live.relay.start(early)
+
+    # The ways out.
+
+    def _refuse(self, refused: Refused) -> bool:
+        """Tell the client, as far as it can be told, and the log. Return True: the socket is taken care of."""
+        event = "session.refuse" if self._caller is not None else "handshake.fail"
+        # Which addresses were tried is for the operator's eyes, not for the client's.
+        detail = refused.detail if isinstance(refused, DialFailed) else refused.message
+        self._log("warning", event, reason=refused.reason, message=detail)
+        if not self._http:
+            # By SNI there is no word for it. Without close_notify the client can tell it from an empty answer.
+            self._last_words(b"", clean=False, reason=refused.reason)
+            return True
+        status = refused.status if isinstance(refused, _RefusedRequest) else None
+        answer = http_refusal(
+            refused.reason, refused.message, self._session, status=status, retry_after_s=refused.retry_after_s
+        )
+        self._last_words(answer, clean=True, reason=refused.reason)
+        return True
+
+    def _last_words(self, answer: bytes, *, clean: bool, reason: Reason = Reason.CLIENT_CLOSED) -> None:
+        """Send `answer` and close, without losing it to a reset.
+
+        The connection keeps its place at the supervisor until it is closed: refusals must not be a way past the
+        bound on those that are pending.
+        """
+        end: End = self._end if self._end is not None else PlainEnd(self._sock)
+        if answer:
+            end.write(memoryview(answer))
+        lingering = self._worker.lingering
+
+        def closed(one: Lingering) -> None:
+            lingering.discard(one)
+            self._give_back(reason)
+
+        one = Lingering(self._worker.loop, end, closed, clean=clean)
+        if not one.closed:
+            lingering.add(one)
+
+    def _give_back(self, reason: Reason) -> None:
+        if self._ticket is not None:
+            self._worker.ended(self._ticket.slot, reason)
+        else:
+            self._worker.gone(self._accepted.connection)
+
+    def _identity(self) -> str | None:
+        """The identity as people write it; None while it is not known."""
+        if self._caller is None:
+            return None
+        return self._setup.snapshot.written(self._caller.identity.trust, self._caller.identity.name)
+
+    def _log(self, level: log.Level, event: str, **fields: log.Field) -> None:
+        what = {
+            "session": self._session,
+            "identity": self._identity(),
+            "source": str(self._source.address) if self._source is not None else None,
+            "service": self._service.name if self._service is not None else None,
+            **fields,
+        }
+        if level == "info":
+            log.event(level, event, **what)
+        else:  # a stranger can cause it
+            self._worker.floods.event(time.monotonic(), level, event, **what)
+
+
+class _RefusedRequest(Refused):
+    """A request that HTTP has a status of its own for."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(Reason.BAD_REQUEST, message)
+        self.status = status
+
+
+def _check_port(service: Service, port: int | None) -> None:
+    if port is not None and service.local_port is not None and port != service.local_port:
+        raise Refused(Reason.UNKNOWN_SERVICE, f"service {service.name}: expected port {service.local_port}, got {port}")
+
+
+async def _within(seconds: float, late: Reason, step: Coroutine[None, None, _T]) -> _T:
+    """Return what the step answers. Raises Refused with `late` when it takes longer."""
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await step
+    except TimeoutError:
+        if limit.expired():
+            raise Refused(late) from None
+        raise  # the kernel's word for a peer that went away
+
+
+def _endpoint(address: str, port: int) -> proxy_protocol.Endpoint:
+    return proxy_protocol.Endpoint(ip_address(address), port)
+
+
+def _finite(own_s: float | None, general_s: float | None) -> float | None:
+    """The service's or role's own timeout where it has one; infinite means off."""
+    if own_s is None:
+        return general_s
+    return None if math.isinf(own_s) else own_s
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -1,0 +1,87 @@
+"""The TLS handshake over a non-blocking socket, and what its failures mean."""
+
+import asyncio
+import socket
+import ssl
+
+from portguard.errors import Refused
+from portguard.reasons import Reason
+from portguard.tls.endpoint import Endpoint
+
+_READ = 16 * 1024
+
+# X509_V_ERR_… of OpenSSL's x509_vfy.h, where a word of ours is more exact than "untrusted".
+_BY_VERIFY_CODE = {
+    9: Reason.CERTIFICATE_NOT_YET_VALID,
+    10: Reason.CERTIFICATE_EXPIRED,
+    26: Reason.CERTIFICATE_USAGE,
+}
+# Reasons of OpenSSL's sslerr.h, likewise.
+_BY_REASON = {
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": Reason.CERTIFICATE_MISSING,
+}
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():  # the socket may turn readable again before the task runs
+        future.set_result(None)
+
+
+async def readable(sock: socket.socket) -> None:
+    """Wait until the socket has something to read, be it the end."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(sock, _wake, future)
+    try:
+        await future
+    finally:
+        loop.remove_reader(sock)
+
+
+async def receive(sock: socket.socket, limit: int = _READ) -> bytes:
+    """Return what came, at most `limit` bytes; b"" at the end of the stream. Raises OSError."""
+    while True:
+        try:
+            return sock.recv(limit)
+        except (BlockingIOError, InterruptedError):
+            await readable(sock)
+
+
+async def send(sock: socket.socket, data: bytes) -> None:
+    """Send all of `data`. Raises OSError."""
+    try:
+        sent = sock.send(data)
+    except (BlockingIOError, InterruptedError):
+        sent = 0
+    if sent < len(data):
+        await asyncio.get_running_loop().sock_sendall(sock, data[sent:])
+
+
+async def handshake(sock: socket.socket, endpoint: Endpoint) -> None:
+    """Complete the handshake of either side. Raises ssl.SSLError, after its alert was sent, or OSError.
+
+    ConnectionAbortedError stands for a peer that went away in the middle.
+    """
+    while True:
+        try:
+            done = endpoint.handshake()
+        except ssl.SSLError:
+            await send(sock, endpoint.take())
+            raise
+        if output := endpoint.take():
+            await send(sock, output)
+        if done:
+            return
+        ciphertext = await receive(sock)
+        if not ciphertext:
+            raise ConnectionAbortedError("expected the rest of a TLS handshake, got the end of the connection")
+        endpoint.receive(ciphertext)
+
+
+def refusal(error: ssl.SSLError) -> Refused:
+    """Return why a client's handshake was refused, with OpenSSL's own words as the message."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        reason = _BY_VERIFY_CODE.get(error.verify_code, Reason.CERTIFICATE_UNTRUSTED)
+        return Refused(reason, error.verify_message)
+    word = error.reason or "unknown"
+    return Refused(_BY_REASON.get(word, Reason.HANDSHAKE_FAILED), word.lower().replace("_", " "))

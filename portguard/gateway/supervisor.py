@@ -1,0 +1,388 @@
+"""The supervisor: the control plane, which never touches a client's bytes.
+
+It owns the listening sockets, accepts, and passes each connection to the worker with the fewest. It grants sessions
+and frees their slots, starts workers and replaces those that die.
+"""
+
+import asyncio
+import errno
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from ipaddress import ip_address
+
+import uvloop
+
+from portguard.errors import ConfigurationError, Problem, Refused
+from portguard.gateway.admission import Account, Admission
+from portguard.gateway.bundle import Bundle, read_bundle
+from portguard.gateway.listeners import Listener, bind, listeners
+from portguard.gateway.protocol import (
+    VERSION,
+    Accepted,
+    Admit,
+    Beat,
+    Channel,
+    Configure,
+    Configured,
+    Drain,
+    Ended,
+    Gone,
+    Hello,
+    Message,
+    Refusal,
+    Stop,
+    Ticket,
+)
+from portguard.gateway.slots import SlotTable
+from portguard.gateway.snapshot import Snapshot, build
+from portguard.observe import log
+from portguard.reasons import Reason
+
+# Connections taken from one listener before the loop turns to something else.
+_ACCEPT_BATCH = 64
+_PAUSE_S = 1.0  # of accepting, when the host has no descriptor left
+_STOP_S = 10.0  # for workers to end once told to; more than a connection lingers
+_BACK_OFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)  # before a dead worker's replacement, by deaths in a row
+_PROVEN_S = 30.0  # a worker that lived so long starts a new row
+
+# Beside its sessions a process has descriptors for the channel, listeners, epoll, log and such.
+_DESCRIPTORS_BESIDE = 64
+_DESCRIPTORS_PER_SESSION = 2
+
+_NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+def serve(configuration_path: str) -> int:
+    """Run the gateway until it is told to end; return the exit code, 1 when sessions were cut.
+
+    Raises ConfigurationError before anything listens.
+    """
+    bundle = read_bundle(configuration_path)
+    snapshot = build(bundle)
+    settings = snapshot.configuration.log
+    log.configure(json_lines=settings.format == "json", level=settings.level)
+    for warning in snapshot.warnings:
+        log.event("warning", "configuration.warning", message=warning)
+    _raise_descriptor_limit(configuration_path, snapshot)
+    bound = [(listener, bind(listener, configuration_path)) for listener in _listeners(snapshot)]
+    return uvloop.run(_run(bundle, snapshot, bound))
+
+
+async def _run(bundle: Bundle, snapshot: Snapshot, bound: list[tuple[Listener, socket.socket]]) -> int:
+    return await Supervisor(bundle, snapshot, bound).run()
+
+
+def _listeners(snapshot: Snapshot) -> tuple[Listener, ...]:
+    return listeners(snapshot.configuration, snapshot.policy)
+
+
+def _raise_descriptor_limit(configuration_path: str, snapshot: Snapshot) -> None:
+    """Take all descriptors that the system gives. Raises ConfigurationError when the capacity does not fit in them.
+
+    Any worker may come to carry all sessions, when the others have died.
+    """
+    capacity = snapshot.configuration.capacity
+    needed = capacity.max_sessions * _DESCRIPTORS_PER_SESSION + capacity.pending_handshakes + _DESCRIPTORS_BESIDE
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        room = (hard - capacity.pending_handshakes - _DESCRIPTORS_BESIDE) // _DESCRIPTORS_PER_SESSION
+        expected = f"at most {max(room, 0)}, which is what the limit of {hard} open files allows"
+        raise ConfigurationError(
+            [Problem(configuration_path, "capacity.max_sessions", expected, str(capacity.max_sessions))]
+        )
+
+
+class _Worker:
+    """A worker as the supervisor sees it."""
+
+    def __init__(self, number: int, process: subprocess.Popen[bytes]):
+        self.number = number
+        self.process = process
+        self.started_s = time.monotonic()
+        self.ready = False  # it has said that it works by the configuration
+        self.channel: Channel  # set right after
+
+
+class Supervisor:
+    """The gateway's one supervisor."""
+
+    def __init__(self, bundle: Bundle, snapshot: Snapshot, bound: list[tuple[Listener, socket.socket]]):
+        configuration = snapshot.configuration
+        capacity = configuration.capacity
+        self._loop = asyncio.get_running_loop()
+        self._bundle = bundle
+        self._snapshot = snapshot
+        self._bound = bound
+        self._slots = SlotTable.create(capacity.max_sessions)
+        self._admission = Admission(
+            self._slots,
+            max_pending=capacity.pending_handshakes,
+            max_pending_per_address=capacity.pending_handshakes_per_address,
+            # Behind a balancer all clients come from its address.
+            exempt=(*capacity.pending_handshakes_exempt, *configuration.gateway.accept_proxy_protocol_from),
+        )
+        self._workers: dict[int, _Worker] = {}
+        self._next_worker = 0
+        self._deaths_in_a_row = 0
+        self._floods = log.Floods()
+        self._accepting = False
+        self._draining = False
+        self._cut = False
+        self._announced = False
+        self._background: set[asyncio.Task[None]] = set()
+        self._over: asyncio.Future[int] = self._loop.create_future()
+
+    async def run(self) -> int:
+        """Serve; return the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._on_stop_signal)
+        for listener, sock in self._bound:
+            host, port = sock.getsockname()[:2]
+            log.event(
+                "info",
+                "gateway.listen",
+                address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+                service=listener.service.name if listener.service is not None else None,
+            )
+        for _ in range(self._snapshot.configuration.gateway.workers or os.cpu_count() or 1):
+            self._start_worker()
+        ticker = asyncio.create_task(self._tick(), name="tick")
+        try:
+            code = await self._over
+        finally:
+            ticker.cancel()
+            for task in self._background:
+                task.cancel()
+            self._stop_accepting()
+            for _, sock in self._bound:
+                sock.close()
+            await self._reap()
+        log.event("info", "gateway.stop", exit_code=code)
+        return code
+
+    # Workers.
+
+    def _start_worker(self) -> None:
+        ours, theirs = Channel.pair()
+        command = [sys.executable, "-P", "-m", "portguard.gateway.worker"]
+        arguments = [theirs.fileno(), self._slots.descriptor, self._slots.capacity]
+        with theirs:
+            process = subprocess.Popen(
+                [*command, *map(str, arguments)],
+                pass_fds=(theirs.fileno(), self._slots.descriptor),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+        worker = _Worker(self._next_worker, process)
+        self._next_worker += 1
+        self._workers[worker.number] = worker
+        worker.channel = Channel(
+            ours,
+            on_message=lambda message, _: self._on_message(worker, message),
+            on_closed=lambda: self._on_worker_gone(worker),
+        )
+
+    def _on_message(self, worker: _Worker, message: Message) -> None:
+        match message:
+            case Admit():
+                self._admit(worker, message)
+            case Ended():
+                self._admission.end(message.slot, time.monotonic_ns())
+                self._end_if_drained()
+            case Gone():
+                self._admission.gone(message.connection)
+            case Hello():
+                if message.version != VERSION:
+                    raise RuntimeError(f"worker: expected version {VERSION}, got {message.version}")
+                worker.channel.send(Configure(), self._bundle_file())
+            case Configured():
+                worker.ready = True
+                self._on_ready()
+            case Beat():
+                pass
+
+    def _bundle_file(self) -> int:
+        """Return the bundle as a memory file: workers use the very bytes that were checked here."""
+        descriptor = os.memfd_create("portguard-bundle", os.MFD_CLOEXEC)
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(self._bundle.to_bytes())
+        return descriptor
+
+    def _admit(self, worker: _Worker, request: Admit) -> None:
+        try:
+            if self._draining:
+                raise Refused(Reason.DRAINING)
+            session = self._admission.admit(
+                request.connection,
+                session_id=request.session,
+                trust=request.trust,
+                name=request.name,
+                service=request.service,
+                role=request.role,
+                now_ns=time.monotonic_ns(),
+            )
+        except Refused as refused:
+            worker.channel.send(Refusal(request.connection, refused.reason, refused.message, refused.retry_after_s))
+        else:
+            worker.channel.send(Ticket(request.connection, session.slot))
+
+    def _on_ready(self) -> None:
+        if self._draining:
+            return
+        self._start_accepting()
+        if not self._announced and all(worker.ready for worker in self._workers.values()):
+            self._announced = True
+            log.event("info", "gateway.ready", workers=len(self._workers))
+
+    def _on_worker_gone(self, worker: _Worker) -> None:
+        del self._workers[worker.number]
+        now_ns = time.monotonic_ns()
+        for account in self._admission.lose(worker.number, now_ns):
+            self._log_lost(account)
+        self._reap_later(worker)
+        if self._draining:
+            self._end_if_drained()
+            return
+        if not any(other.ready for other in self._workers.values()):
+            self._stop_accepting()
+        if time.monotonic() - worker.started_s > _PROVEN_S:
+            self._deaths_in_a_row = 0
+        delay_s = _BACK_OFF_S[min(self._deaths_in_a_row, len(_BACK_OFF_S) - 1)]
+        self._deaths_in_a_row += 1
+        self._loop.call_later(delay_s, self._replace_worker)
+
+    def _replace_worker(self) -> None:
+        if not self._draining:
+            self._start_worker()
+
+    def _log_lost(self, account: Account) -> None:
+        session = account.session
+        log.event(
+            "warning",
+            "session.close",
+            session=session.id,
+            identity=self._snapshot.written(session.trust, session.name),
+            service=session.service,
+            role=session.role,
+            reason=Reason.WORKER_LOST,
+            received=account.received,
+            sent=account.sent,
+            duration=account.duration_s,
+        )
+
+    def _reap_later(self, worker: _Worker) -> None:
+        """Collect the process, which is ending or has."""
+
+        async def reap() -> None:
+            code = await asyncio.to_thread(worker.process.wait)
+            if not self._draining:
+                log.event("error", "worker.exit", worker=worker.number, pid=worker.process.pid, status=code)
+
+        task = asyncio.create_task(reap(), name=f"reap worker {worker.number}")
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _reap(self) -> None:
+        for worker in self._workers.values():
+            worker.channel.close()  # which ends the worker, whatever it does
+        for worker in self._workers.values():
+            try:
+                await asyncio.to_thread(worker.process.wait, 1.0)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                await asyncio.to_thread(worker.process.wait)
+
+    # Accepting.
+
+    def _start_accepting(self) -> None:
+        if self._accepting or self._draining or not any(worker.ready for worker in self._workers.values()):
+            return
+        self._accepting = True
+        for number, (_, sock) in enumerate(self._bound):
+            self._loop.add_reader(sock, self._on_acceptable, number, sock)
+
+    def _stop_accepting(self) -> None:
+        self._accepting = False
+        for _, sock in self._bound:
+            self._loop.remove_reader(sock)
+
+    def _on_acceptable(self, number: int, listening: socket.socket) -> None:
+        for _ in range(_ACCEPT_BATCH):
+            try:
+                sock, address = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _NO_DESCRIPTOR:
+                    raise
+                # The listener stays readable: without a pause the loop would do nothing but fail.
+                log.event("error", "gateway.accept_paused", message=error.strerror, seconds=_PAUSE_S)
+                self._stop_accepting()
+                self._loop.call_later(_PAUSE_S, self._start_accepting)
+                return
+            self._pass_on(number, sock, address)
+
+    def _pass_on(self, number: int, sock: socket.socket, address: tuple[str, int]) -> None:
+        worker = min(
+            (worker for worker in self._workers.values() if worker.ready),
+            key=lambda worker: self._admission.load(worker.number),
+        )
+        try:
+            connection = self._admission.begin(worker.number, ip_address(address[0]))
+        except Refused as refused:
+            sock.close()
+            self._floods.event(
+                time.monotonic(),
+                "warning",
+                "connection.refuse",
+                source=address[0],
+                reason=refused.reason,
+                message=refused.message,
+            )
+            return
+        worker.channel.send(Accepted(connection, number, address[0], address[1]), sock.detach())
+
+    # The end.
+
+    def _on_stop_signal(self) -> None:
+        if self._draining:
+            self._cut_sessions()
+            return
+        self._draining = True
+        self._stop_accepting()
+        for _, sock in self._bound:
+            sock.close()
+        log.event("info", "gateway.drain", sessions=len(self._admission.sessions))
+        for worker in self._workers.values():
+            worker.channel.send(Drain())
+        drain_s = self._snapshot.configuration.timeouts.drain_s
+        if drain_s is not None:
+            self._loop.call_later(drain_s, self._cut_sessions)
+        self._end_if_drained()
+
+    def _cut_sessions(self) -> None:
+        if self._cut or self._over.done():
+            return
+        self._cut = bool(self._admission.sessions)
+        for worker in self._workers.values():
+            worker.channel.send(Stop(Reason.GATEWAY_STOPPED))
+        self._loop.call_later(_STOP_S, self._end)
+
+    def _end_if_drained(self) -> None:
+        if self._draining and not self._workers:
+            self._end()
+
+    def _end(self) -> None:
+        if not self._over.done():
+            self._over.set_result(1 if self._cut else 0)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self._floods.report()

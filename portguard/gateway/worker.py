@@ -1,0 +1,212 @@
+"""A worker process: the data plane, one event loop that carries sessions.
+
+Started by the supervisor as `python -m portguard.gateway.worker`, with the descriptors of its channel and of the slot
+table. It ends when the supervisor does.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+import uvloop
+
+from portguard.errors import Refused
+from portguard.gateway.bundle import Bundle
+from portguard.gateway.connection import Connection, Live
+from portguard.gateway.dial import Dialer
+from portguard.gateway.ends import Lingering
+from portguard.gateway.protocol import (
+    VERSION,
+    Accepted,
+    Admit,
+    Beat,
+    Channel,
+    Configure,
+    Configured,
+    Drain,
+    Ended,
+    Gone,
+    Hello,
+    Message,
+    Refusal,
+    Stop,
+    Ticket,
+    refused,
+)
+from portguard.gateway.setup import Setup
+from portguard.gateway.slots import SlotTable
+from portguard.gateway.snapshot import build
+from portguard.observe import log
+from portguard.reasons import Reason
+
+_SWEEP_S = 1.0
+
+
+class _Lingering(set[Lingering]):
+    """The connections whose last bytes are still on their way; tells when the last one is closed."""
+
+    def __init__(self, on_empty: Callable[[], None]):
+        super().__init__()
+        self._on_empty = on_empty
+
+    def discard(self, element: object) -> None:
+        super().discard(element)
+        if not self:
+            self._on_empty()
+
+
+class Worker:
+    """What the connections and sessions of one worker share."""
+
+    def __init__(self, channel: socket.socket, slots: SlotTable):
+        self.loop = asyncio.get_running_loop()
+        self.slots = slots
+        self.dialer = Dialer()
+        self.lingering: set[Lingering] = _Lingering(self._finish_if_drained)
+        self.live: dict[int, Live] = {}  # sessions by slot
+        self.floods = log.Floods()
+        self.setup: Setup  # set by Configure, which comes before any connection
+        self._tasks: dict[int, asyncio.Task[None]] = {}  # connections that are not sessions yet
+        self._answers: dict[int, asyncio.Future[Ticket]] = {}
+        self._draining = False
+        self._done = self.loop.create_future()
+        self._channel = Channel(channel, on_message=self._on_message, on_closed=self._on_supervisor_gone)
+
+    async def run(self) -> None:
+        """Serve until told to end."""
+        self._channel.send(Hello(VERSION))
+        sweeper = asyncio.create_task(self._sweep(), name="sweep")
+        try:
+            await self._done
+        finally:
+            sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await sweeper
+            self._channel.close()
+
+    # What connections ask for.
+
+    async def admit(self, request: Admit) -> Ticket:
+        """Ask the supervisor for a session. Raises Refused. *Fails closed*: no answer, no session."""
+        answer: asyncio.Future[Ticket] = self.loop.create_future()
+        self._answers[request.connection] = answer
+        self._channel.send(request)
+        try:
+            return await answer
+        finally:
+            del self._answers[request.connection]
+
+    def gone(self, connection: int) -> None:
+        """Say that a connection ended without becoming a session."""
+        self._channel.send(Gone(connection))
+
+    def ended(self, slot: int, reason: Reason) -> None:
+        """Say that an admitted session has ended."""
+        self.live.pop(slot, None)
+        self._channel.send(Ended(slot, reason))
+        self._finish_if_drained()
+
+    # What the supervisor says.
+
+    def _on_message(self, message: Message, descriptor: int | None) -> None:
+        match message:
+            case Accepted():
+                self._accept(message, descriptor)
+            case Ticket():
+                if (answer := self._answers.get(message.connection)) is not None and not answer.done():
+                    answer.set_result(message)
+                else:  # the client went away while the supervisor decided
+                    self.ended(message.slot, Reason.CLIENT_RESET)
+            case Refusal():
+                if (answer := self._answers.get(message.connection)) is not None and not answer.done():
+                    reason, text, retry_after_s = refused(message)
+                    answer.set_exception(Refused(reason, text, retry_after_s=retry_after_s))
+            case Configure():
+                assert descriptor is not None
+                self._configure(descriptor)
+            case Drain():
+                self._draining = True
+                self._finish_if_drained()
+            case Stop():
+                self._stop(Reason(message.reason))
+
+    def _configure(self, descriptor: int) -> None:
+        with open(descriptor, "rb") as file:
+            file.seek(0)
+            snapshot = build(Bundle.from_bytes(file.read()))
+        settings = snapshot.configuration.log
+        log.configure(json_lines=settings.format == "json", level=settings.level)
+        self.setup = Setup.make(snapshot)
+        self._channel.send(Configured())
+
+    def _accept(self, accepted: Accepted, descriptor: int | None) -> None:
+        if descriptor is None:
+            self.gone(accepted.connection)
+            return
+        connection = Connection(self, accepted, _adopt(descriptor, accepted.source_address))
+        task = self.loop.create_task(connection.run(), name=f"connection {accepted.connection}")
+        self._tasks[accepted.connection] = task
+        task.add_done_callback(lambda task: self._on_connection_done(accepted.connection, task))
+
+    def _on_connection_done(self, connection: int, task: asyncio.Task[None]) -> None:
+        del self._tasks[connection]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # A fault of ours. It ends this connection, and the others go on.
+            self.loop.call_exception_handler({"message": "connection failed", "exception": error, "task": task})
+        self._finish_if_drained()
+
+    def _on_supervisor_gone(self) -> None:
+        # Without a supervisor nothing is admitted, counted or recorded.
+        os._exit(1)
+
+    def _stop(self, reason: Reason) -> None:
+        self._draining = True
+        for task in self._tasks.values():
+            task.cancel()
+        for live in list(self.live.values()):
+            live.relay.close(reason)
+        self._finish_if_drained()
+
+    def _finish_if_drained(self) -> None:
+        if not (self._tasks or self.live or self.lingering) and self._draining and not self._done.done():
+            self._done.set_result(None)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now_ns = time.monotonic_ns()
+            for live in list(self.live.values()):
+                live.relay.sweep(now_ns)
+            self.floods.report()
+            self._channel.send(Beat())
+
+
+def _adopt(descriptor: int, source_address: str) -> socket.socket:
+    """Return the client's socket. Told its family, Python need not ask the kernel for it."""
+    family = socket.AF_INET6 if ":" in source_address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM, 0, descriptor)
+    sock.setblocking(False)
+    return sock
+
+
+async def _main(channel: socket.socket, slots: SlotTable) -> None:
+    worker = Worker(channel, slots)
+    await worker.run()
+
+
+def main() -> None:
+    """Entry point: `channel descriptor, slot table descriptor, capacity`."""
+    channel, slots, capacity = map(int, sys.argv[1:])
+    # The supervisor decides when to end; a Ctrl-C on its terminal reaches the whole process group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    uvloop.run(_main(socket.socket(fileno=channel), SlotTable(slots, capacity)))
+
+
+if __name__ == "__main__":
+    main()

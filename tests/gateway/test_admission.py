@@ -1,0 +1,110 @@
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from portguard.errors import Refused
+from portguard.gateway.admission import Admission
+from portguard.gateway.slots import RECEIVED, SENT, SlotTable
+from portguard.reasons import Reason
+
+HERE, THERE = ip_address("192.0.2.1"), ip_address("2001:db8::1")
+SECOND_NS = 1_000_000_000
+
+
+@pytest.fixture
+def slots():
+    return SlotTable.create(2)
+
+
+@pytest.fixture
+def admission(slots):
+    return Admission(slots, max_pending=3, max_pending_per_address=2, exempt=[ip_network("198.51.100.0/24")])
+
+
+def admit(admission, connection, now_ns=0):
+    return admission.admit(
+        connection, session_id="ab" * 16, trust="local", name="alice", service="db", role="team", now_ns=now_ns
+    )
+
+
+def refusal(act, *args) -> Reason:
+    with pytest.raises(Refused) as caught:
+        act(*args)
+    return caught.value.reason
+
+
+def test_an_address_has_only_so_many_handshakes_under_way_and_others_go_on(admission):
+    admission.begin(0, HERE)
+    admission.begin(0, HERE)
+    assert refusal(admission.begin, 0, HERE) is Reason.ADDRESS_LIMIT
+    admission.begin(0, THERE)
+
+
+def test_all_addresses_together_have_only_so_many_handshakes_under_way(admission):
+    for last in range(3):
+        admission.begin(0, ip_address(f"192.0.2.{last}"))
+    assert refusal(admission.begin, 0, THERE) is Reason.GATEWAY_FULL
+
+
+def test_an_exempt_address_counts_in_the_whole_only(admission):
+    office = ip_address("198.51.100.7")
+    for _ in range(3):
+        admission.begin(0, office)
+    assert refusal(admission.begin, 0, office) is Reason.GATEWAY_FULL
+
+
+def test_a_connection_that_is_gone_or_admitted_gives_its_place_back(admission):
+    first, second = admission.begin(0, HERE), admission.begin(0, HERE)
+    admission.gone(first)
+    admit(admission, second)
+    assert admission.pending == 0
+    admission.begin(0, HERE)
+    admission.begin(0, HERE)
+    assert refusal(admission.begin, 0, HERE) is Reason.ADDRESS_LIMIT
+
+
+def test_without_a_free_slot_a_session_is_refused_and_stays_pending(admission):
+    for _ in range(2):
+        admit(admission, admission.begin(0, THERE))
+    connection = admission.begin(0, HERE)
+    assert refusal(admit, admission, connection) is Reason.GATEWAY_FULL
+    assert admission.pending == 1
+    admission.gone(connection)
+
+
+def test_an_unknown_connection_is_not_admitted(admission):
+    with pytest.raises(KeyError):
+        admit(admission, 7)
+
+
+def test_the_end_of_a_session_tells_what_it_moved_and_frees_its_slot(admission, slots):
+    session = admit(admission, admission.begin(4, HERE), now_ns=SECOND_NS)
+    slots.cells[slots.base(session.slot) + RECEIVED] = 10
+    slots.cells[slots.base(session.slot) + SENT] = 20
+    account = admission.end(session.slot, 3 * SECOND_NS)
+    assert (account.session, account.received, account.sent, account.duration_s) == (session, 10, 20, 2.0)
+    with pytest.raises(KeyError):
+        admission.end(session.slot, 3 * SECOND_NS)
+    for _ in range(2):
+        again = admit(admission, admission.begin(0, THERE))
+        assert slots.cells[slots.base(again.slot) + RECEIVED] == 0
+
+
+def test_a_worker_that_is_lost_takes_only_its_own_along(admission):
+    lost = admit(admission, admission.begin(1, HERE))
+    admission.begin(1, HERE)
+    kept = admit(admission, admission.begin(2, THERE))
+    assert [account.session for account in admission.lose(1, SECOND_NS)] == [lost]
+    assert list(admission.sessions.values()) == [kept]
+    assert (admission.pending, admission.load(1), admission.load(2)) == (0, 0, 1)
+
+
+def test_the_load_of_a_worker_counts_connections_and_sessions(admission):
+    connection = admission.begin(1, HERE)
+    admission.begin(1, THERE)
+    assert admission.load(1) == 2
+    session = admit(admission, connection)
+    assert admission.load(1) == 2
+    admission.end(session.slot, 0)
+    assert admission.load(1) == 1
+    assert admission.load(2) == 0
