@@ -2,6 +2,8 @@
 
 import functools
 import hashlib
+import warnings
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from cryptography import x509
@@ -22,6 +24,14 @@ UNREADABLE = (
     x509.UnsupportedGeneralNameType,
 )
 """What `cryptography` raises for a certificate or list that it does not understand, at whichever attribute."""
+
+
+def quietly() -> AbstractContextManager[object]:
+    """A block in which `cryptography` does not warn of what it reads but finds odd, such as very long names.
+
+    Else whoever connects could write lines to the gateway's standard error.
+    """
+    return warnings.catch_warnings(action="ignore")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,17 +58,18 @@ class Authority:
 def read_authority(der: bytes) -> Authority:
     """Read one DER certificate. Raises Malformed when it, its names or its key cannot be read."""
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        # Not as found in the certificate: one key has several encodings there (compressed points, RSA-PSS).
-        key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        return Authority(
-            certificate=certificate,
-            der=der,
-            key=hashlib.sha256(key).digest(),
-            subject=canonical_name(certificate.subject),
-            issuer=canonical_name(certificate.issuer),
-            name=certificate.subject.rfc4514_string(),
-        )
+        with quietly():
+            certificate = x509.load_der_x509_certificate(der)
+            # Not as found in the certificate: one key has several encodings there (compressed points, RSA-PSS).
+            key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+            return Authority(
+                certificate=certificate,
+                der=der,
+                key=hashlib.sha256(key).digest(),
+                subject=canonical_name(certificate.subject),
+                issuer=canonical_name(certificate.issuer),
+                name=certificate.subject.rfc4514_string(),
+            )
     except UNREADABLE as error:
         raise Malformed("a readable X.509 certificate", f"one that is not: {error}") from error
 

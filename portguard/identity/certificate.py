@@ -1,6 +1,7 @@
 """What a client certificate says of its holder: the name, from exactly one place, and the groups.
 
-Nothing here asks who signed the certificate; `trust` does that first. Whatever cannot be read without doubt is refused.
+Nothing here asks who signed the certificate; `trust` does that first. Whatever cannot be read without doubt is refused;
+where the certificate's extensions as a whole cannot be read, each function raises one of `authorities.UNREADABLE`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -148,22 +149,14 @@ def _extension(extensions: x509.Extensions, kind: type[_Extension]) -> _Extensio
 
 
 def _utf8_string(der: bytes) -> str:
-    """Decode a DER UTF8String (X.690 8.1, 10.1: definite length in its shortest form). Raises Malformed."""
-    expected = "a UTF8String"
-    if len(der) < 2 or der[0] != 0x0C:
-        raise Malformed(expected, f"DER that begins with {der[:2].hex()}")
-    length, start = der[1], 2
-    if length >= 0x80:
-        start += length & 0x7F
-        length = int.from_bytes(der[2:start], "big")
-    content = der[start:]
-    shortest = 2 if length < 0x80 else 2 + (length.bit_length() + 7) // 8
-    if start != shortest or len(content) != length:
-        raise Malformed(expected, "DER of another length than it states")
+    """Decode a UTF8String. Reading the extension has made sure that this is one whole DER value. Raises Malformed."""
+    if der[0] != 0x0C:
+        raise Malformed("a UTF8String", f"a value with the DER tag {der[0]:#x}")
+    length_octets = der[1] & 0x7F if der[1] >= 0x80 else 0
     try:
-        return content.decode()
+        return der[2 + length_octets :].decode()
     except UnicodeDecodeError as error:
-        raise Malformed(expected, "bytes that are not UTF-8") from error
+        raise Malformed("a UTF8String", "bytes that are not UTF-8") from error
 
 
 def _unusable(expected: str, found: str) -> Refused:

@@ -5,7 +5,7 @@ import re
 
 from cryptography import x509
 
-from portguard.identity.authorities import UNREADABLE
+from portguard.identity.authorities import UNREADABLE, quietly
 from portguard.identity.names import Malformed
 
 _LINE = re.compile(rb"-----(BEGIN|END) ([^\r\n]{0,64}?)-----")
@@ -44,7 +44,8 @@ def read_blocks(content: bytes, label: str, noun: str) -> tuple[bytes, ...]:
 def parse_certificates(content: bytes) -> tuple[x509.Certificate, ...]:
     """Read the certificates of a file, one in DER or any number in PEM, in their order. Raises Malformed."""
     try:
-        return tuple(map(x509.load_der_x509_certificate, read_blocks(content, "CERTIFICATE", "certificate")))
+        with quietly():
+            return tuple(map(x509.load_der_x509_certificate, read_blocks(content, "CERTIFICATE", "certificate")))
     except Malformed:
         raise
     except UNREADABLE as error:

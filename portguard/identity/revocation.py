@@ -14,7 +14,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa
 
 from portguard.errors import Refused
-from portguard.identity.authorities import UNREADABLE, Authority, CanonicalName, canonical_name, is_authority
+from portguard.identity.authorities import UNREADABLE, Authority, CanonicalName, canonical_name, is_authority, quietly
 from portguard.identity.names import Malformed
 from portguard.identity.pem import read_blocks
 from portguard.reasons import Reason
@@ -78,7 +78,8 @@ def parse_revocation_lists(content: bytes) -> tuple[RevocationList, ...]:
     Raises Malformed for anything else in the file, and for lists that would need more than looking for a serial number:
     delta and indirect lists, those for some reasons or for attribute certificates only, unknown critical extensions.
     """
-    return tuple(map(_parse, read_blocks(content, "X509 CRL", "revocation list")))
+    with quietly():
+        return tuple(map(_parse, read_blocks(content, "X509 CRL", "revocation list")))
 
 
 @dataclass(frozen=True, slots=True)

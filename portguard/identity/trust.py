@@ -35,7 +35,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from portguard.errors import Refused
-from portguard.identity.authorities import UNREADABLE, Authority, is_authority, read_authority
+from portguard.identity.authorities import UNREADABLE, Authority, is_authority, quietly, read_authority
 from portguard.identity.certificate import check_leaf, read_groups, read_name
 from portguard.identity.names import Group, Identity, Malformed, Source, check_trust_domain, check_trust_name
 from portguard.identity.revocation import RevocationList, Revocations, Standing
@@ -168,7 +168,8 @@ class Trusts:
 
     def _judge(self, verified: tuple[bytes, ...], sent: tuple[bytes, ...]) -> _Verdict | Refused:
         try:
-            return self._judge_or_raise(verified, sent)
+            with quietly():
+                return self._judge_or_raise(verified, sent)
         except Refused as refused:
             return refused
         except UNREADABLE as error:
