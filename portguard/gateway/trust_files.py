@@ -1,0 +1,99 @@
+"""From `[trusts.*]` and the files that they name to the trusts that judge clients."""
+
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from portguard.errors import Problem
+from portguard.gateway.configuration import Configuration, TrustSettings
+from portguard.identity.names import Malformed
+from portguard.identity.pem import parse_certificates
+from portguard.identity.revocation import RevocationList, parse_revocation_lists
+from portguard.identity.trust import Trust, Trusts, UnusableTrusts
+
+T = TypeVar("T")
+
+RENEW_BEFORE = timedelta(days=30)
+"""When to warn of an authority that expires, as everybody must learn of the next one; of short-lived ones, in the last
+fifth of their life.
+"""
+
+
+def read_trusts(
+    configuration: Configuration, files: Mapping[str, bytes], problems: list[Problem]
+) -> tuple[tuple[Trust, ...], Trusts | None]:
+    """Read all trusts. What is wrong is added to `problems`; then the trusts that judge clients are None.
+
+    `problems` holds what is known already: what is wrong with the same key of the configuration is not told twice, and
+    files that `files` lacks are told of elsewhere.
+    """
+    trusts = tuple(filter(None, (_read_trust(settings, files, problems) for settings in configuration.trusts)))
+    try:
+        return trusts, Trusts(trusts)
+    except UnusableTrusts as error:
+        told = {problem.key for problem in problems}
+        for problem in error.problems:
+            table = f"trusts.{problem.trust}"
+            if table not in told and f"{table}.{problem.key}" not in told:
+                key = f"{table}.{problem.key}"
+                problems.append(Problem(configuration.path, key, problem.expected, problem.found))
+        return trusts, None
+
+
+def trust_warnings(path: str, trusts: tuple[Trust, ...], at: datetime) -> Iterator[str]:
+    """What is out of date at `at` (aware), or will be soon. `path` is the configuration's."""
+    for trust in trusts:
+        subject = f"{path}: trusts.{trust.name}"
+        for anchor in trust.anchors:
+            start, end, name = anchor.not_valid_before_utc, anchor.not_valid_after_utc, anchor.subject.rfc4514_string()
+            if at < start:
+                yield f"{subject}.ca: {name} is not valid before {_written(start)}; its clients are refused until then"
+            elif at > end:
+                yield f"{subject}.ca: {name} expired on {_written(end)}; its clients are refused"
+            elif end - at < min(RENEW_BEFORE, (end - start) / 5):
+                yield f"{subject}.ca: {name} expires on {_written(end)}"
+        consequence = (
+            "are refused" if trust.crl_expired == "refuse" else "are accepted unless an older list revokes them"
+        )
+        for crl in trust.crls:
+            if not crl.is_current(at):
+                staleness = _staleness(crl, at)
+                yield f"{subject}.crl: the list of {crl.issuer_name} is {staleness}; its clients {consequence}"
+
+
+def _read_trust(settings: TrustSettings, files: Mapping[str, bytes], problems: list[Problem]) -> Trust | None:
+    """None where the authorities cannot be read."""
+    anchors = _parsed(settings.ca, parse_certificates, files, problems)
+    lists = [_parsed(path, parse_revocation_lists, files, problems) for path in settings.crl]
+    if anchors is None:
+        return None
+    return Trust(
+        name=settings.name,
+        anchors=anchors,
+        source=settings.identity,
+        trust_domain=settings.trust_domain,
+        default=settings.default,
+        groups=settings.groups,
+        crls=tuple(crl for crls in lists for crl in crls or ()),
+        crl_expired=settings.crl_expired,
+    )
+
+
+def _parsed(path: str, parse: Callable[[bytes], T], files: Mapping[str, bytes], problems: list[Problem]) -> T | None:
+    if path not in files:
+        return None
+    try:
+        return parse(files[path])
+    except Malformed as error:
+        problems.append(Problem(path, "", error.expected, error.found))
+        return None
+
+
+def _staleness(crl: RevocationList, at: datetime) -> str:
+    if at < crl.this_update:
+        return f"not valid before {_written(crl.this_update)}"
+    return f"out of date since {_written(crl.next_update or crl.this_update)}"
+
+
+def _written(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
