@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -294,13 +295,15 @@ def show_certificate(what: str, directory: Path, pem: bool, as_json: bool) -> No
     """Show a certificate: the first one in FILE, or the one that the authority issued under SERIAL (hex)."""
     now = datetime.now(UTC)
     is_file = os.path.exists(what)
-    certificates = read_certificates(Path(what)) if is_file else [_issued_under(what, directory)]
+    # A foreign certificate's lapses, such as a negative serial, are no news of this program's code.
+    with warnings.catch_warnings(action="ignore"):
+        certificates = read_certificates(Path(what)) if is_file else [_issued_under(what, directory)]
+        fields = dict(described(certificates[0], now, what))
+        if is_file:
+            fields["followed_by"] = [other.subject.rfc4514_string() for other in certificates[1:]]
     if pem:
         click.echo(certificates[0].public_bytes(Encoding.PEM).decode(), nl=False)
         return
-    fields = dict(described(certificates[0], now, what))
-    if is_file:
-        fields["followed_by"] = [other.subject.rfc4514_string() for other in certificates[1:]]
     _print(fields, as_json)
 
 

@@ -1,17 +1,18 @@
 """How certificates look to people and to programs: the fields of one, and the table of many."""
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from portguard.cli.rendering import printable
 from portguard.errors import UsageError
 from portguard.pki import keys
+from portguard.pki.errors import MALFORMED
 from portguard.pki.store import Record, status
 
 Fields = Mapping[str, object]
@@ -39,7 +40,7 @@ def read_certificates(path: Path) -> list[x509.Certificate]:
         if b"-----BEGIN CERTIFICATE-----" in data:
             return x509.load_pem_x509_certificates(data)
         return [x509.load_der_x509_certificate(data)]
-    except ValueError as error:
+    except MALFORMED as error:
         found = "a private key" if b"PRIVATE KEY-----" in data else "something else"
         raise UsageError(f"{path}: expected a certificate in PEM or DER, got {found}") from error
 
@@ -49,24 +50,22 @@ def described(certificate: x509.Certificate, at: datetime, subject: str) -> Fiel
 
     Raises UsageError, which names `subject`, when the certificate is malformed.
     """
+    not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     try:
-        # A foreign certificate's lapses, such as a negative serial, are no news of this program's code.
-        with warnings.catch_warnings(action="ignore"):
-            not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-            return {
-                "serial": serial_text(certificate.serial_number),
-                "subject": certificate.subject.rfc4514_string(),
-                "issuer": certificate.issuer.rfc4514_string(),
-                "names": _names(certificate),
-                "ca": _is_ca(certificate),
-                "usage": _usage(certificate),
-                "key": keys.describe(certificate.public_key()),
-                "not_before": time_text(not_before),
-                "not_after": time_text(not_after),
-                "status": str(status(not_before, not_after, at)),
-                "sha256": certificate.fingerprint(hashes.SHA256()).hex(),
-            }
-    except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        return {
+            "serial": serial_text(certificate.serial_number),
+            "subject": certificate.subject.rfc4514_string(),
+            "issuer": certificate.issuer.rfc4514_string(),
+            "names": _names(certificate),
+            "ca": _is_ca(certificate),
+            "usage": _usage(certificate),
+            "key": _key(certificate),
+            "not_before": time_text(not_before),
+            "not_after": time_text(not_after),
+            "status": str(status(not_before, not_after, at)),
+            "sha256": certificate.fingerprint(hashes.SHA256()).hex(),
+        }
+    except MALFORMED as error:
         raise UsageError(f"{subject}: expected a certificate by RFC 5280, got a malformed one ({error})") from error
 
 
@@ -139,6 +138,13 @@ def _is_ca(certificate: x509.Certificate) -> bool:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
         return False
+
+
+def _key(certificate: x509.Certificate) -> str:
+    try:
+        return keys.describe(certificate.public_key())
+    except UnsupportedAlgorithm:
+        return f"unknown, {certificate.public_key_algorithm_oid.dotted_string}"
 
 
 def _usage(certificate: x509.Certificate) -> list[str]:

@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives import serialization
 
 from portguard.errors import UsageError
 from portguard.pki import files, keys, names, profiles
-from portguard.pki.errors import PkiError
+from portguard.pki.errors import MALFORMED, PkiError
 from portguard.pki.files import PUBLIC, SECRET, NewFile
 from portguard.pki.issued import IssuedCertificate
 from portguard.pki.keys import KeyType
@@ -126,7 +126,7 @@ class Authority:
             issuer, key_path = _read_certificate(directory / "issuing.crt"), directory / "issuing.key"
             try:
                 issuer.verify_directly_issued_by(anchor)
-            except (InvalidSignature, TypeError, ValueError) as error:
+            except (InvalidSignature, *MALFORMED) as error:
                 raise PkiError(directory / "issuing.crt", "a CA that ca.crt signed", "another one") from error
         authority = cls(directory, anchor, issuer, key_path)
         if passphrase is not None:
@@ -272,21 +272,29 @@ def _pem(certificate: x509.Certificate) -> bytes:
 
 
 def _read_certificate(path: Path) -> x509.Certificate:
+    """Read a CA certificate that has what issuing takes. Raises PkiError."""
     expected = "a CA certificate of portguard"
+    pem = files.read(path, expected)
     try:
-        return x509.load_pem_x509_certificate(files.read(path, expected))
-    except ValueError as error:
+        certificate = x509.load_pem_x509_certificate(pem)
+        certificate.public_key()
+        certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+        if certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+            return certificate
+    except (x509.ExtensionNotFound, *MALFORMED) as error:
         raise PkiError(path, expected, "something else") from error
+    raise PkiError(path, expected, "the certificate of no CA")
 
 
 def _trust_domain(anchor: x509.Certificate, path: Path) -> str:
     """Read the trust domain from the root itself (SPIFFE X.509-SVID section 2), so that no second file can differ."""
+    expected = "a CA certificate of portguard, with one spiffe:// trust domain"
     try:
         san = anchor.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         (uri,) = san.get_values_for_type(x509.UniformResourceIdentifier)
         scheme, _, domain = uri.partition("://")
         if scheme == "spiffe":
             return names.trust_domain(domain)
-    except (ValueError, x509.ExtensionNotFound, UsageError):
-        pass
-    raise PkiError(path, "a CA certificate of portguard, with one spiffe:// trust domain", "another certificate")
+    except (x509.ExtensionNotFound, UsageError, *MALFORMED) as error:
+        raise PkiError(path, expected, "another certificate") from error
+    raise PkiError(path, expected, "another certificate")

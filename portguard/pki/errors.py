@@ -2,7 +2,20 @@
 
 from os import PathLike
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+
 from portguard.errors import PortguardError
+
+MALFORMED = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What `cryptography` raises when it meets a certificate, or a part of one, that it cannot read."""
 
 
 class PkiError(PortguardError):

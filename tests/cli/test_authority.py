@@ -116,6 +116,7 @@ def test_init_twice_is_an_error(made: Portguard, tmp_path: Path) -> None:
         (["--trust-domain", DOMAIN, "--root-dir", "ca"], "root directory: expected another one"),
         (["--trust-domain", DOMAIN, "--root-passphrase-file", "x"], "expected --root-dir beside it, got none"),
         (["--trust-domain", DOMAIN, "--passphrase-file", "gone"], "gone: expected a passphrase, got “No such file"),
+        (["--trust-domain", "Bastion", "--encrypt-key"], "trust domain: expected"),
         (["--trust-domain", DOMAIN, "--encrypt-key"], "--passphrase-file: expected a file, as there is no terminal"),
         (["--trust-domain", DOMAIN, "--valid-for", "0s"], "validity: expected 1 second to"),
     ],
@@ -419,6 +420,16 @@ def test_issue_overwrites_only_when_asked(made: Portguard, tmp_path: Path, taken
     assert (tmp_path / taken).read_text().startswith("-----BEGIN")
 
 
+@pytest.mark.parametrize(("command", "stem"), [(["issue", "alice"], "alice"), (["gateway", "bastion"], "gateway")])
+def test_a_file_that_appears_meanwhile_is_not_overwritten(
+    made: Portguard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], stem: str
+) -> None:
+    (tmp_path / f"{stem}.key").write_text("mine")
+    monkeypatch.setattr("portguard.pki.files.refuse_existing", lambda _paths: None)
+    _failed(made("cert", *command), 1, f"{stem}.key: expected no file of this name, got one that exists")
+    assert (tmp_path / f"{stem}.key").read_text() == "mine"
+
+
 @pytest.mark.parametrize("command", [["issue", "alice"], ["gateway", "bastion"]])
 def test_a_place_that_cannot_be_written_is_found_out_before_anything_is_recorded(
     made: Portguard, tmp_path: Path, command: list[str]
@@ -579,6 +590,7 @@ def _foreign(*names: x509.GeneralName, subject: str = "mallory", days: int = 1) 
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
     builder = builder.serial_number(1).not_valid_before(now - timedelta(days=9))
     builder = builder.not_valid_after(now + timedelta(days=days))
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     return builder.sign(key, hashes.SHA256())
@@ -605,13 +617,39 @@ def test_show_of_a_foreign_certificate_escapes_it(portguard: Portguard, tmp_path
     assert shown.json["usage"] == []
 
 
-def test_show_of_a_malformed_certificate(portguard: Portguard, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "broken", "message"),
+    [
+        ("3006870401020304", "3006870301020304", "by RFC 5280, got a malformed one"),
+        ("0603551d11", "0603551d11", ""),
+        ("0603551d0e", "0603551d11", "by RFC 5280, got a malformed one (Duplicate"),
+        ("a003020102", "a003020107", "in PEM or DER, got something else"),
+    ],
+)
+def test_show_of_a_malformed_certificate(
+    portguard: Portguard, tmp_path: Path, part: str, broken: str, message: str
+) -> None:
     der = _foreign(x509.IPAddress(ip_address("1.2.3.4"))).public_bytes(Encoding.DER)
-    (tmp_path / "good.der").write_bytes(der)
-    assert portguard("cert", "show", "good.der", "--json").json["names"] == ["IP:1.2.3.4"]
-    assert der.count(b"\x30\x06\x87\x04\x01\x02\x03\x04") == 1
-    broken = der.replace(b"\x30\x06\x87\x04\x01\x02\x03\x04", b"\x30\x06\x87\x03\x01\x02\x03\x04")
-    (tmp_path / "broken.der").write_bytes(broken)
-    _failed(
-        portguard("cert", "show", "broken.der"), 2, "broken.der: expected a certificate by RFC 5280, got a malformed"
-    )
+    assert der.count(bytes.fromhex(part)) == 1
+    (tmp_path / "x.der").write_bytes(der.replace(bytes.fromhex(part), bytes.fromhex(broken)))
+    if message:
+        _failed(portguard("cert", "show", "x.der"), 2, f"x.der: expected a certificate {message}")
+    else:
+        assert portguard("cert", "show", "x.der", "--json").json["names"] == ["IP:1.2.3.4"]
+
+
+@pytest.mark.parametrize(
+    ("part", "other", "field", "shown"),
+    [
+        ("020101", "020185", "serial", "-7b"),
+        ("2a8648ce3d030107", "2a8648ce3d030109", "key", "unknown, 1.2.840.10045.2.1"),
+    ],
+)
+def test_show_of_an_odd_certificate_shows_what_it_can(
+    portguard: Portguard, tmp_path: Path, part: str, other: str, field: str, shown: str
+) -> None:
+    der = _foreign().public_bytes(Encoding.DER)
+    (tmp_path / "odd.der").write_bytes(der.replace(bytes.fromhex(part), bytes.fromhex(other), 1))
+    outcome = portguard("cert", "show", "odd.der", "--json")
+    assert outcome.json[field] == shown
+    assert outcome.err == ""

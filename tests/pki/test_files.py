@@ -113,6 +113,18 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert os.listdir(tmp_path) == []
 
 
+def test_a_name_that_cannot_be_given_for_another_cause_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_arguments: object, **_keywords: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(PkiError, match=r"a\.key: expected a place that can be written, got “Input/output error”"):
+        publish(_pair(tmp_path))
+    assert os.listdir(tmp_path) == []
+
+
 def test_an_interrupt_between_two_files_leaves_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     link = os.link
 
