@@ -1,0 +1,442 @@
+"""Connections to services: to which address, in which order, for how long, and what to remember of failures.
+
+Upstreams of a service are tried one after the other, in order of preference or each in turn. An address that failed
+rests, 5 s at first and twice as long at each further failure up to 60 s: it is then tried after the others, not never.
+When a rest ends, one session tries the address while others still pass it by.
+
+The timeout is for the whole dial. Each attempt gets an equal share of what is left, so that a first address that
+swallows packets leaves time for the second; what an attempt does not use goes to those after it.
+"""
+
+import asyncio
+import errno
+import functools
+import os
+import random
+import socket
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import aiohappyeyeballs
+
+from portguard.errors import Refused
+from portguard.gateway.resolve import FamilyAddress, Names, SocketAddress, Unresolved
+from portguard.policy.model import Service, Upstream
+from portguard.reasons import Reason
+
+_T = TypeVar("_T")
+_K = TypeVar("_K")
+
+REST_S = 5.0
+LONGEST_REST_S = 60.0
+_MOST_RESTS = 1024  # names may resolve to ever new addresses
+
+_ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5: "Connection Attempt Delay"
+_BACKLOG_DELAYS_S = (0.01, 0.02, 0.05, 0.1)  # the last one again and again
+
+# A dead peer is noticed after about two minutes: 60 s of silence, then four probes.
+_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+_TCP_OPTIONS = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in _KEEPALIVE.items()
+        if hasattr(socket, name)
+    ),
+)
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EINTR})
+
+
+@dataclass(frozen=True, slots=True)
+class Dialed:
+    """A connected, non-blocking socket, the caller's to close; `address` is where it leads, "10.0.3.7:5432"."""
+
+    sock: socket.socket
+    upstream: Upstream
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One upstream that could not be reached."""
+
+    upstream: Upstream
+    reason: Reason
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.upstream}: {self.found}"
+
+
+class DialFailed(Refused):
+    """No upstream of a service could be reached. `attempts` is for the log: its addresses are no client's business."""
+
+    def __init__(self, attempts: Sequence[Attempt]):
+        self.attempts = tuple(attempts)
+        reasons = {attempt.reason for attempt in attempts}
+        # "unresolved" and "timeout" are said only where that is the whole truth.
+        super().__init__(reasons.pop() if len(reasons) == 1 else Reason.UPSTREAM_UNREACHABLE)
+
+    @property
+    def detail(self) -> str:
+        """`10.0.3.7:5432: Connection refused; db.internal:5432: the resolver did not answer in time`."""
+        return "; ".join(map(str, self.attempts))
+
+
+def set_tcp_options(sock: socket.socket) -> None:
+    """Send small writes at once, and notice a peer that is gone without a word."""
+    for level, option, value in _TCP_OPTIONS:
+        sock.setsockopt(level, option, value)
+
+
+class Dialer:
+    """Dials services, and remembers which addresses failed. Belongs to one event loop.
+
+    `clock` counts seconds, None is the loop's. `first` picks where round-robin begins among n upstreams: by chance, as
+    each worker has its own dialer, and all would begin with the same one. `attempt_delay_s` is how long one address of
+    a name has before the next one is tried beside it.
+    """
+
+    def __init__(
+        self,
+        *,
+        names: Names | None = None,
+        clock: Callable[[], float] | None = None,
+        first: Callable[[int], int] = random.randrange,
+        attempt_delay_s: float = _ATTEMPT_DELAY_S,
+    ):
+        self._names = names or Names(clock=clock)
+        self._clock = clock
+        self._first = first
+        self._attempt_delay_s = attempt_delay_s
+        self._turns: dict[str, int] = {}  # by service
+        self._rests: dict[_Key, _Rest] = {}  # only what failed last time it was tried
+        self._up: dict[Upstream, bool] = {}
+
+    @property
+    def health(self) -> Mapping[Upstream, bool]:
+        """Whether the last attempt reached it, of every upstream that was tried. A view that goes on changing."""
+        return MappingProxyType(self._up)
+
+    async def dial(self, service: Service, *, timeout_s: float) -> Dialed:
+        """Connect to an upstream of `service`, in at most `timeout_s`. Cancelling it leaves nothing open.
+
+        Raises DialFailed (upstream_unreachable, upstream_timeout, upstream_unresolved), and Refused (gateway_full)
+        when the gateway has no descriptor or memory left for a socket, for which no upstream is to blame.
+        """
+        loop = asyncio.get_running_loop()
+        clock = self._clock or loop.time
+        deadline = loop.time() + timeout_s
+        order = self._in_order(service, clock())
+        failed: list[Attempt] = []
+        for position, upstream in enumerate(order):
+            share_s = max(0.0, deadline - loop.time()) / (len(order) - position)
+            failures = self._begin(upstream, clock())
+            try:
+                sock, address = await self._attempt(loop, upstream, share_s)
+            except _FailedAttempt as attempt:
+                self._rest(upstream, clock(), failures)
+                self._up[upstream] = False
+                failed.append(Attempt(upstream, attempt.reason, attempt.found))
+                continue
+            self._rests.pop(upstream, None)
+            self._up[upstream] = True
+            return Dialed(sock, upstream, address)
+        raise DialFailed(failed)
+
+    def retain(self, services: Iterable[Service]) -> None:
+        """Forget what is remembered of upstreams and services other than these, after a reload."""
+        services = list(services)
+        upstreams = {upstream for service in services for upstream in service.upstreams}
+        _retain(self._up, upstreams)
+        _retain(self._rests, upstreams)
+        _retain(self._turns, {service.name for service in services})
+
+    async def close(self) -> None:
+        """Give up names that are being resolved. Dials under way are their callers' to cancel."""
+        await self._names.close()
+
+    # The order.
+
+    def _in_order(self, service: Service, now_s: float) -> Sequence[Upstream]:
+        upstreams = service.upstreams
+        if len(upstreams) == 1:
+            return upstreams
+        if service.balance == "round-robin":
+            turn = self._turns.get(service.name)
+            if turn is None:
+                turn = self._first(len(upstreams))
+            self._turns[service.name] = turn + 1
+            turn %= len(upstreams)
+            upstreams = upstreams[turn:] + upstreams[:turn]
+        return self._rested_first(upstreams, now_s, lambda upstream: upstream)
+
+    def _rested_first(self, items: Sequence[_T], now_s: float, key: "Callable[[_T], _Key]") -> Sequence[_T]:
+        if not self._rests:
+            return items
+        return sorted(items, key=lambda item: self._is_resting(key(item), now_s))
+
+    # Who rests.
+
+    def _is_resting(self, key: "_Key", now_s: float) -> bool:
+        rest = self._rests.get(key)
+        return rest is not None and now_s < rest.until_s
+
+    def _begin(self, key: "_Key", now_s: float) -> int:
+        """Note that an attempt begins; the answer goes to _rest() if it fails."""
+        rest = self._rests.get(key)
+        if rest is None:
+            return 0
+        if now_s < rest.until_s:
+            return -1
+        # Its rest is over. Until this one knows more, the others go on passing it by.
+        rest.until_s = now_s + rest.length_s
+        return rest.failures
+
+    def _rest(self, key: "_Key", now_s: float, failures: int) -> None:
+        """Let an address rest. Of many attempts that fail together, one counts; those made during a rest do not."""
+        rest = self._rests.get(key)
+        if rest is None:
+            if len(self._rests) >= _MOST_RESTS:
+                self._rests = {key: rest for key, rest in self._rests.items() if now_s < rest.until_s}
+            rest = self._rests[key] = _Rest()
+        elif rest.failures == failures:
+            rest.failures += 1
+        rest.until_s = now_s + rest.length_s
+
+    # One attempt.
+
+    async def _attempt(
+        self, loop: asyncio.AbstractEventLoop, upstream: Upstream, timeout_s: float
+    ) -> tuple[socket.socket, str]:
+        """Connect to one upstream. Raises _FailedAttempt, or Refused when no socket can be had."""
+        try:
+            if upstream.path is not None:
+                return await _connect(loop, socket.AF_UNIX, upstream.path, timeout_s), str(upstream)
+            deadline = loop.time() + timeout_s
+            addresses = await self._addresses(upstream, timeout_s)
+            if len(addresses) == 1:
+                family, address = addresses[0]
+                sock = await _connect(loop, family, address, max(0.0, deadline - loop.time()))
+            else:
+                sock, address = await self._race(loop, addresses, max(0.0, deadline - loop.time()))
+        except TimeoutError:  # also the kernel's own, ETIMEDOUT
+            raise _FailedAttempt(Reason.UPSTREAM_TIMEOUT, "no answer in time") from None
+        except OSError as error:
+            raise _FailedAttempt(Reason.UPSTREAM_UNREACHABLE, error.strerror or str(error)) from None
+        return sock, _written(address)
+
+    async def _addresses(self, upstream: Upstream, timeout_s: float) -> tuple[FamilyAddress, ...]:
+        host, port = upstream.host, upstream.port
+        assert host is not None
+        assert port is not None
+        literal = _literal(host, port)
+        if literal is not None:
+            return literal
+        try:
+            async with asyncio.timeout(timeout_s):
+                addresses = await self._names.resolve(host)
+        except TimeoutError:
+            raise _FailedAttempt(Reason.UPSTREAM_UNRESOLVED, "the resolver did not answer in time") from None
+        except Unresolved as error:
+            raise _FailedAttempt(Reason.UPSTREAM_UNRESOLVED, str(error)) from None
+        return tuple((family, _with_port(address, port)) for family, address in addresses)
+
+    async def _race(
+        self, loop: asyncio.AbstractEventLoop, addresses: Sequence[FamilyAddress], timeout_s: float
+    ) -> tuple[socket.socket, SocketAddress]:
+        """Connect to whichever of a name's addresses answers first, with a head start for those before it (RFC 8305).
+
+        Those that were tried in vain before the winner rest: the next session need not wait for them.
+        """
+        addresses = self._rested_first(addresses, (self._clock or loop.time)(), lambda item: item[1])
+        opened: dict[socket.socket, SocketAddress] = {}
+        refusals: list[Refused] = []
+
+        def open_one(info: aiohappyeyeballs.AddrInfoType) -> socket.socket:
+            try:
+                sock = _open(info[0])
+            except Refused as refused:
+                refusals.append(refused)
+                raise OSError(refused.message) from refused
+            opened[sock] = info[4]
+            return sock
+
+        infos = [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address) for family, address in addresses]
+        task = asyncio.current_task()
+        assert task is not None
+        cancellations = task.cancelling()
+        try:
+            async with asyncio.timeout(timeout_s):
+                sock = await aiohappyeyeballs.start_connection(
+                    infos, happy_eyeballs_delay=self._attempt_delay_s, interleave=0, socket_factory=open_one
+                )
+        except TimeoutError:
+            raise
+        except OSError:
+            if refusals:
+                raise refusals[0] from None
+            raise
+        try:
+            if task.cancelling() > cancellations:
+                # While it cancels the losers, the library takes a cancellation of its caller for one of theirs.
+                raise asyncio.CancelledError
+            _check_not_itself(sock, opened[sock])
+        except BaseException:
+            sock.close()
+            raise
+        address = opened[sock]
+        now_s = (self._clock or loop.time)()
+        for _, before in addresses:
+            if before == address:
+                break
+            rest = self._rests.get(before)
+            self._rest(before, now_s, rest.failures if rest is not None else 0)
+        self._rests.pop(address, None)
+        return sock, address
+
+
+_Key = Upstream | SocketAddress
+
+
+def _retain(remembered: dict[_K, Any], kept: Container[object]) -> None:
+    for key in [key for key in remembered if key not in kept]:
+        del remembered[key]
+
+
+class _Rest:
+    __slots__ = ("failures", "until_s")
+
+    def __init__(self) -> None:
+        self.failures = 1
+        self.until_s = 0.0
+
+    @property
+    def length_s(self) -> float:
+        return min(REST_S * 2.0 ** min(self.failures - 1, 10), LONGEST_REST_S)
+
+
+class _FailedAttempt(Exception):
+    def __init__(self, reason: Reason, found: str):
+        self.reason = reason
+        self.found = found
+        super().__init__(found)
+
+
+def _open(family: int) -> socket.socket:
+    """A non-blocking socket. Raises Refused (gateway_full), OSError for a family that the system does not know."""
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        if error.errno in _EXHAUSTED:
+            raise Refused(Reason.GATEWAY_FULL) from error
+        raise
+    try:
+        sock.setblocking(False)
+        if family != socket.AF_UNIX:
+            set_tcp_options(sock)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+async def _connect(
+    loop: asyncio.AbstractEventLoop, family: socket.AddressFamily, address: SocketAddress | str, timeout_s: float
+) -> socket.socket:
+    """Connect a new socket. Raises TimeoutError, OSError, and Refused when no socket can be had.
+
+    Not loop.sock_connect(): that takes the EAGAIN of a unix socket with a full backlog for a connection under way, and
+    answers with a socket that is not connected.
+    """
+    sock = _open(family)
+    try:
+        error = sock.connect_ex(address)
+        if family == socket.AF_UNIX and error == errno.EAGAIN:
+            error = await _connect_to_backlog(loop, sock, address, timeout_s)
+        if error in _UNDER_WAY:
+            # On this machine the handshake is through by now, and a look is cheaper than a turn of the loop.
+            error = sock.connect_ex(address)
+        if error in _UNDER_WAY:
+            await _writable(loop, sock, timeout_s)
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error not in {0, errno.EISCONN}:
+            raise OSError(error, os.strerror(error))
+        if not isinstance(address, str):
+            _check_not_itself(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _connect_to_backlog(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, path: SocketAddress | str, timeout_s: float
+) -> int:
+    """Wait for a place in the backlog of a unix socket, of which nothing tells. Returns the error, 0 when connected."""
+    deadline = loop.time() + timeout_s
+    delays = iter(_BACKLOG_DELAYS_S)
+    delay_s = 0.0
+    while True:
+        delay_s = next(delays, delay_s)
+        if loop.time() + delay_s > deadline:
+            raise TimeoutError
+        await asyncio.sleep(delay_s)
+        if (error := sock.connect_ex(path)) != errno.EAGAIN:
+            return error
+
+
+async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket, timeout_s: float) -> None:
+    """Wait until a connection under way is decided. Raises TimeoutError."""
+    decided: asyncio.Future[None] = loop.create_future()
+    timer = loop.call_later(timeout_s, _settle, decided, TimeoutError())
+    loop.add_writer(sock, _settle, decided, None)
+    try:
+        await decided
+    finally:
+        timer.cancel()
+        loop.remove_writer(sock)
+
+
+def _settle(decided: "asyncio.Future[None]", error: TimeoutError | None) -> None:
+    if decided.done():
+        return
+    if error is None:
+        decided.set_result(None)
+    else:
+        decided.set_exception(error)
+
+
+def _check_not_itself(sock: socket.socket, address: SocketAddress) -> None:
+    """Raise OSError when a socket has connected to itself.
+
+    On this machine that happens where nobody listens on a port of the ephemeral range, and the kernel happens to pick
+    the same port for our side: both then meet in a simultaneous open, and a client would talk to its own echo.
+    """
+    if sock.getsockname()[:2] == address[:2]:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+
+
+@functools.lru_cache(maxsize=4096)
+def _literal(host: str, port: int) -> tuple[FamilyAddress, ...] | None:
+    """The address that `host` spells out, None when it is a name."""
+    try:
+        version = ip_address(host).version
+    except ValueError:
+        return None
+    return ((socket.AF_INET, (host, port)),) if version == 4 else ((socket.AF_INET6, (host, port, 0, 0)),)
+
+
+def _with_port(address: SocketAddress, port: int) -> SocketAddress:
+    return (address[0], port) if len(address) == 2 else (address[0], port, address[2], address[3])
+
+
+def _written(address: SocketAddress) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
