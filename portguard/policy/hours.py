@@ -159,6 +159,9 @@ def _written_days(days: tuple[int, ...]) -> str:
             runs[-1].append(day)
         else:
             runs.append([day])
+    if len(runs) > 1 and runs[0][0] == 0 and runs[-1][-1] == 6:
+        # "Sat-Mon", not "Mon,Sat-Sun".
+        runs.append(runs.pop() + runs.pop(0))
     return ",".join(DAYS[run[0]] if len(run) == 1 else f"{DAYS[run[0]]}-{DAYS[run[-1]]}" for run in runs)
 
 

@@ -175,7 +175,7 @@ class _Reading:
         first: Table | None = None
         for root in roots:
             if "timezone" in root and first is not None:
-                root.report_as("timezone", "a time zone only once in a folder", f"another one than in {first.file}")
+                root.report_as("timezone", "a time zone only once in a folder", f"a second one beside {first.file}")
             found = root.get("timezone", kinds.TIME_ZONE, UTC)
             if "timezone" in root and first is None:
                 zone, first = found, root
@@ -261,7 +261,7 @@ def _defaults(roots: Sequence[Table], name: str) -> Iterator[Table]:
         table = root.table("defaults").table(name)
         if table.present:
             if first is not None:
-                table.report_as("", f"[{table.path}] only once in a folder", f"another one than in {first.file}")
+                table.report_as("", f"[{table.path}] only once in a folder", f"a second one beside {first.file}")
             first = first or table
             yield table
 
@@ -278,9 +278,10 @@ def _service_terms(table: Table, default: _ServiceTerms) -> _ServiceTerms:
 
 def _service(name: str, table: Table, terms: _ServiceTerms) -> Service:
     upstreams = table.array("upstream", kinds.UPSTREAM, minimum=1)
-    tls = _tls(table.table("tls"))
-    if tls is not None and tls.server_name is None and any(upstream.path for upstream in upstreams):
-        table.report_as("tls.server_name", "a name to verify, as a unix socket has none", "nothing")
+    tls_table = table.table("tls")
+    tls = _tls(tls_table)
+    if tls is not None and "server_name" not in tls_table and any(upstream.path for upstream in upstreams):
+        tls_table.report_as("server_name", "a name to verify, as a unix socket has none", "nothing")
     return Service(
         name=name,
         upstreams=upstreams,
