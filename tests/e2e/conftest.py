@@ -87,13 +87,13 @@ def _accepts(address: tuple[str, int] | str) -> bool:
         return probe.connect_ex(address) == 0
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """`start(argv, **popen)` runs a program in a process group of its own; it ends with the test, whatever happens."""
+@contextlib.contextmanager
+def _programs(folder: Path) -> Iterator[Start]:
+    """Yield a `start` whose programs write to files in `folder` and end with the block."""
     running: list[Running] = []
 
     def run(argv: Sequence[str], **popen: object) -> Running:
-        output = tmp_path / f"{len(running)}-{Path(argv[0]).name}.out"
+        output = folder / f"{len(running)}-{Path(argv[0]).name}.out"
         with output.open("wb") as sink:
             process = subprocess.Popen(  # type: ignore[call-overload]  # popen's keywords pass through
                 argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True, **popen
@@ -101,12 +101,28 @@ def start(tmp_path: Path) -> Iterator[Start]:
         running.append(Running(process, output))
         return running[-1]
 
-    yield run
-    for program in reversed(running):
-        program.stop()
+    try:
+        yield run
+    finally:
+        for program in reversed(running):
+            program.stop()
 
 
 @pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """`start(argv, **popen)` runs a program in a process group of its own; it ends with the test, whatever happens."""
+    with _programs(tmp_path) as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def start_for_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """As `start`, for servers that all tests of a module share: they end with the last one."""
+    with _programs(tmp_path_factory.mktemp("servers")) as run:
+        yield run
+
+
+@pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """`free_port()` is a TCP port that was free on 127.0.0.1 a moment ago, for programs that cannot bind port 0."""
 
@@ -119,7 +135,7 @@ def free_port() -> Callable[[], int]:
     return find
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def unprivileged() -> pwd.struct_passwd | None:
     """Whom to run a program as that refuses to run as root (PostgreSQL); None when the tests do not run as root.
 
