@@ -5,13 +5,13 @@ lives for one operation, so several commands work on one store at once.
 """
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 from portguard.pki import files
 from portguard.pki.errors import PkiError
@@ -77,7 +77,7 @@ class Store:
     def create(self) -> None:
         """Make the file, readable by its owner alone. Raises PkiError when there is one."""
         files.publish([files.NewFile(self.path, b"", files.SECRET)])
-        with self._connection(new=True) as connection:
+        with self._transaction("IMMEDIATE", new=True) as connection:
             connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {_VERSION}")
             connection.execute(_SCHEMA)
@@ -92,24 +92,29 @@ class Store:
             *(int(time.timestamp()) for time in (record.not_before, record.not_after, record.issued_at)),
             record.der,
         )
-        with self._connection() as connection:
+        with self._transaction("IMMEDIATE") as connection:
             connection.execute(f"INSERT INTO certificates ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)  # noqa: S608 constant
 
     def records(self) -> list[Record]:
         """Return all records, in the order of issue."""
-        with self._connection() as connection:
+        with self._transaction("DEFERRED") as connection:
             rows = connection.execute(f"SELECT {_COLUMNS} FROM certificates ORDER BY rowid")  # noqa: S608 constant
             return [self._record(row) for row in rows]
 
     def get(self, serial: int) -> Record | None:
         """Return the record with `serial`, None when this authority issued no such certificate."""
-        with self._connection() as connection:
+        with self._transaction("DEFERRED") as connection:
             rows = connection.execute(f"SELECT {_COLUMNS} FROM certificates WHERE serial = ?", (_hex(serial),))  # noqa: S608 constant
             return next((self._record(row) for row in rows), None)
 
     @contextlib.contextmanager
-    def _connection(self, *, new: bool = False) -> Iterator[sqlite3.Connection]:
-        """Yield a connection inside one transaction, which is committed at the end, or rolled back on an error."""
+    def _transaction(
+        self, kind: Literal["IMMEDIATE", "DEFERRED"], *, new: bool = False
+    ) -> Iterator[sqlite3.Connection]:
+        """Yield a connection inside one transaction, which is committed at the end, or rolled back on an error.
+
+        IMMEDIATE to write: it waits for its turn at the beginning, where waiting cannot end in a deadlock.
+        """
         expected = "the record of issued certificates"
         if not self.path.is_file():
             # SQLite alone would say "unable to open database file", for want of a better word.
@@ -122,7 +127,7 @@ class Store:
             ) as connection:
                 # EXTRA syncs the directory too: without it a power loss can undo the last commit.
                 connection.execute("PRAGMA synchronous = EXTRA")
-                connection.execute("BEGIN IMMEDIATE" if os.access(self.path, os.W_OK) else "BEGIN")
+                connection.execute(f"BEGIN {kind}")
                 if not new:
                     self._check(connection)
                 try:

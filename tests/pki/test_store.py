@@ -130,6 +130,19 @@ def test_a_store_that_another_keeps_locked_is_an_error(store: Store, monkeypatch
     store.add(_record(1))
 
 
+def test_reading_does_not_wait_for_who_is_about_to_write(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("portguard.pki.store._LOCK_TIMEOUT_S", 0.01)
+    store.add(_record(1))
+    connection = sqlite3.connect(store.path, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        assert len(store.records()) == 1
+        with pytest.raises(PkiError, match="got “database is locked”"):
+            store.add(_record(2))
+    finally:
+        connection.close()
+
+
 def test_a_path_with_marks_of_uris_is_a_path(tmp_path: Path) -> None:
     store = Store(tmp_path / "a?mode=memory#100%.db")
     store.create()
