@@ -30,6 +30,7 @@ PrivateKey = (
 )
 
 DOMAIN = "gateway.test"
+SHA256 = hashes.SHA256()
 CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
 SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
 ANY_USAGE = ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE
@@ -122,19 +123,25 @@ class Authority(Holder):
     """A certificate authority: a holder that signs."""
 
     @classmethod
-    def root(cls, name: str = "Test Root", *, key: PrivateKey | None = None) -> "Authority":
+    def root(
+        cls, name: str = "Test Root", *, key: PrivateKey | None = None, not_after: datetime | None = None
+    ) -> "Authority":
         key = key or new_key()
         subject = common_name(name)
-        return cls(_sign(subject, key, subject, key, _authority_extensions()), key)
+        return cls(_sign(subject, key, subject, key, _authority_extensions(), not_after=not_after), key)
 
     def intermediate(self, name: str = "Test Issuing", *, key: PrivateKey | None = None) -> "Authority":
         key = key or new_key()
         return Authority(_sign(common_name(name), key, self.subject, self.key, _authority_extensions()), key)
 
-    def cross_sign(self, other: "Authority", *, subject: x509.Name | None = None) -> "Authority":
+    def cross_sign(
+        self, other: "Authority", *, subject: x509.Name | None = None, not_after: datetime | None = None
+    ) -> "Authority":
         """Certify the name and key of another authority; the result signs what that one signs."""
         subject = subject or other.subject
-        return replace(other, certificate=_sign(subject, other.key, self.subject, self.key, _authority_extensions()))
+        extensions = _authority_extensions()
+        certificate = _sign(subject, other.key, self.subject, self.key, extensions, not_after=not_after)
+        return replace(other, certificate=certificate)
 
     @property
     def subject(self) -> x509.Name:

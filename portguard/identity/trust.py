@@ -24,6 +24,7 @@ which it is by sending it; no authority is made to vouch for what it did not sig
 
 import functools
 import hashlib
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -322,7 +323,7 @@ def _own_problems(trusts: Sequence[Trust], revocations: dict[str, Revocations]) 
                 yield TrustProblem(trust.name, "groups", '"ou" or none with identity "spiffe"', repr(trust.groups))
         elif trust.trust_domain is not None:
             yield TrustProblem(trust.name, "trust_domain", 'none without identity "spiffe"', repr(trust.trust_domain))
-        if trust.groups not in {None, "ou"} and not (trust.groups or "").removeprefix("uri:"):
+        if trust.groups not in {None, "ou"} and not re.match("uri:.", trust.groups or ""):
             yield TrustProblem(trust.name, "groups", '"ou" or "uri:PREFIX"', repr(trust.groups))
         if not trust.anchors:
             yield TrustProblem(trust.name, "ca", "at least one certificate", "none")
