@@ -183,10 +183,8 @@ class Connection:
         service = self._setup.listeners[self._accepted.listener]
         contexts = self._setup.contexts
         endpoint = contexts.endpoint() if service is None else contexts.endpoint_for(service.alpn)
-        if early:
-            endpoint.receive(early)
         try:
-            await handshake(self._sock, endpoint)
+            await handshake(self._sock, endpoint, early)
         except ssl.SSLError as error:
             raise refusal(error) from None
         if endpoint.tls.session_reused:

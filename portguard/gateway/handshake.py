@@ -57,11 +57,15 @@ async def send(sock: socket.socket, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(sock, data[sent:])
 
 
-async def handshake(sock: socket.socket, endpoint: Endpoint) -> None:
-    """Complete the handshake of either side. Raises ssl.SSLError, after its alert was sent, or OSError.
+async def handshake(sock: socket.socket, endpoint: Endpoint, received: bytes = b"") -> None:
+    """Complete the handshake of either side; `received` came from the peer already. Raises ssl.SSLError, after its alert was sent, or OSError.
 
     ConnectionAbortedError stands for a peer that went away in the middle.
     """
+    if received:
+        endpoint.receive(received)
+    elif endpoint.tls.server_side:  # the client speaks first
+        await _receive_into(sock, endpoint)
     while True:
         try:
             done = endpoint.handshake()
@@ -72,10 +76,14 @@ async def handshake(sock: socket.socket, endpoint: Endpoint) -> None:
             await send(sock, output)
         if done:
             return
-        ciphertext = await receive(sock)
-        if not ciphertext:
-            raise ConnectionAbortedError("expected the rest of a TLS handshake, got the end of the connection")
-        endpoint.receive(ciphertext)
+        await _receive_into(sock, endpoint)
+
+
+async def _receive_into(sock: socket.socket, endpoint: Endpoint) -> None:
+    ciphertext = await receive(sock)
+    if not ciphertext:
+        raise ConnectionAbortedError("expected the rest of a TLS handshake, got the end of the connection")
+    endpoint.receive(ciphertext)
 
 
 def refusal(error: ssl.SSLError) -> Refused:

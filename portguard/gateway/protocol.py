@@ -1,114 +1,86 @@
 """What supervisor and workers say to each other, and the channel they say it on.
 
-A channel is one end of a SOCK_SEQPACKET pair: a packet is one message, a JSON array of the message's tag and its
-fields, and may carry one file descriptor. Both ends are of one version, since the supervisor starts the workers;
-`Hello` says so all the same, because a supervisor may be replaced under workers that finish their sessions.
+A channel is one end of a SOCK_SEQPACKET pair: a packet is one message, a JSON array of the name of the message's type
+and its fields, and may carry one file descriptor. Both ends are of one version, since the supervisor starts the
+workers; `Hello` says so all the same, because a supervisor may be replaced under workers that finish their sessions.
 """
 
-import array
 import asyncio
-import dataclasses
 import json
 import os
 import socket
+import struct
+import typing
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import NamedTuple
 
 from portguard.reasons import Reason
 
 VERSION = 1
 _LARGEST = 8192
-_DESCRIPTOR_SPACE = socket.CMSG_SPACE(array.array("i", [0]).itemsize)
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """Anything that is said. `tag` is what stands for the type on the channel."""
-
-    tag: ClassVar[str]
+_INT = struct.Struct("i")
+_DESCRIPTOR_SPACE = socket.CMSG_SPACE(_INT.size)
 
 
 # What the supervisor says.
 
 
-@dataclass(frozen=True, slots=True)
-class Configure(Message):
+class Configure(NamedTuple):
     """Work by this configuration from now on. Carries the memory file of the bundle."""
 
-    tag = "configure"
 
-
-@dataclass(frozen=True, slots=True)
-class Accepted(Message):
+class Accepted(NamedTuple):
     """A client has connected. Carries the socket; `listener` counts the listeners in the configuration's order."""
 
-    tag = "accepted"
     connection: int
     listener: int
     source_address: str
     source_port: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket(Message):
+class Ticket(NamedTuple):
     """The session is admitted. Its bytes are counted in `slot`."""
 
-    tag = "ticket"
     connection: int
     slot: int
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal(Message):
+class Refusal(NamedTuple):
     """The session is not admitted."""
 
-    tag = "refusal"
     connection: int
     reason: str
     message: str
     retry_after_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Drain(Message):
+class Drain(NamedTuple):
     """No more connections will come. End when the last session has."""
 
-    tag = "drain"
 
-
-@dataclass(frozen=True, slots=True)
-class Stop(Message):
+class Stop(NamedTuple):
     """End all sessions now, for `reason`, and then yourself."""
 
-    tag = "stop"
     reason: str
 
 
 # What a worker says.
 
 
-@dataclass(frozen=True, slots=True)
-class Hello(Message):
+class Hello(NamedTuple):
     """The worker is there."""
 
-    tag = "hello"
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Configured(Message):
+class Configured(NamedTuple):
     """The worker works by the configuration that it was sent last."""
 
-    tag = "configured"
 
-
-@dataclass(frozen=True, slots=True)
-class Admit(Message):
+class Admit(NamedTuple):
     """May this session begin? The policy has said yes."""
 
-    tag = "admit"
     connection: int
     session: str
     trust: str
@@ -117,50 +89,42 @@ class Admit(Message):
     role: str
 
 
-@dataclass(frozen=True, slots=True)
-class Gone(Message):
+class Gone(NamedTuple):
     """The connection ended without becoming a session."""
 
-    tag = "gone"
     connection: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ended(Message):
+class Ended(NamedTuple):
     """The session ended."""
 
-    tag = "ended"
     slot: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Beat(Message):
+class Beat(NamedTuple):
     """The worker's loop turns."""
 
-    tag = "beat"
 
+Message = Configure | Accepted | Ticket | Refusal | Drain | Stop | Hello | Configured | Admit | Gone | Ended | Beat
+_TYPES = {kind.__name__: kind for kind in typing.get_args(Message)}
 
-_TYPES: dict[str, type[Message]] = {
-    kind.tag: kind
-    for kind in (Configure, Accepted, Ticket, Refusal, Drain, Stop, Hello, Configured, Admit, Gone, Ended, Beat)
-}
-_FIELDS = {kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in _TYPES.values()}
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def encode(message: Message) -> bytes:
     """Return the message as a packet."""
-    kind = type(message)
-    return json.dumps([kind.tag, *(getattr(message, name) for name in _FIELDS[kind])]).encode()
+    return _to_json((type(message).__name__, *message)).encode()
 
 
 def decode(packet: bytes) -> Message:
     """Return the message in a packet. Raises ValueError for one that this version does not know."""
-    tag, *fields = json.loads(packet)
-    kind = _TYPES.get(tag)
-    if kind is None or len(fields) != len(_FIELDS[kind]):
-        raise ValueError(f"channel: expected a message of version {VERSION}, got {packet[:100]!r}")
-    return kind(*fields)
+    tag, *fields = json.loads(packet.decode())
+    try:
+        message: Message = _TYPES[tag](*fields)
+    except (KeyError, TypeError):
+        raise ValueError(f"channel: expected a message of version {VERSION}, got {packet[:100]!r}") from None
+    return message
 
 
 def refused(refusal: Refusal) -> tuple[Reason, str, float | None]:
@@ -222,7 +186,7 @@ class Channel:
             if descriptor is None:
                 self._sock.send(packet)
             else:
-                socket.send_fds(self._sock, [packet], [descriptor])
+                self._sock.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.pack(descriptor))])
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
@@ -238,19 +202,17 @@ class Channel:
             self._loop.remove_writer(self._sock)
 
     def _on_readable(self) -> None:
-        while self._sock.fileno() >= 0:
-            try:
-                packet, ancillary, _, _ = self._sock.recvmsg(_LARGEST, _DESCRIPTOR_SPACE, socket.MSG_CMSG_CLOEXEC)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                packet, ancillary = b"", []
-            if not packet:
-                self.close()
-                self._on_closed()
-                return
-            descriptors = array.array("i")
-            for _, _, data in ancillary:
-                descriptors.frombytes(data)
-            # With the table of descriptors full, the kernel drops what the packet carried and says nothing.
-            self._on_message(decode(packet), descriptors[0] if descriptors else None)
+        # One message a turn: most often there is but one, and asking for a second costs more than another turn.
+        try:
+            packet, ancillary, _, _ = self._sock.recvmsg(_LARGEST, _DESCRIPTOR_SPACE, socket.MSG_CMSG_CLOEXEC)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            packet, ancillary = b"", []
+        if not packet:
+            self.close()
+            self._on_closed()
+            return
+        # With the table of descriptors full, the kernel drops what the packet carried and says nothing.
+        descriptor = _INT.unpack(ancillary[0][2])[0] if ancillary else None
+        self._on_message(decode(packet), descriptor)

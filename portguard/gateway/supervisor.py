@@ -308,6 +308,8 @@ class Supervisor:
             self._loop.add_reader(sock, self._on_acceptable, number, sock)
 
     def _stop_accepting(self) -> None:
+        if not self._accepting:
+            return
         self._accepting = False
         for _, sock in self._bound:
             self._loop.remove_reader(sock)

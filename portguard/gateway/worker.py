@@ -6,6 +6,7 @@ table. It ends when the supervisor does.
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -142,6 +143,10 @@ class Worker:
         settings = snapshot.configuration.log
         log.configure(json_lines=settings.format == "json", level=settings.level)
         self.setup = Setup.make(snapshot)
+        # A large policy is many objects that live long; looking through them at every collection would cost more
+        # than all connections do.
+        gc.collect()
+        gc.freeze()
         self._channel.send(Configured())
 
     def _accept(self, accepted: Accepted, descriptor: int | None) -> None:
