@@ -158,6 +158,7 @@ class Authority(Holder):
         ca: bool | None = False,
         extensions: Iterable[x509.ExtensionType] = (),
         critical_extensions: Iterable[x509.ExtensionType] = (),
+        authority_key_identifier: x509.AuthorityKeyIdentifier | None = None,
         key: PrivateKey | None = None,
         serial: int | None = None,
         not_before: datetime | None = None,
@@ -166,7 +167,8 @@ class Authority(Holder):
         """Issue a client certificate.
 
         `sans` is by default `spiffe://gateway.test/NAME`; `()` is no such extension. None for `usages` (extended key
-        usage), `key_uses` (key usage) or `ca` (basic constraints) leaves that extension out.
+        usage), `key_uses` (key usage) or `ca` (basic constraints) leaves that extension out. The authority key
+        identifier is by default that of this authority's key.
         """
         key = key or new_key()
         if sans is None:
@@ -191,6 +193,7 @@ class Authority(Holder):
             serial=serial,
             not_before=not_before,
             not_after=not_after,
+            authority_key_identifier=authority_key_identifier,
         )
         return Holder(certificate, key)
 
@@ -245,7 +248,11 @@ def _sign(
     serial: int | None = None,
     not_before: datetime | None = None,
     not_after: datetime | None = None,
+    authority_key_identifier: x509.AuthorityKeyIdentifier | None = None,
 ) -> x509.Certificate:
+    authority_key_identifier = authority_key_identifier or x509.AuthorityKeyIdentifier.from_issuer_public_key(
+        issuer_key.public_key()
+    )
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -255,7 +262,7 @@ def _sign(
         .not_valid_before(not_before or now() - timedelta(minutes=5))
         .not_valid_after(not_after or now() + timedelta(days=30))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
+        .add_extension(authority_key_identifier, critical=False)
     )
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical)
