@@ -15,8 +15,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -160,10 +161,15 @@ class Gateway:
     program: Running
     port: int
     ports: dict[str, int]  # of services with a port of their own
+    log_from: int = 0
 
     @property
     def log(self) -> str:
-        return self.program.said
+        return self.program.said[self.log_from :]
+
+    def from_now(self) -> "Gateway":
+        """The same gateway with a log that begins now, for the next test of those that share it."""
+        return replace(self, log_from=len(self.program.said))
 
     @property
     def ca(self) -> Path:
@@ -203,25 +209,22 @@ class Gateway:
 StartGateway = Callable[..., Gateway]
 
 
-@pytest.fixture
-def start_gateway(tmp_path: Path, start: Start) -> StartGateway:
-    """`start_gateway(services, policy="", configuration="", gateway="")` runs `portguard serve`.
-
-    `services` are upstream addresses by name, or the TOML of a service's table. Without `policy`, alice may reach all
-    of them. `gateway` is added to the table [gateway], `configuration` to the end of portguard.toml.
-    """
-
-    def run(
-        services: dict[str, str], *, policy: str | None = None, configuration: str = "", gateway: str = ""
-    ) -> Gateway:
-        folder = tmp_path / "gateway"
-        folder.mkdir()
-        now = datetime.now(UTC)
-        authority = Authority.create(folder / "ca", trust_domain="gateway.test", at=now)
-        names = [GATEWAY_NAME, f"*.{GATEWAY_NAME}", "127.0.0.1"]
-        authority.issue_gateway(names, at=now).write(folder, "gateway")
-        folder.joinpath("portguard.toml").write_text(
-            f'''[gateway]
+def _serve(
+    start: Start,
+    folder: Path,
+    services: dict[str, str],
+    *,
+    policy: str | None = None,
+    configuration: str = "",
+    gateway: str = "",
+) -> Gateway:
+    folder.mkdir()
+    now = datetime.now(UTC)
+    authority = Authority.create(folder / "ca", trust_domain="gateway.test", at=now)
+    names = [GATEWAY_NAME, f"*.{GATEWAY_NAME}", "127.0.0.1"]
+    authority.issue_gateway(names, at=now).write(folder, "gateway")
+    folder.joinpath("portguard.toml").write_text(
+        f'''[gateway]
 name = "{GATEWAY_NAME}"
 listen = ["127.0.0.1:0"]
 certificate = "gateway.crt"
@@ -236,17 +239,30 @@ ca = "ca/ca.crt"
 identity = "spiffe"
 trust_domain = "gateway.test"
 {configuration}'''
-        )
-        tables = [
-            f"[services.{name}]\n" + (text if "=" in text else f'upstream = ["{text}"]')
-            for name, text in services.items()
-        ]
-        role = '[[roles]]\nname = "team"\nmembers = ["alice"]\nservices = ["*"]'
-        folder.joinpath("policy.toml").write_text("\n".join([*tables, role if policy is None else policy, ""]))
-        program = start([*PORTGUARD, "serve", "-c", str(folder / "portguard.toml")])
-        program.wait_until_it_says("gateway.ready")
-        listening = re.findall(r"gateway\.listen address=\S+:(\d+)(?: service=(\S+))?", program.said)
-        ports = {service: int(port) for port, service in listening}
-        return Gateway(folder, authority, program, ports.pop(""), ports)
+    )
+    tables = [
+        f"[services.{name}]\n" + (text if "=" in text else f'upstream = ["{text}"]') for name, text in services.items()
+    ]
+    role = '[[roles]]\nname = "team"\nmembers = ["alice"]\nservices = ["*"]'
+    folder.joinpath("policy.toml").write_text("\n".join([*tables, role if policy is None else policy, ""]))
+    program = start([*PORTGUARD, "serve", "-c", str(folder / "portguard.toml")])
+    program.wait_until_it_says("gateway.ready")
+    listening = re.findall(r"gateway\.listen address=\S+:(\d+)(?: service=(\S+))?", program.said)
+    ports = {service: int(port) for port, service in listening}
+    return Gateway(folder, authority, program, ports.pop(""), ports)
 
-    return run
+
+@pytest.fixture
+def start_gateway(tmp_path: Path, start: Start) -> StartGateway:
+    """`start_gateway(services, policy="", configuration="", gateway="")` runs `portguard serve`.
+
+    `services` are upstream addresses by name, or the TOML of a service's table. Without `policy`, alice may reach all
+    of them. `gateway` is added to the table [gateway], `configuration` to the end of portguard.toml.
+    """
+    return partial(_serve, start, tmp_path / "gateway")
+
+
+@pytest.fixture(scope="module")
+def start_gateway_for_module(tmp_path_factory: pytest.TempPathFactory, start_for_module: Start) -> StartGateway:
+    """As `start_gateway`, for one that all tests of a module share; each takes its own `from_now()`."""
+    return partial(_serve, start_for_module, tmp_path_factory.mktemp("shared") / "gateway")
