@@ -58,9 +58,10 @@ async def send(sock: socket.socket, data: bytes) -> None:
 
 
 async def handshake(sock: socket.socket, endpoint: Endpoint, received: bytes = b"") -> None:
-    """Complete the handshake of either side; `received` came from the peer already. Raises ssl.SSLError, after its alert was sent, or OSError.
+    """Complete the handshake of either side; `received` came from the peer already.
 
-    ConnectionAbortedError stands for a peer that went away in the middle.
+    Raises ssl.SSLError, after its alert was sent, or OSError; ConnectionAbortedError when the peer went away in the
+    middle.
     """
     if received:
         endpoint.receive(received)
