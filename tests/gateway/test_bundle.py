@@ -216,6 +216,7 @@ def test_a_round_trip_keeps_odd_paths_contents_and_problems():
         lambda data: data + b"x",
         lambda data: b"x" + data,
         lambda data: b"",
+        lambda data: data.replace(b"bundle 1", b"bundle 2", 1),
         lambda data: data[:30],
     ],
 )

@@ -94,7 +94,8 @@ def test_files_of_services_that_cannot_be_used_are_problems(folder):
     folder.write("up/ca.crt", b"hello")
     folder.write("up/gw.crt", one.issue("gateway").pem)
     folder.write("up/gw.key", two.issue("gateway").key_pem)
-    with_tls(folder, 'ca = "up/ca.crt", certificate = "up/gw.crt", key = "up/gw.key"')
+    with_tls(folder, 'ca = "up/ca.crt", certificate = "up/gw.crt", key = "up/gw.key"', "one")
+    with_tls(folder, 'ca = "up/ca.crt"', "two")
     assert problems_of(folder) == [
         'up/ca.crt: expected a certificate as DER or as PEM block "CERTIFICATE", got something else',
         "up/gw.key: expected the certificate's key, got the key of another certificate",

@@ -138,6 +138,7 @@ def test_authorities_out_of_date_are_warned_of(root):
     assert warnings(LOCAL, files, end - fifth) == []
     (soon,) = warnings(LOCAL, files, end - fifth + second)
     assert soon == f"{PATH}: trusts.local.ca: CN=Root expires on {end:%Y-%m-%d %H:%M:%S} UTC"
+    assert warnings(LOCAL, files, end) == [soon]
     (over,) = warnings(LOCAL, files, end + second)
     assert over == f"{PATH}: trusts.local.ca: CN=Root expired on {end:%Y-%m-%d %H:%M:%S} UTC; its clients are refused"
     (early,) = warnings(LOCAL, files, start - second)
