@@ -98,8 +98,9 @@ def test_the_configuration_is_found_by_option_then_environment_then_default(fold
 
 
 def test_a_path_cannot_write_control_characters_to_the_terminal(portguard):
-    _, out, err = portguard("serve", "--check", "-c", "/nowhere/\x1b[31m.toml")
-    assert "\x1b" not in out + err
+    _, out, err = portguard("serve", "--check", "-c", "/nowhere/\x07\u202e.toml")
+    assert "/nowhere/\\x07\\u202e.toml" in out
+    assert "/nowhere/\\x07\\u202e.toml" in err
 
 
 def test_json_is_for_checking_only(folder, portguard):
