@@ -312,7 +312,8 @@ async def test_the_next_upstream_takes_over_from_one_that_fails(backend: Callabl
 async def test_an_upstream_that_swallows_everything_leaves_time_for_the_next(
     backend: Callable[..., Backend], black_hole: Callable[..., Upstream]
 ) -> None:
-    alive = backend().listen().upstream
+    # A name, because an address on this machine needs no time at all.
+    alive = Upstream("localhost", backend().listen().port)
     holes = [black_hole(), black_hole()]
     assert (await dialed(Dialer(), service(*holes, alive), SHORT_S * 3)).upstream == alive
 
@@ -505,6 +506,20 @@ async def test_another_address_of_a_name_takes_over_and_the_next_session_begins_
     assert (await dialed(dialer, to, SHORT_S)).address == f"127.0.0.3:{there.port}"
     clock.now_s += 5
     assert (await failure(dialer, to, SHORT_S)).reason is Reason.UPSTREAM_TIMEOUT
+
+
+async def test_an_address_of_a_name_that_answers_again_is_as_good_as_before(
+    backend: Callable[..., Backend], clock: Clock
+) -> None:
+    first = backend("127.0.0.2")
+    with socket.create_server(("127.0.0.3", first.port)):
+        dialer = Dialer(names=names(**{"db.test": ["127.0.0.2", "127.0.0.3"]}), clock=clock)
+        to = service(Upstream("db.test", first.port))
+        assert (await dialed(dialer, to)).address == f"127.0.0.3:{first.port}"
+        first.listen()
+        clock.now_s += 5
+        assert (await dialed(dialer, to)).address == f"127.0.0.2:{first.port}"
+        assert dialer._rests == {}
 
 
 async def test_a_name_none_of_whose_addresses_answers_fails(

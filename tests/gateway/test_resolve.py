@@ -149,6 +149,19 @@ async def test_one_that_gives_up_takes_no_answer_from_the_others(resolver: Resol
     assert len(resolver.asked) == 1
 
 
+async def test_an_old_answer_waits_a_little_for_a_new_one(resolver: Resolver) -> None:
+    await resolver.resolve()
+    resolver.free.clear()
+    resolver.now_s += 31
+    waiting = asyncio.ensure_future(resolver.resolve())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    resolver.answer = ["192.0.2.2"]
+    resolver.free.set()
+    assert await waiting == ["192.0.2.2"]
+
+
 async def test_an_old_answer_does_not_wait_long_for_a_resolver_that_dawdles(
     resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
