@@ -61,6 +61,15 @@ def test_a_signature_with_pss_is_checked() -> None:
     assert not read_authority(other.der).has_issued(read_authority(child))
 
 
+def test_a_signature_of_an_unknown_algorithm_counts_as_the_issuers() -> None:
+    """What OpenSSL may be able to verify, and we are not, must not go unnoticed."""
+    root = pki.Authority.root()
+    ecdsa_with_sha256, unknown = bytes.fromhex("06082a8648ce3d040302"), bytes.fromhex("06082a8648ce3d04037f")
+    child = read_authority(root.intermediate().der.replace(ecdsa_with_sha256, unknown))
+    assert read_authority(root.der).has_issued(child)
+    assert not read_authority(pki.Authority.root("Other").der).has_issued(child)
+
+
 @pytest.mark.parametrize(
     "other",
     [

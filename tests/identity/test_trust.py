@@ -1,4 +1,5 @@
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -211,6 +212,14 @@ def test_an_extension_that_occurs_twice_is_ambiguous() -> None:
     assert caught.value.reason is Reason.AMBIGUOUS_IDENTITY
 
 
+def test_an_odd_certificate_writes_no_warning() -> None:
+    with warnings.catch_warnings(action="ignore"):
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x" * 100, _validate=False)])
+        chain = [(leaf := B.issue(subject=subject)).der, B.der]
+    # Read anew from DER, under pytest's rule that warnings are errors.
+    assert both().identify(chain, [leaf.der], NOW).identity == Identity("b", "x" * 100)
+
+
 # One key, two trusts.
 
 
@@ -404,9 +413,9 @@ def test_a_chain_is_not_taken_for_another_one() -> None:
     assert identify(trusts, [ALICE, ISSUING, A])
 
 
-def test_a_refusal_from_the_cache_is_a_new_exception() -> None:
+@pytest.mark.parametrize("chain", [[A.issue(sans=()), A], [A]])
+def test_a_refusal_from_the_cache_is_a_new_exception(chain: list[pki.Holder]) -> None:
     trusts = both()
-    chain = [A.issue(sans=()), A]
     first, second = refusal(trusts, chain), refusal(trusts, chain)
     assert first is not second
     assert str(first) == str(second)
