@@ -1,6 +1,5 @@
 """Certificate authorities as this room compares them: by public key, and by name as OpenSSL compares names."""
 
-import functools
 import hashlib
 import warnings
 from contextlib import AbstractContextManager
@@ -53,8 +52,6 @@ class Authority:
         return self.subject == other.issuer and _signature_fits(self.certificate, other.certificate)
 
 
-# Authorities are few, and every client of a trust sends the same ones; leaf certificates do not come through here.
-@functools.lru_cache(maxsize=512)
 def read_authority(der: bytes) -> Authority:
     """Read one DER certificate. Raises Malformed when it, its names or its key cannot be read."""
     try:

@@ -42,9 +42,13 @@ from portguard.identity.names import Group, Identity, Malformed, Source, check_t
 from portguard.identity.revocation import RevocationList, Revocations, Standing
 from portguard.reasons import Reason
 
-# Real chains have two to four certificates. What is sent beyond the chain costs signature checks.
+# Real chains have two to four certificates. What is sent beyond the chain costs work before anybody is let in: reading
+# it, and checking the signatures of what claims a key of the chain. With the largest keys one check takes milliseconds.
 _MOST_SENT = 20
+_MOST_CHECKS = 16
 _CACHED_CHAINS = 1024
+# Authorities are few, and all clients of a trust share them.
+_CACHED_AUTHORITIES = 512
 # A client may send 100 kB of certificates. Such chains are judged anew each time, so that 1,024 of them stay small.
 _LARGEST_CACHED_BYTES = 16 * 1024
 _REMEMBERED_KEYS = 4096
@@ -126,6 +130,8 @@ class Trusts:
         }
         if problems := [*_own_problems(every, self._revocations), *_mutual_problems(every, self._anchors)]:
             raise UnusableTrusts(problems)
+        # Of verified chains only: else clients could fill it with whatever they like to send.
+        self._read_authority = functools.lru_cache(maxsize=_CACHED_AUTHORITIES)(read_authority)
         self._judge_cached = functools.lru_cache(maxsize=_CACHED_CHAINS)(self._judge)
         # key of an authority -> the trusts under which it was verified; the least recently used is forgotten first
         self._verified_under: OrderedDict[bytes, frozenset[str]] = OrderedDict()
@@ -189,7 +195,7 @@ class Trusts:
         if len(sent) > _MOST_SENT:
             message = f"client chain: expected at most {_MOST_SENT} certificates, got {len(sent)}"
             raise Refused(Reason.CERTIFICATE_UNTRUSTED, message)
-        authorities = [read_authority(der) for der in verified[1:]]
+        authorities = [self._read_authority(der) for der in verified[1:]]
         anchor = authorities[-1]
         trust = self._trust_of(anchor)
         self._refuse_other_trusts(trust, authorities, [der for der in sent if der not in verified])
@@ -230,23 +236,20 @@ class Trusts:
             return
         # Of what was sent, also what is in the chain, which may be on the way to the other anchor as well.
         known = [*map(read_authority, unused), *chain]
+        others = [(anchor, other) for other, own in self._anchors.items() if other != trust.name for anchor in own]
+        checks = iter(range(_MOST_CHECKS))
+        reached: set[bytes] = set()
         for start in known[: len(unused)]:
-            if start.key in keys and (other := self._leads_to_other(start, known, trust.name)) is not None:
-                raise _ambiguous(keys[start.key], trust.name, other)
-
-    def _leads_to_other(self, start: Authority, known: Sequence[Authority], trust: str) -> str | None:
-        """Return a trust other than `trust` to whose anchor `start` leads by names and signatures, None if none."""
-        reached, waiting = {start.der}, [start]
-        while waiting:
-            certificate = waiting.pop()
-            for other, anchors in self._anchors.items():
-                if other != trust and any(anchor.has_issued(certificate) for anchor in anchors):
-                    return other
-            for issuer in known:
-                if issuer.der not in reached and issuer.has_issued(certificate):
-                    reached.add(issuer.der)
-                    waiting.append(issuer)
-        return None
+            waiting = [start] if start.key in keys and start.der not in reached else []
+            while waiting:
+                certificate = waiting.pop()
+                reached.add(certificate.der)
+                for anchor, other in others:
+                    if _has_issued(anchor, certificate, checks):
+                        raise _ambiguous(keys[start.key], trust.name, other)
+                waiting += [
+                    issuer for issuer in known if issuer.der not in reached and _has_issued(issuer, certificate, checks)
+                ]
 
     def _remember(self, verdict: _Verdict) -> None:
         """Note under which trust the chain's authorities were verified. Raises Refused when it was another before."""
@@ -268,6 +271,18 @@ class Trusts:
             found = f"keys that were verified under {_listed(before)}"
             message = f"{verdict.name}: expected it and the authorities above to be of one trust, got {found}"
             raise Refused(Reason.AMBIGUOUS_IDENTITY, message)
+
+
+def _has_issued(issuer: Authority, certificate: Authority, checks: Iterator[int]) -> bool:
+    """As `Authority.has_issued`; takes one of `checks` for a signature. Raises Refused when there is none left."""
+    if issuer.subject != certificate.issuer:
+        return False
+    if next(checks, None) is None:
+        message = (
+            f"client chain: expected at most {_MOST_CHECKS} signatures to check beyond the verified ones, got more"
+        )
+        raise Refused(Reason.AMBIGUOUS_IDENTITY, message)
+    return issuer.has_issued(certificate)
 
 
 def _read_caller(leaf: x509.Certificate, der: bytes, trust: Trust, not_after: datetime) -> Caller | Refused:

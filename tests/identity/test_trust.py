@@ -303,6 +303,20 @@ def test_authorities_that_certify_each_other_are_no_endless_loop() -> None:
     assert refusal(both(), [ALICE, ISSUING, A], closing).reason is Reason.AMBIGUOUS_IDENTITY
 
 
+def test_work_on_certificates_beyond_the_chain_is_bounded() -> None:
+    """Authorities of one name, each of which could have signed the certificate that claims the key of the chain."""
+    claim = pki.Authority.root("Many").cross_sign(ISSUING)
+    many = [pki.Authority.root("Many") for _ in range(17)]
+    assert identify(both(), [ALICE, ISSUING, A], [ALICE, ISSUING, claim, *many[:16]])
+    refused = refusal(both(), [ALICE, ISSUING, A], [ALICE, ISSUING, claim, *many])
+    assert refused.reason is Reason.AMBIGUOUS_IDENTITY
+    assert "expected at most 16 signatures to check" in refused.message
+
+
+def test_many_authorities_that_claim_no_key_of_the_chain_cost_no_check() -> None:
+    assert identify(both(), [ALICE, ISSUING, A], [ALICE, ISSUING, *(pki.Authority.root("Many") for _ in range(18))])
+
+
 def test_sending_one_cross_certificate_at_a_time_is_ambiguous_from_the_second_on() -> None:
     trusts = both()
     assert identify(trusts, [ALICE, ISSUING, A]).identity == Identity("a", "alice")
