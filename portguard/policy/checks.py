@@ -35,6 +35,8 @@ def name_collisions(services: Iterable[Service], gateway_name: str | None) -> It
             owners[f"{service.name}.{gateway_name}"] = f"a name that the service {service.name} has by itself"
     for service in services:
         for index, alias in enumerate(service.aliases):
+            if not alias:
+                continue  # it could not be read, which is a problem already
             if alias in owners:
                 key = f"{service.origin.key}.aliases[{index}]"
                 yield Problem(service.origin.file, key, "a name that nothing else has", f"{alias}, {owners[alias]}")

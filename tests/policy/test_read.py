@@ -425,6 +425,16 @@ def test_a_name_that_is_taken_and_a_port_that_is_are_problems_of_reading_too():
     assert read(text).services["db"].aliases == ("bastion.example.com",)
 
 
+def test_names_and_ports_that_cannot_be_read_collide_with_nothing():
+    found = problems(SERVICE + 'aliases = ["a b", "c d"]\nlisten = ["x", "y"]\n')
+    assert [problem.partition(": expected")[0] for problem in found] == [
+        "1.toml: services.db.aliases[0]",
+        "1.toml: services.db.aliases[1]",
+        "1.toml: services.db.listen[0]",
+        "1.toml: services.db.listen[1]",
+    ]
+
+
 def test_one_failing_test_refuses_the_whole_policy():
     test = '[[tests]]\nidentity = "{}"\nservice = "db"\nexpect = "allow"\n'
     assert read(SERVICE + ROLE + test.format("alice")).tests
