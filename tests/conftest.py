@@ -1,4 +1,4 @@
-"""Shared by all tests: where the real programs are."""
+"""Shared by all tests: where the real programs are, and that no test fails for being slow."""
 
 import os
 import shutil
@@ -6,6 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# By default an example that takes 200 ms fails, as any does on a machine that is busy with something else.
+settings.register_profile("portguard", deadline=None)
+settings.load_profile("portguard")
 
 RealProgram = Callable[[str], str]
 
