@@ -28,5 +28,13 @@ def configuration_option(command: _Command) -> _Command:
     )(command)
 
 
+profile_option = click.option(
+    "--profile",
+    "profile_name",
+    metavar="NAME|FILE",
+    help='The gateway and certificate to use; else $PORTGUARD_PROFILE, else "default".',
+)
+"""`--profile`, given to the command as `profile_name: str | None`; client.profile finds the file."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 """`--json`, given to the command as `as_json: bool`."""

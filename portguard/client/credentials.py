@@ -1,0 +1,125 @@
+"""What a profile names, read and checked: the anchors to trust, the certificate to show, and its key."""
+
+import os
+import ssl
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography import x509
+
+from portguard.client.profile import Profile
+from portguard.errors import ConfigurationError, Problem
+from portguard.tls.chain import UnusableChain
+from portguard.tls.client import HTTP_ALPN, client_context
+
+AskPassphrase = Callable[[Path], str]
+"""Asks a person for the passphrase of the key in this file. Raises UsageError when there is nobody to ask."""
+
+_ENCRYPTED = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")  # PKCS #8, and what came before
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A client's certificate and key, and whom it trusts."""
+
+    profile: Profile
+    certificate: x509.Certificate
+    _anchors_pem: str = field(repr=False)
+    _certificate_pem: bytes = field(repr=False)
+    _key_pem: bytes = field(repr=False)
+    _passphrase: bytes | None = field(repr=False)
+
+    def context(self, alpn: tuple[str, ...] = HTTP_ALPN) -> ssl.SSLContext:
+        """Return a TLS context that uses them. Raises ConfigurationError."""
+        try:
+            return client_context(
+                anchors_pem=self._anchors_pem,
+                certificate_pem=self._certificate_pem,
+                key_pem=self._key_pem,
+                passphrase=self._passphrase,
+                alpn=alpn,
+            )
+        except UnusableChain as error:
+            path = self.profile.key if error.part == "key" else self.profile.certificate
+            raise _problem(self.profile, error.part, f"{error.expected} in {path}", error.found) from error
+
+
+def read_credentials(profile: Profile, ask: AskPassphrase) -> Credentials:
+    """Read the files that `profile` names. `ask` is called when the key has a passphrase and no file holds it.
+
+    Fails closed: a key that others can read is not used. Raises ConfigurationError, and what `ask` raises.
+    """
+    key_pem = _read_secret(profile, "key", profile.key)
+    anchors_pem = _read(profile, "ca", profile.ca)
+    certificate_pem = _read(profile, "certificate", profile.certificate)
+    _certificates(profile, "ca", profile.ca, anchors_pem)
+    leaf = _certificates(profile, "certificate", profile.certificate, certificate_pem)[0]
+    return Credentials(
+        profile=profile,
+        certificate=leaf,
+        _anchors_pem=anchors_pem.decode("ascii", errors="replace"),
+        _certificate_pem=certificate_pem,
+        _key_pem=key_pem,
+        _passphrase=_passphrase(profile, key_pem, ask),
+    )
+
+
+def _passphrase(profile: Profile, key_pem: bytes, ask: AskPassphrase) -> bytes | None:
+    encrypted = any(mark in key_pem for mark in _ENCRYPTED)
+    if profile.key_passphrase_file is None:
+        return ask(profile.key).encode() if encrypted else None
+    if not encrypted:
+        # Who gives a passphrase believes that the key is encrypted, and should learn that it is not.
+        raise _problem(profile, "key_passphrase_file", f"an encrypted key in {profile.key}", "one without a passphrase")
+    content = _read_secret(profile, "key_passphrase_file", profile.key_passphrase_file)
+    passphrase = content.removesuffix(b"\n").removesuffix(b"\r")
+    if not passphrase or b"\n" in passphrase:
+        found = "several" if passphrase else "nothing"
+        expected = f"one line with a passphrase in {profile.key_passphrase_file}"
+        raise _problem(profile, "key_passphrase_file", expected, found)
+    return passphrase
+
+
+def _certificates(profile: Profile, key: str, path: Path, pem: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise _problem(profile, key, f"certificates in PEM in {path}", "something else") from error
+
+
+def _read(profile: Profile, key: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(profile, key, path, error) from error
+
+
+def _read_secret(profile: Profile, key: str, path: Path) -> bytes:
+    """Read a file that nobody else may read, as ssh does: the very file that was looked at. Fails closed."""
+    try:
+        with path.open("rb") as stream:
+            status = os.fstat(stream.fileno())
+            if _others_may_read(status):
+                found = f"mode {stat.S_IMODE(status.st_mode):04o} (chmod 600 {path})"
+                raise _problem(profile, key, f"a file that only its owner can read at {path}", found)
+            return stream.read()
+    except OSError as error:
+        raise _unreadable(profile, key, path, error) from error
+
+
+def _others_may_read(status: os.stat_result) -> bool:
+    """Whether a file is open to others. One that root owns and shares with a group of ours is as root wants it."""
+    if not hasattr(os, "getuid") or not stat.S_ISREG(status.st_mode):  # Windows: modes mean nothing; or a pipe
+        return False
+    ours = status.st_uid == os.getuid()
+    return bool(status.st_mode & (0o077 if ours else 0o007))
+
+
+def _unreadable(profile: Profile, key: str, path: Path, error: OSError) -> ConfigurationError:
+    return _problem(profile, key, f"a file that can be read at {path}", f"“{error.strerror}”")
+
+
+def _problem(profile: Profile, key: str, expected: str, found: str) -> ConfigurationError:
+    return ConfigurationError([Problem(str(profile.path), key, expected, found)])

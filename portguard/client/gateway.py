@@ -1,0 +1,226 @@
+"""The gateway as a client sees it: dialled, verified, asked over HTTP for a tunnel or about a service."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import aiohappyeyeballs
+import h11
+
+from portguard import __version__
+from portguard.client.credentials import Credentials
+from portguard.client.refusal import Answer, refused, refused_by_alert, untrusted_gateway
+from portguard.errors import PortguardError, Unreachable
+from portguard.gateway.ends import TlsEnd
+from portguard.gateway.handshake import handshake, receive, send
+from portguard.tls.endpoint import Endpoint
+
+_CONNECT_S = 10.0
+_HANDSHAKE_S = 10.0
+_ANSWER_S = 120.0  # the gateway may be trying several addresses of a service, each for its own connect timeout
+_NEXT_ADDRESS_S = 0.25  # RFC 8305 5
+
+_LONGEST_HEAD_BYTES = 16 * 1024
+_LONGEST_BODY_BYTES = 64 * 1024
+
+_KEEPALIVE_S = 30  # below the shortest time after which home routers forget a silent connection
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a gateway tells about a service that its caller may reach now.
+
+    `local_port` is what clients open for it by default, 1 to 65535, or None.
+    """
+
+    service: str
+    local_port: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """An open session. `early` came with the gateway's answer and is the service's first bytes."""
+
+    end: TlsEnd
+    early: bytes
+    session: str | None
+
+
+class Gateway:
+    """One gateway, and the credentials to show it. Each call makes a connection of its own.
+
+    All calls raise RefusedByGateway when the gateway says no, and Unreachable when it does not answer, or when it
+    cannot prove that it is the gateway.
+    """
+
+    def __init__(self, credentials: Credentials):
+        """Raises ConfigurationError when the credentials do not fit together."""
+        self.address = credentials.profile.gateway
+        self._name = credentials.profile.server_name
+        self._credentials = credentials
+        self._context = credentials.context()
+
+    async def describe(self, service: str) -> Description:
+        """Ask about `service`: the gateway decides as for connect(), but dials and counts nothing."""
+        host = f"[{self._name}]" if ":" in self._name else self._name
+        exchange = await self._exchange("GET", f"/v1/services/{service}", host)
+        exchange.sock.close()
+        answer = exchange.answer
+        if answer.status != 200:
+            raise refused(service, self.address, answer)
+        port = answer.document().get("local_port")
+        if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
+            port = None
+        return Description(service, port)
+
+    async def connect(self, service: str) -> Tunnel:
+        """Open a session with `service`. Its bytes have not begun to flow when this returns."""
+        exchange = await self._exchange("CONNECT", service, service)
+        if not exchange.switched:
+            exchange.sock.close()
+            raise refused(service, self.address, exchange.answer)
+        session = exchange.answer.headers.get("portguard-session")
+        return Tunnel(TlsEnd(exchange.sock, exchange.endpoint), exchange.trailing, session)
+
+    async def _exchange(self, method: str, target: str, host: str) -> "_Exchange":
+        sock = await self._dial()
+        try:
+            endpoint = await self._handshake(sock)
+            exchange = _Exchange(sock, endpoint)
+            try:
+                async with asyncio.timeout(_ANSWER_S):
+                    await exchange.run(method, target, host)
+            except TimeoutError as error:
+                raise self._silent(f"an answer to {method} within {_ANSWER_S:.0f} s", "none") from error
+            except ssl.SSLError as error:
+                raise self._broken_tls(error) from error
+            except h11.RemoteProtocolError as error:
+                raise self._silent("HTTP/1.1 from it", str(error)) from error
+            except OSError as error:
+                # The alert that says why may have been lost: closing with unread input resets a connection.
+                expected = f"an answer to {method} (it closes when it does not accept the certificate)"
+                raise self._silent(expected, _words(error)) from error
+        except BaseException:
+            sock.close()
+            raise
+        return exchange
+
+    async def _dial(self) -> socket.socket:
+        loop = asyncio.get_running_loop()
+        host, port = self.address.host, self.address.port
+        tried = ""
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                tried = f" (tried {', '.join(dict.fromkeys(str(info[4][0]) for info in found))})"
+                sock = await aiohappyeyeballs.start_connection(found, happy_eyeballs_delay=_NEXT_ADDRESS_S)
+        except socket.gaierror as error:
+            raise self._silent("a name that resolves", f"“{error.strerror}”") from error
+        except TimeoutError as error:
+            raise self._silent(f"a connection within {_CONNECT_S:.0f} s", f"none{tried}") from error
+        except OSError as error:
+            raise self._silent("a connection", f"{_words(error)}{tried}") from error
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _keep_alive(sock)
+        return sock
+
+    async def _handshake(self, sock: socket.socket) -> Endpoint:
+        endpoint = Endpoint(self._context, server_side=False, server_hostname=self._name)
+        try:
+            async with asyncio.timeout(_HANDSHAKE_S):
+                await handshake(sock, endpoint)
+        except ssl.SSLCertVerificationError as error:
+            raise untrusted_gateway(error, self._credentials) from error
+        except ssl.SSLError as error:
+            raise self._broken_tls(error) from error
+        except TimeoutError as error:
+            raise self._silent(f"a TLS handshake within {_HANDSHAKE_S:.0f} s", "none") from error
+        except OSError as error:
+            raise self._silent("a TLS handshake", _words(error)) from error
+        return endpoint
+
+    def _broken_tls(self, error: ssl.SSLError) -> PortguardError:
+        refusal = refused_by_alert(error, self._credentials, datetime.now(UTC))
+        return refusal or self._silent("TLS 1.3", (error.reason or str(error)).lower().replace("_", " "))
+
+    def _silent(self, expected: str, found: str) -> Unreachable:
+        return Unreachable(f"gateway {self.address}: expected {expected}, got {found}")
+
+
+class _Exchange:
+    """One request and its answer. After run(), `answer` is set, and `switched` says whether a tunnel is open."""
+
+    def __init__(self, sock: socket.socket, endpoint: Endpoint):
+        self.sock = sock
+        self.endpoint = endpoint
+        self.answer: Answer
+        self.switched = False
+        self.trailing = b""
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LONGEST_HEAD_BYTES)
+
+    async def run(self, method: str, target: str, host: str) -> None:
+        """Raises h11.RemoteProtocolError, ssl.SSLError, OSError."""
+        headers = [("Host", host), ("User-Agent", f"portguard/{__version__}")]
+        request = self._http.send(h11.Request(method=method, target=target, headers=headers)) or b""
+        request += self._http.send(h11.EndOfMessage()) or b""
+        # When this fails, the alert or the answer that says why may still be there to read.
+        with contextlib.suppress(OSError):
+            await send(self.sock, b"".join(self.endpoint.encrypt(memoryview(request))))
+        response = await self._response()
+        headers_by_name = {name.decode("ascii"): value.decode("latin-1") for name, value in response.headers}
+        if self._http.our_state is h11.SWITCHED_PROTOCOL:
+            self.switched = True
+            self.trailing, _ = self._http.trailing_data
+            self.answer = Answer(response.status_code, headers_by_name, b"")
+        else:
+            self.answer = Answer(response.status_code, headers_by_name, await self._body())
+
+    async def _response(self) -> h11.Response:
+        data = self._decrypt(b"")  # what came with the end of the handshake
+        while True:
+            if data:
+                self._http.receive_data(data)
+            while (event := self._http.next_event()) is not h11.NEED_DATA:
+                if isinstance(event, h11.Response):
+                    return event
+            if self.endpoint.peer_closed:
+                raise ConnectionAbortedError("a close instead")
+            data = await self._receive()
+
+    async def _body(self) -> bytes:
+        body = b""
+        while len(body) < _LONGEST_BODY_BYTES:
+            match self._http.next_event():
+                case h11.Data(data=data):
+                    body += data
+                case h11.NEED_DATA:
+                    self._http.receive_data(b"" if self.endpoint.peer_closed else await self._receive())
+                case _:
+                    break
+        return body
+
+    async def _receive(self) -> bytes:
+        ciphertext = await receive(self.sock)
+        if not ciphertext:
+            raise ConnectionAbortedError("the end of the connection")
+        return self._decrypt(ciphertext)
+
+    def _decrypt(self, ciphertext: bytes) -> bytes:
+        plaintext = memoryview(bytearray(len(ciphertext) + Endpoint.HEADROOM))
+        count = self.endpoint.decrypt(memoryview(ciphertext), plaintext)
+        return bytes(plaintext[:count])
+
+
+def _words(error: OSError) -> str:
+    return f"“{os.strerror(error.errno)}”" if error.errno else str(error)
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL"):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), _KEEPALIVE_S)

@@ -1,0 +1,92 @@
+"""Standard input and output as a socket, for programs that talk to a tunnel over pipes, such as ssh.
+
+Two threads do the copying: they are the one thing that works for pipes, terminals, files and on Windows alike, and
+unlike O_NONBLOCK they change nothing for the programs that share these files.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+
+_READ = 64 * 1024
+
+
+class StandardStreams:
+    """What standard input sends comes out of `sock`, and what is sent there goes to standard output.
+
+    The end of either goes through on its own: the end of the input ends one direction of `sock`, and the end of the
+    other direction closes the output.
+    """
+
+    def __init__(self, input_fd: int = 0, output_fd: int = 1):
+        self.sock, self._inner = socket.socketpair()
+        self._loop = asyncio.get_running_loop()
+        self._written: asyncio.Future[None] = self._loop.create_future()
+        self._copying = 2
+        self._lock = threading.Lock()
+        # Daemons, because a read of a terminal cannot be interrupted: it must not keep the process.
+        for name, copy, descriptor in (
+            ("standard input", self._copy_input, input_fd),
+            ("standard output", self._copy_output, output_fd),
+        ):
+            threading.Thread(target=copy, args=(descriptor,), name=name, daemon=True).start()
+
+    async def written(self) -> None:
+        """Return when all that was sent to `sock` is written and the output closed. Raises OSError if it was not."""
+        await self._written
+
+    def _copy_input(self, descriptor: int) -> None:
+        with contextlib.suppress(OSError):  # the session has ended, or the terminal has gone: the end, either way
+            while data := os.read(descriptor, _READ):
+                self._inner.sendall(data)
+        with contextlib.suppress(OSError):
+            self._inner.shutdown(socket.SHUT_WR)
+        self._leave()
+
+    def _copy_output(self, descriptor: int) -> None:
+        failure = None
+        try:
+            while data := self._received():
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+        except OSError as error:
+            failure = error
+            # Nobody takes the output any more. The session learns it as from a program that ended.
+            with contextlib.suppress(OSError):
+                self._inner.shutdown(socket.SHUT_RDWR)
+        _close(descriptor)
+        self._leave()
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+            self._loop.call_soon_threadsafe(self._on_written, failure)
+
+    def _leave(self) -> None:
+        """Close the inner end with the last thread that uses it: closed earlier, its number could be another file's."""
+        with self._lock:
+            self._copying -= 1
+            if not self._copying:
+                self._inner.close()
+
+    def _received(self) -> bytes:
+        try:
+            return self._inner.recv(_READ)
+        except OSError:  # the session ended by force, which it reports itself
+            return b""
+
+    def _on_written(self, failure: OSError | None) -> None:
+        if self._written.done():
+            return
+        if failure is None:
+            self._written.set_result(None)
+        else:
+            self._written.set_exception(failure)
+
+
+def _close(descriptor: int) -> None:
+    """End the output. Its number leads nowhere from here on; freed, it would be the next socket's."""
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)

@@ -1,0 +1,113 @@
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from portguard.client.stdio import StandardStreams
+
+
+class Pipes:
+    """Two pipes in the place of standard input and output, and their far ends."""
+
+    def __init__(self) -> None:
+        self.input, self.typing = os.pipe()
+        self.showing, self.output = os.pipe()
+
+    def close(self) -> None:
+        for descriptor in (self.input, self.typing, self.showing, self.output):
+            os.close(descriptor)
+
+
+@pytest.fixture
+def pipes() -> Iterator[Pipes]:
+    pipes = Pipes()
+    yield pipes
+    pipes.close()
+
+
+def streams(pipes: Pipes) -> StandardStreams:
+    streams = StandardStreams(pipes.input, pipes.output)
+    streams.sock.setblocking(False)
+    return streams
+
+
+async def read_all(sock: socket.socket) -> bytes:
+    data = b""
+    while more := await asyncio.get_running_loop().sock_recv(sock, 65536):
+        data += more
+    return data
+
+
+def end_typing(pipes: Pipes) -> None:
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nowhere, pipes.typing)
+    os.close(nowhere)
+
+
+async def test_input_comes_out_of_the_socket_and_ends_there(pipes: Pipes) -> None:
+    joined = streams(pipes)
+    os.write(pipes.typing, b"hello")
+    end_typing(pipes)
+    with joined.sock:
+        assert await read_all(joined.sock) == b"hello"
+        # The other direction is still open.
+        joined.sock.sendall(b"answer")
+        assert await asyncio.to_thread(os.read, pipes.showing, 100) == b"answer"
+    await joined.written()
+
+
+async def test_what_is_sent_goes_to_the_output_which_then_ends(pipes: Pipes) -> None:
+    joined = streams(pipes)
+    data = os.urandom(1_000_000)
+    loop = asyncio.get_running_loop()
+    sending = asyncio.ensure_future(loop.sock_sendall(joined.sock, data))
+    shown = b""
+    while len(shown) < len(data):
+        shown += await asyncio.to_thread(os.read, pipes.showing, 65536)
+    await sending
+    assert shown == data
+    joined.sock.shutdown(socket.SHUT_WR)
+    await joined.written()
+    assert os.read(pipes.showing, 1) == b"", "expected the output to be closed"
+    # The input goes on.
+    os.write(pipes.typing, b"more")
+    assert await loop.sock_recv(joined.sock, 100) == b"more"
+    joined.sock.close()
+
+
+async def test_the_number_of_the_output_is_not_given_to_the_next_file(pipes: Pipes) -> None:
+    joined = streams(pipes)
+    joined.sock.close()
+    await joined.written()
+    os.write(pipes.output, b"what is printed now goes nowhere")
+    assert os.read(pipes.showing, 100) == b""
+
+
+async def test_an_output_that_nobody_reads_any_more_is_an_error(pipes: Pipes) -> None:
+    joined = streams(pipes)
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nowhere, pipes.showing)
+    os.close(nowhere)
+    joined.sock.sendall(b"hello")
+    with pytest.raises(BrokenPipeError):
+        await joined.written()
+    assert await read_all(joined.sock) == b"", "expected the session to see its local side end"
+    joined.sock.close()
+
+
+async def test_input_and_output_may_be_files(pipes: Pipes, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"from a file")
+    given = os.open(tmp_path / "in", os.O_RDONLY)
+    taken = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
+    joined = StandardStreams(given, taken)
+    joined.sock.setblocking(False)
+    with joined.sock:
+        assert await read_all(joined.sock) == b"from a file"
+        joined.sock.sendall(b"to a file")
+    await joined.written()
+    assert (tmp_path / "out").read_bytes() == b"to a file"
+    os.close(given)
+    os.close(taken)
