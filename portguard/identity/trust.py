@@ -198,7 +198,7 @@ class Trusts:
         authorities = [self._read_authority(der) for der in verified[1:]]
         anchor = authorities[-1]
         trust = self._trust_of(anchor)
-        self._refuse_other_trusts(trust, authorities, [der for der in sent if der not in verified])
+        self._refuse_other_trusts(trust, authorities, [*dict.fromkeys(der for der in sent if der not in verified)])
 
         leaf = x509.load_der_x509_certificate(verified[0])
         certificates = [leaf, *(authority.certificate for authority in authorities)]
@@ -232,15 +232,13 @@ class Trusts:
             if owner != trust.name:
                 raise _ambiguous(authority, trust.name, owner)
             keys[authority.key] = authority
-        if not unused:
-            return
-        # Of what was sent, also what is in the chain, which may be on the way to the other anchor as well.
-        known = [*map(read_authority, unused), *chain]
+        # Without the chain itself: from any certificate in it, the way leads on to its own anchor.
+        known = list(map(read_authority, unused))
         others = [(anchor, other) for other, own in self._anchors.items() if other != trust.name for anchor in own]
         checks = iter(range(_MOST_CHECKS))
         reached: set[bytes] = set()
-        for start in known[: len(unused)]:
-            waiting = [start] if start.key in keys and start.der not in reached else []
+        for start in known:
+            waiting = [start] if start.key in keys else []
             while waiting:
                 certificate = waiting.pop()
                 reached.add(certificate.der)

@@ -168,8 +168,12 @@ def test_what_is_no_address_is_refused_in_an_email_trust(name: str) -> None:
 
 def test_a_user_principal_name_may_go_beyond_ascii() -> None:
     check_name("jos\u00e9@example.com", "upn")
-    with pytest.raises(Malformed):
-        check_name("jos\u00e9", "upn")
+
+
+@pytest.mark.parametrize("name", ["jos\u00e9", "@example.com", "a@", "a@b@c", "a/b@example.com", "a b@example.com"])
+def test_what_is_no_address_is_refused_in_a_upn_trust(name: str) -> None:
+    with pytest.raises(Malformed, match="an address"):
+        check_name(name, "upn")
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_a_block_that_is_cut_short_is_an_error() -> None:
 
 
 def test_a_block_that_is_not_base64_is_an_error() -> None:
-    assert "expected a certificate in base64" in complaint(ONE.pem.replace(b"M", b"!", 1))
+    assert "expected a certificate in base64" in complaint(ONE.pem.replace(b"\nM", b"\n!M", 1))
 
 
 def test_a_block_that_is_no_certificate_is_an_error() -> None:
