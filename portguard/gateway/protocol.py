@@ -6,6 +6,7 @@ workers; `Hello` says so all the same, because a supervisor may be replaced unde
 """
 
 import asyncio
+import errno
 import json
 import os
 import socket
@@ -21,6 +22,10 @@ VERSION = 1
 _LARGEST = 8192
 _INT = struct.Struct("i")
 _DESCRIPTOR_SPACE = socket.CMSG_SPACE(_INT.size)
+
+# What a send fails with although the other side is there: too much is under way between all processes of the host.
+_FULL = frozenset({errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
+_RETRY_S = 0.05
 
 
 # What the supervisor says.
@@ -113,8 +118,11 @@ _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def encode(message: Message) -> bytes:
-    """Return the message as a packet."""
-    return _to_json((type(message).__name__, *message)).encode()
+    """Return the message as a packet. Raises ValueError for one that the other side would not receive whole."""
+    packet = _to_json((type(message).__name__, *message)).encode()
+    if len(packet) > _LARGEST:
+        raise ValueError(f"channel: expected a message of at most {_LARGEST} bytes, got {len(packet)}")
+    return packet
 
 
 def decode(packet: bytes) -> Message:
@@ -136,7 +144,7 @@ class Channel:
     """One end of a channel, watched by the running loop.
 
     `on_message(message, descriptor)` gets each message; it owns the descriptor, which is None when none came.
-    `on_closed()` is called once, when the other side has gone.
+    `on_closed()` is called once, when the other side has gone, after the last message that it sent.
     """
 
     def __init__(
@@ -151,6 +159,8 @@ class Channel:
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[bytes, int | None]] = deque()
+        self._flushed: asyncio.Future[None] | None = None  # somebody waits for the queue to be empty
+        self._broken = False  # the other side has gone; what it sent before is still being read
         sock.setblocking(False)
         self._loop.add_reader(sock, self._on_readable)
 
@@ -161,16 +171,19 @@ class Channel:
 
     def send(self, message: Message, descriptor: int | None = None) -> None:
         """Send a message, now or as soon as the other side takes it. Owns the descriptor, and closes it here."""
-        item = (encode(message), descriptor)
-        if self._queue:
-            self._queue.append(item)
-        elif not self._send(*item):
-            self._queue.append(item)
-            self._loop.add_writer(self._sock, self._on_writable)
+        self._queue.append((encode(message), descriptor))
+        if len(self._queue) == 1:
+            self._send_queued()
+
+    async def flush(self) -> None:
+        """Wait until all that was sent is on its way. Without end when the other side neither reads nor goes."""
+        while self._queue:
+            self._flushed = self._loop.create_future()
+            await self._flushed
 
     def close(self) -> None:
         """Stop watching and close; on_closed() is not called."""
-        if self._sock.fileno() < 0:
+        if self._closed:
             return
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
@@ -179,40 +192,78 @@ class Channel:
             if descriptor is not None:
                 os.close(descriptor)
         self._queue.clear()
+        self._tell_flushed()
 
-    def _send(self, packet: bytes, descriptor: int | None) -> bool:
-        """Return False when the other side must catch up first."""
-        try:
-            if descriptor is None:
-                self._sock.send(packet)
-            else:
-                self._sock.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.pack(descriptor))])
-        except (BlockingIOError, InterruptedError):
-            return False
-        except OSError:
-            pass  # the other side has gone, which reading tells
-        if descriptor is not None:
-            os.close(descriptor)
-        return True
+    @property
+    def _closed(self) -> bool:
+        return self._sock.fileno() < 0
+
+    def _send_queued(self) -> None:
+        while self._queue:
+            packet, descriptor = self._queue[0]
+            try:
+                if descriptor is None:
+                    self._sock.send(packet)
+                else:
+                    self._sock.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.pack(descriptor))])
+            except (BlockingIOError, InterruptedError):
+                self._loop.add_writer(self._sock, self._on_writable)
+                return
+            except OSError as error:
+                if error.errno in _FULL:
+                    # The socket is writable all the same: to wait for that would be to spin.
+                    self._loop.call_later(_RETRY_S, self._on_writable)
+                    return
+                self._break()
+            self._queue.popleft()
+            if descriptor is not None:
+                os.close(descriptor)
+        self._tell_flushed()
 
     def _on_writable(self) -> None:
-        while self._queue and self._send(*self._queue[0]):
-            self._queue.popleft()
-        if not self._queue:
-            self._loop.remove_writer(self._sock)
+        if self._closed:
+            return
+        self._loop.remove_writer(self._sock)
+        self._send_queued()
+
+    def _tell_flushed(self) -> None:
+        if self._flushed is not None and not self._flushed.done():
+            self._flushed.set_result(None)
+
+    def _break(self) -> None:
+        """The other side has gone: read its last messages, turn by turn.
+
+        uvloop reports the error of a socket once and then watches it no more; and sending, which fails with the same
+        error, takes it away.
+        """
+        if not self._broken:
+            self._broken = True
+            self._loop.call_soon(self._on_readable)
 
     def _on_readable(self) -> None:
+        if self._closed:
+            return
         # One message a turn: most often there is but one, and asking for a second costs more than another turn.
         try:
             packet, ancillary, _, _ = self._sock.recvmsg(_LARGEST, _DESCRIPTOR_SPACE, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return
-        except OSError:
-            packet, ancillary = b"", []
+        except ConnectionResetError:  # it left messages unread; what it sent itself comes after this
+            self._broken = True
+            self._loop.call_soon(self._on_readable)
+            return
         if not packet:
             self.close()
             self._on_closed()
             return
+        if self._broken:
+            self._loop.call_soon(self._on_readable)
         # With the table of descriptors full, the kernel drops what the packet carried and says nothing.
-        descriptor = _INT.unpack(ancillary[0][2])[0] if ancillary else None
-        self._on_message(decode(packet), descriptor)
+        descriptor: int | None = _INT.unpack(ancillary[0][2])[0] if ancillary else None
+        try:
+            message = decode(packet)
+        except ValueError:
+            if descriptor is not None:
+                os.close(descriptor)
+            raise
+        self._on_message(message, descriptor)
