@@ -117,8 +117,12 @@ class Admission:
         return session
 
     def gone(self, connection: int) -> None:
-        """A pending connection has ended."""
-        self._forget(connection)
+        """A connection has ended without becoming a session.
+
+        It may have been admitted meanwhile: then the worker hears of its ticket later, and ends the session.
+        """
+        if connection in self._pending:
+            self._forget(connection)
 
     def end(self, slot: int, now_ns: int) -> Account:
         """End a session; return what it moved. Raises KeyError when there is none in the slot."""
