@@ -225,6 +225,7 @@ class Connection:
             if self._end.eof:
                 raise ConnectionAbortedError("expected a request, got the end of the connection")
             await readable(self._sock)
+            data = memoryview(b"")  # what was read before must not be fed twice
             with contextlib.suppress(BlockingIOError):
                 data = self._end.read(_READ)
 
@@ -358,7 +359,8 @@ class Connection:
         """
         end: End = self._end if self._end is not None else PlainEnd(self._sock)
         if answer:
-            end.write(memoryview(answer))
+            with contextlib.suppress(OSError):  # nobody is there to read it, which lingering finds out too
+                end.write(memoryview(answer))
         lingering = self._worker.lingering
 
         def closed(one: Lingering) -> None:

@@ -1,6 +1,7 @@
 """The TLS handshake over a non-blocking socket, and what its failures mean."""
 
 import asyncio
+import contextlib
 import socket
 import ssl
 
@@ -71,7 +72,8 @@ async def handshake(sock: socket.socket, endpoint: Endpoint, received: bytes = b
         try:
             done = endpoint.handshake()
         except ssl.SSLError:
-            await send(sock, endpoint.take())
+            with contextlib.suppress(OSError):  # a peer that has gone by now shall not hide what was wrong with it
+                await send(sock, endpoint.take())
             raise
         if output := endpoint.take():
             await send(sock, output)
