@@ -41,6 +41,7 @@ from portguard.gateway.protocol import (
 from portguard.gateway.slots import SlotTable
 from portguard.gateway.snapshot import Snapshot, build
 from portguard.observe import log
+from portguard.observe.faults import Faults
 from portguard.reasons import Reason
 
 # Connections taken from one listener before the loop turns to something else.
@@ -49,12 +50,29 @@ _PAUSE_S = 1.0  # of accepting, when the host has no descriptor left
 _STOP_S = 10.0  # for workers to end once told to; more than a connection lingers
 _BACK_OFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)  # before a dead worker's replacement, by deaths in a row
 _PROVEN_S = 30.0  # a worker that lived so long starts a new row
+_HUNG_S = 30.0  # without a beat; reading a very large policy takes a good part of it
+_TICK_S = 1.0
+_EXIT_S = 5.0  # for the process of a worker that has closed its channel
 
 # Beside its sessions a process has descriptors for the channel, listeners, epoll, log and such.
 _DESCRIPTORS_BESIDE = 64
 _DESCRIPTORS_PER_SESSION = 2
 
 _NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+# What accept() tells of one connection that broke before it was accepted, accept(2).
+_BROKEN_ALREADY = {
+    errno.ECONNABORTED,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENONET,
+    errno.ENOPROTOOPT,
+    errno.EOPNOTSUPP,
+    errno.EPERM,  # a firewall's rule
+    errno.EPROTO,
+    errno.ETIMEDOUT,
+}
 
 
 def serve(configuration_path: str) -> int:
@@ -70,11 +88,15 @@ def serve(configuration_path: str) -> int:
         log.event("warning", "configuration.warning", message=warning)
     _raise_descriptor_limit(configuration_path, snapshot)
     bound = [(listener, bind(listener, configuration_path)) for listener in _listeners(snapshot)]
-    return uvloop.run(_run(bundle, snapshot, bound))
+    floods = log.Floods()
+    Faults(floods).watch_process()
+    return uvloop.run(_run(bundle, snapshot, bound, floods))
 
 
-async def _run(bundle: Bundle, snapshot: Snapshot, bound: list[tuple[Listener, socket.socket]]) -> int:
-    return await Supervisor(bundle, snapshot, bound).run()
+async def _run(
+    bundle: Bundle, snapshot: Snapshot, bound: list[tuple[Listener, socket.socket]], floods: log.Floods
+) -> int:
+    return await Supervisor(bundle, snapshot, bound, floods).run()
 
 
 def _listeners(snapshot: Snapshot) -> tuple[Listener, ...]:
@@ -104,7 +126,7 @@ class _Worker:
     def __init__(self, number: int, process: subprocess.Popen[bytes]):
         self.number = number
         self.process = process
-        self.started_s = time.monotonic()
+        self.started_s = self.beat_s = time.monotonic()
         self.ready = False  # it has said that it works by the configuration
         self.channel: Channel  # set right after
 
@@ -112,10 +134,13 @@ class _Worker:
 class Supervisor:
     """The gateway's one supervisor."""
 
-    def __init__(self, bundle: Bundle, snapshot: Snapshot, bound: list[tuple[Listener, socket.socket]]):
+    def __init__(
+        self, bundle: Bundle, snapshot: Snapshot, bound: list[tuple[Listener, socket.socket]], floods: log.Floods
+    ):
         configuration = snapshot.configuration
         capacity = configuration.capacity
         self._loop = asyncio.get_running_loop()
+        Faults(floods).watch_loop(self._loop)
         self._bundle = bundle
         self._snapshot = snapshot
         self._bound = bound
@@ -130,10 +155,11 @@ class Supervisor:
         self._workers: dict[int, _Worker] = {}
         self._next_worker = 0
         self._deaths_in_a_row = 0
-        self._floods = log.Floods()
+        self._floods = floods
         self._accepting = False
         self._draining = False
-        self._cut = False
+        self._stopping = False
+        self._cut = False  # a session did not end by itself
         self._announced = False
         self._background: set[asyncio.Task[None]] = set()
         self._over: asyncio.Future[int] = self._loop.create_future()
@@ -151,7 +177,7 @@ class Supervisor:
                 service=listener.service.name if listener.service is not None else None,
             )
         for _ in range(self._snapshot.configuration.gateway.workers or os.cpu_count() or 1):
-            self._start_worker()
+            self._start_worker_or_try_later()
         ticker = asyncio.create_task(self._tick(), name="tick")
         try:
             code = await self._over
@@ -163,22 +189,45 @@ class Supervisor:
             for _, sock in self._bound:
                 sock.close()
             await self._reap()
+        for worker in self._workers.values():
+            self._log_lost(worker)
         log.event("info", "gateway.stop", exit_code=code)
         return code
 
     # Workers.
 
+    def _start_worker_or_try_later(self) -> None:
+        try:
+            self._start_worker()
+        except OSError as error:  # no descriptor, memory or process left
+            log.event("error", "worker.start_failed", message=error.strerror)
+            self._start_worker_later()
+
+    def _start_worker_later(self) -> None:
+        delay_s = _BACK_OFF_S[min(self._deaths_in_a_row, len(_BACK_OFF_S) - 1)]
+        self._deaths_in_a_row += 1
+        self._loop.call_later(delay_s, self._replace_worker)
+
+    def _replace_worker(self) -> None:
+        if not self._draining:
+            self._start_worker_or_try_later()
+
     def _start_worker(self) -> None:
+        """Start one more. Raises OSError."""
         ours, theirs = Channel.pair()
         command = [sys.executable, "-P", "-m", "portguard.gateway.worker"]
         arguments = [theirs.fileno(), self._slots.descriptor, self._slots.capacity]
-        with theirs:
-            process = subprocess.Popen(
-                [*command, *map(str, arguments)],
-                pass_fds=(theirs.fileno(), self._slots.descriptor),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-            )
+        try:
+            with theirs:
+                process = subprocess.Popen(
+                    [*command, *map(str, arguments)],
+                    pass_fds=(theirs.fileno(), self._slots.descriptor),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                )
+        except OSError:
+            ours.close()
+            raise
         worker = _Worker(self._next_worker, process)
         self._next_worker += 1
         self._workers[worker.number] = worker
@@ -198,20 +247,33 @@ class Supervisor:
             case Gone():
                 self._admission.gone(message.connection)
             case Hello():
-                if message.version != VERSION:
-                    raise RuntimeError(f"worker: expected version {VERSION}, got {message.version}")
-                worker.channel.send(Configure(), self._bundle_file())
+                self._configure(worker, message.version)
             case Configured():
                 worker.ready = True
                 self._on_ready()
             case Beat():
-                pass
+                worker.beat_s = time.monotonic()
+
+    def _configure(self, worker: _Worker, version: int) -> None:
+        try:
+            if version != VERSION:
+                raise OSError(f"expected a worker of version {VERSION}, got {version}")
+            descriptor = self._bundle_file()
+        except OSError as error:
+            log.event("error", "worker.start_failed", worker=worker.number, message=error.strerror or str(error))
+            worker.process.kill()  # another one is started in its place
+            return
+        worker.channel.send(Configure(), descriptor)
 
     def _bundle_file(self) -> int:
-        """Return the bundle as a memory file: workers use the very bytes that were checked here."""
+        """Return the bundle as a memory file: workers use the very bytes that were checked here. Raises OSError."""
         descriptor = os.memfd_create("portguard-bundle", os.MFD_CLOEXEC)
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(self._bundle.to_bytes())
+        try:
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(self._bundle.to_bytes())
+        except OSError:
+            os.close(descriptor)
+            raise
         return descriptor
 
     def _admit(self, worker: _Worker, request: Admit) -> None:
@@ -242,9 +304,7 @@ class Supervisor:
 
     def _on_worker_gone(self, worker: _Worker) -> None:
         del self._workers[worker.number]
-        now_ns = time.monotonic_ns()
-        for account in self._admission.lose(worker.number, now_ns):
-            self._log_lost(account)
+        self._log_lost(worker)
         self._reap_later(worker)
         if self._draining:
             self._end_if_drained()
@@ -253,15 +313,15 @@ class Supervisor:
             self._stop_accepting()
         if time.monotonic() - worker.started_s > _PROVEN_S:
             self._deaths_in_a_row = 0
-        delay_s = _BACK_OFF_S[min(self._deaths_in_a_row, len(_BACK_OFF_S) - 1)]
-        self._deaths_in_a_row += 1
-        self._loop.call_later(delay_s, self._replace_worker)
+        self._start_worker_later()
 
-    def _replace_worker(self) -> None:
-        if not self._draining:
-            self._start_worker()
+    def _log_lost(self, worker: _Worker) -> None:
+        """End, in the books, what a worker that is no more still had."""
+        for account in self._admission.lose(worker.number, time.monotonic_ns()):
+            self._cut = self._cut or self._draining
+            self._log_lost_session(account)
 
-    def _log_lost(self, account: Account) -> None:
+    def _log_lost_session(self, account: Account) -> None:
         session = account.session
         log.event(
             "warning",
@@ -280,7 +340,7 @@ class Supervisor:
         """Collect the process, which is ending or has."""
 
         async def reap() -> None:
-            code = await asyncio.to_thread(worker.process.wait)
+            code = await asyncio.to_thread(_wait_or_kill, worker.process)
             if not self._draining:
                 log.event("error", "worker.exit", worker=worker.number, pid=worker.process.pid, status=code)
 
@@ -292,11 +352,7 @@ class Supervisor:
         for worker in self._workers.values():
             worker.channel.close()  # which ends the worker, whatever it does
         for worker in self._workers.values():
-            try:
-                await asyncio.to_thread(worker.process.wait, 1.0)
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                await asyncio.to_thread(worker.process.wait)
+            await asyncio.to_thread(_wait_or_kill, worker.process)
 
     # Accepting.
 
@@ -318,9 +374,11 @@ class Supervisor:
         for _ in range(_ACCEPT_BATCH):
             try:
                 sock, address = listening.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
+                if error.errno in _BROKEN_ALREADY:
+                    continue
                 if error.errno not in _NO_DESCRIPTOR:
                     raise
                 # The listener stays readable: without a pause the loop would do nothing but fail.
@@ -353,6 +411,9 @@ class Supervisor:
     # The end.
 
     def _on_stop_signal(self) -> None:
+        if self._stopping:
+            self._end()
+            return
         if self._draining:
             self._cut_sessions()
             return
@@ -369,9 +430,10 @@ class Supervisor:
         self._end_if_drained()
 
     def _cut_sessions(self) -> None:
-        if self._cut or self._over.done():
+        if self._stopping:
             return
-        self._cut = bool(self._admission.sessions)
+        self._stopping = True
+        self._cut = self._cut or bool(self._admission.sessions)
         for worker in self._workers.values():
             worker.channel.send(Stop(Reason.GATEWAY_STOPPED))
         self._loop.call_later(_STOP_S, self._end)
@@ -385,6 +447,29 @@ class Supervisor:
             self._over.set_result(1 if self._cut else 0)
 
     async def _tick(self) -> None:
+        last_s = time.monotonic()
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(_TICK_S)
             self._floods.report()
+            now_s = time.monotonic()
+            # Who has been stopped itself finds the beats of that time still unread.
+            self._end_hung(now_s, heard=now_s - last_s < _TICK_S * 5)
+            last_s = now_s
+
+    def _end_hung(self, now_s: float, *, heard: bool) -> None:
+        for worker in self._workers.values():
+            if not heard:
+                worker.beat_s = now_s
+            elif now_s - worker.beat_s > _HUNG_S:
+                log.event("error", "worker.hung", worker=worker.number, pid=worker.process.pid, seconds=_HUNG_S)
+                worker.beat_s = now_s
+                worker.process.kill()
+
+
+def _wait_or_kill(process: subprocess.Popen[bytes]) -> int:
+    """Return the exit status of a process that is ending; what does not end is made to."""
+    try:
+        return process.wait(_EXIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
