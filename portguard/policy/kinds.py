@@ -69,7 +69,7 @@ def parse_zone(text: str) -> tzinfo:
     try:
         return ZoneInfo(text)
     except (ValueError, LookupError, OSError):
-        # OSError: the name of a folder, such as "Europe".
+        # OSError: a file that may not be read; of the tzdata package also a folder, such as "America".
         raise Unexpected(_ZONE_EXPECTED) from None
 
 

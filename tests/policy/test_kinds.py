@@ -151,6 +151,16 @@ def test_a_time_zone_that_is_none_is_refused(text):
         kinds.parse_zone(text)
 
 
+@pytest.mark.parametrize("error", [PermissionError, IsADirectoryError])
+def test_a_time_zone_whose_file_cannot_be_read_is_refused(monkeypatch, error):
+    def unreadable(_):
+        raise error
+
+    monkeypatch.setattr(kinds, "ZoneInfo", unreadable)
+    with pytest.raises(Unexpected, match="IANA data base"):
+        kinds.parse_zone("America")
+
+
 @pytest.mark.parametrize(
     ("text", "alpn"), [("postgresql", "postgresql"), ("http/1.1", "http/1.1"), ("x" * 255, "x" * 255)]
 )
