@@ -278,11 +278,11 @@ class Connection:
             await handshake(dialed.sock, endpoint)
             return TlsEnd(dialed.sock, endpoint)
         except ssl.SSLError as error:
-            words = getattr(error, "verify_message", None) or error.reason or str(error)
-            raise Refused(Reason.UPSTREAM_TLS, f"{Reason.UPSTREAM_TLS.sentence}: {words}") from None
+            words = getattr(error, "verify_message", None) or (error.reason or str(error)).lower().replace("_", " ")
+            raise _FailedUpstream(Reason.UPSTREAM_TLS, f"{dialed.upstream}: {words}") from None
         except OSError as error:
             reason = Reason.UPSTREAM_UNREACHABLE if service.tls is None else Reason.UPSTREAM_TLS
-            raise Refused(reason, f"{reason.sentence}: {error.strerror or error}") from None
+            raise _FailedUpstream(reason, f"{dialed.upstream}: {error.strerror or error}") from None
 
     def _outbound_header(self, service: Service) -> bytes:
         assert self._endpoint is not None
@@ -337,8 +337,8 @@ class Connection:
     def _refuse(self, refused: Refused) -> bool:
         """Tell the client, as far as it can be told, and the log. Return True: the socket is taken care of."""
         event = "session.refuse" if self._caller is not None else "handshake.fail"
-        # Which addresses were tried is for the operator's eyes, not for the client's.
-        detail = refused.detail if isinstance(refused, DialFailed) else refused.message
+        # Which addresses were tried, and what names they bear, is for the operator's eyes, not for the client's.
+        detail = refused.detail if isinstance(refused, DialFailed | _FailedUpstream) else refused.message
         self._log("warning", event, reason=refused.reason, message=detail)
         if not self._http:
             # By SNI there is no word for it. Without close_notify the client can tell it from an empty answer.
@@ -395,6 +395,14 @@ class Connection:
             log.event(level, event, **what)
         else:  # a stranger can cause it
             self._worker.floods.event(time.monotonic(), level, event, **what)
+
+
+class _FailedUpstream(Refused):
+    """A service that was reached and could not be spoken to. `detail` is for the log."""
+
+    def __init__(self, reason: Reason, detail: str):
+        super().__init__(reason)
+        self.detail = detail
 
 
 class _RefusedRequest(Refused):
