@@ -193,10 +193,17 @@ class Gateway:
 
     def connect(self, service: str, name: str | None = "alice") -> ssl.SSLSocket:
         """A TLS connection to a service by SNI, as that client."""
+        return self.connect_with(self.context(name), service)
+
+    def connect_with(self, context: ssl.SSLContext, service: str | None) -> ssl.SSLSocket:
+        """A TLS connection to a service by SNI; None: to the gateway itself, which speaks HTTP."""
+        name = GATEWAY_NAME if service is None else f"{service}.{GATEWAY_NAME}"
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=_PATIENCE_S)
-        return self.context(name).wrap_socket(
-            sock, server_hostname=f"{service}.{GATEWAY_NAME}", suppress_ragged_eofs=False
-        )
+        try:
+            return context.wrap_socket(sock, server_hostname=name, suppress_ragged_eofs=False)
+        except BaseException:
+            sock.close()
+            raise
 
     def wait_for_log(self, pattern: str, count: int = 1) -> None:
         """Wait until the log has `count` lines that the regular expression finds."""
