@@ -153,30 +153,33 @@ async def _beside(credentials: Credentials, names: Sequence[str], wanted: Wanted
 
 
 async def _join_standard_streams(credentials: Credentials, name: str) -> int:
-    forwarding = Forwarding(Gateway(credentials), _report)
+    gateway = Gateway(credentials)
+    forwarding = Forwarding(gateway, _report)
     try:
         with Signals(STOP) as signals:
-            await signals.unless(_carry_standard_streams(forwarding, name))
-            return 0
+            return await signals.unless(_carry_standard_streams(gateway, forwarding, name))
     except Stopped as stopped:
         return stopped.exit_code
     finally:
         await forwarding.close(_LINGER_S)
 
 
-async def _carry_standard_streams(forwarding: Forwarding, name: str) -> None:
+async def _carry_standard_streams(gateway: Gateway, forwarding: Forwarding, name: str) -> int:
+    # A refused tunnel leaves the output open until the reason is printed: ssh ends its ProxyCommand when it closes.
+    tunnel = await gateway.connect(name)
     streams = StandardStreams()
-    broken = None
+    code = 0
     try:
-        await forwarding.carry(name, streams.sock)
+        await forwarding.carry(tunnel, streams.sock)
     except Broken as error:
-        broken = error
+        code = error.exit_code
+        if error.by_gateway:
+            _report(str(error))
     try:
         await streams.written()
     except OSError as error:
         raise PortguardError(f"standard output: expected somebody to read it, got “{error.strerror}”") from error
-    if broken is not None:
-        raise broken
+    return code
 
 
 async def _described(gateway: Gateway, names: Sequence[str]) -> list[Description]:

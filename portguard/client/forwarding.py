@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from portguard.client.gateway import Gateway
+from portguard.client.gateway import Gateway, Tunnel
 from portguard.client.local_ports import LocalPort
 from portguard.errors import PortguardError
 from portguard.gateway.ends import Lingering, PlainEnd
@@ -46,18 +46,12 @@ class Forwarding:
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: list[asyncio.Task[None]] = []
 
-    async def carry(self, service: str, local: socket.socket) -> None:
-        """Join `local`, which this takes over, to a session of `service`; return when both sides have finished.
+    async def carry(self, tunnel: Tunnel, local: socket.socket) -> None:
+        """Join `local` to `tunnel`, both of which this takes over; return when both sides have finished.
 
-        Raises RefusedByGateway and Unreachable, in which case `local` is reset, and Broken.
+        Raises Broken.
         """
         local.setblocking(False)
-        end = PlainEnd(local)
-        try:
-            tunnel = await self._gateway.connect(service)
-        except BaseException:
-            end.reset()
-            raise
         ended: asyncio.Future[Reason] = self._loop.create_future()
         cells = [0] * _CELLS
         # To the relay, the gateway is the client: it is the side whose first bytes came early, and where an end
@@ -65,7 +59,7 @@ class Forwarding:
         relay = Relay(
             self._loop,
             tunnel.end,
-            end,
+            PlainEnd(local),
             cells=cells,
             base=0,
             on_end=lambda _, reason: None if ended.done() else ended.set_result(reason),
@@ -80,10 +74,10 @@ class Forwarding:
             relay.close(Reason.KILLED)  # does nothing when it has ended
         if reason in (Reason.CLIENT_TRUNCATED, Reason.CLIENT_RESET):
             session = "" if tunnel.session is None else f" (session {tunnel.session})"
-            message = f"{service}: the gateway ended the session before it was finished{session}"
+            message = f"{tunnel.service}: the gateway ended the session before it was finished{session}"
             raise Broken(message, by_gateway=True)
         if reason is Reason.UPSTREAM_RESET:
-            raise Broken(f"{service}: the local side ended before the session was finished", by_gateway=False)
+            raise Broken(f"{tunnel.service}: the local side ended before the session was finished", by_gateway=False)
 
     def listen(self, service: str, address: ListenAddress, *, fallback: bool) -> LocalPort:
         """Listen at `address` for `service`; port 0 is a free one.
@@ -126,13 +120,19 @@ class Forwarding:
     async def _serve(self, service: str, sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            await self.carry(service, sock)
+            tunnel = await self._gateway.connect(service)
+        except BaseException as error:
+            PlainEnd(sock).reset()
+            if not isinstance(error, PortguardError):
+                raise
+            self._report(str(error))
+            return
+        try:
+            await self.carry(tunnel, sock)
         except Broken as error:
             # Programs end their connections as they like: a reset on their side is nothing to tell.
             if error.by_gateway:
                 self._report(str(error))
-        except PortguardError as error:
-            self._report(str(error))
 
     def stop_listening(self) -> None:
         """Take no more connections; the sessions go on."""

@@ -45,6 +45,7 @@ class Description:
 class Tunnel:
     """An open session. `early` came with the gateway's answer and is the service's first bytes."""
 
+    service: str
     end: TlsEnd
     early: bytes
     session: str | None
@@ -84,7 +85,7 @@ class Gateway:
             exchange.sock.close()
             raise refused(service, self.address, exchange.answer)
         session = exchange.answer.headers.get("portguard-session")
-        return Tunnel(TlsEnd(exchange.sock, exchange.endpoint), exchange.trailing, session)
+        return Tunnel(service, TlsEnd(exchange.sock, exchange.endpoint), exchange.trailing, session)
 
     async def _exchange(self, method: str, target: str, host: str) -> "_Exchange":
         sock = await self._dial()

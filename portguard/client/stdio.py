@@ -57,10 +57,11 @@ class StandardStreams:
             # Nobody takes the output any more. The session learns it as from a program that ended.
             with contextlib.suppress(OSError):
                 self._inner.shutdown(socket.SHUT_RDWR)
-        _close(descriptor)
         self._leave()
         with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
-            self._loop.call_soon_threadsafe(self._on_written, failure)
+            # The loop closes the output, because how the session ended comes first there, and is told first: ssh
+            # ends its ProxyCommand as soon as that has closed its output.
+            self._loop.call_soon_threadsafe(self._on_written, descriptor, failure)
 
     def _leave(self) -> None:
         """Close the inner end with the last thread that uses it: closed earlier, its number could be another file's."""
@@ -75,7 +76,8 @@ class StandardStreams:
         except OSError:  # the session ended by force, which it reports itself
             return b""
 
-    def _on_written(self, failure: OSError | None) -> None:
+    def _on_written(self, descriptor: int, failure: OSError | None) -> None:
+        _close(descriptor)
         if self._written.done():
             return
         if failure is None:

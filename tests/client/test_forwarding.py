@@ -136,11 +136,13 @@ async def test_a_program_that_is_killed_is_told_from_one_that_finished(
     assert reports.empty(), "expected no line about what local programs do"
 
 
-async def test_carrying_tells_its_caller_how_it_ended(gateway: Double, forwarding: Forwarding, serve: Callable) -> None:
+async def test_carrying_tells_its_caller_how_it_ended(
+    gateway: Double, client: Gateway, forwarding: Forwarding, serve: Callable
+) -> None:
     gateway.services["echo"] = await serve(echo)
     ours, theirs = socket.socketpair()
     with ours:
-        carrying = asyncio.ensure_future(forwarding.carry("echo", theirs))
+        carrying = asyncio.ensure_future(forwarding.carry(await client.connect("echo"), theirs))
         ours.setblocking(False)
         await asyncio.get_running_loop().sock_sendall(ours, b"hello")
         await asyncio.get_running_loop().sock_recv(ours, 5)
