@@ -1,8 +1,8 @@
 """ssh and scp reach a real sshd through `portguard connect --stdio` as their ProxyCommand."""
 
-import getpass
 import hashlib
 import os
+import pwd
 import shlex
 import subprocess
 import sys
@@ -88,7 +88,7 @@ def over_ssh(gateway, keys, real_program, tmp_path):
         configuration.write_text(
             f"""
 Host shell
-  User {getpass.getuser()}
+  User {pwd.getpwuid(os.geteuid()).pw_name}
   ProxyCommand {proxy}
   IdentityFile {keys}/user
   IdentitiesOnly yes
