@@ -11,6 +11,7 @@ from portguard.errors import PortguardError
 
 # command: where it lives. Loaded on first use, so that `portguard connect` does not pay for the gateway.
 _COMMANDS = {
+    "audit": "portguard.cli.audit:audit",
     "ca": "portguard.cli.authority:ca",
     "cert": "portguard.cli.authority:cert",
     "connect": "portguard.cli.connect:connect",
