@@ -114,7 +114,9 @@ def silent():
 @pytest.fixture(scope="module")
 def shared(start_gateway_for_module, free_port, folder, ports, s_server, silent, certificates):
     one, two, tls, mutual = (f"127.0.0.1:{ports[name]}" for name in ("one", "two", "tls", "mutual"))
-    dead, (full, idle) = f"127.0.0.1:{free_port()}", silent
+    # Of their own, since an address that failed is tried last for a while, whatever service it belongs to.
+    dead, dead_first, dead_too = (f"127.0.0.1:{free_port()}" for _ in range(3))
+    full, idle = silent
 
     def over_tls(address, ca, server_name="db.internal", client=None):
         keys = [f'ca = "{ca}"']
@@ -130,10 +132,10 @@ def shared(start_gateway_for_module, free_port, folder, ports, s_server, silent,
         "name-unknown": "nowhere.invalid:80",
         "in-order": f'upstream = ["{one}", "{two}"]',
         "in-turn": f'upstream = ["{one}", "{two}"]\nbalance = "round-robin"',
-        "first-dead": f'upstream = ["{dead}", "{two}"]',
+        "first-dead": f'upstream = ["{dead_first}", "{two}"]',
         "first-full": f'upstream = ["{full}", "{two}"]',
         "first-unknown": f'upstream = ["nowhere.invalid:80", "{two}"]',
-        "all-dead": f'upstream = ["{dead}", "unix:{folder}/gone.sock"]',
+        "all-dead": f'upstream = ["{dead_too}", "unix:{folder}/gone-too.sock"]',
         "dead": dead,
         "full": full,
         "tls": over_tls(tls, certificates.ca),
