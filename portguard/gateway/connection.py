@@ -15,6 +15,7 @@ import ssl
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, TypeVar
 
@@ -231,7 +232,7 @@ class Connection:
 
     def _named(self, host: str) -> Service | None:
         policy = self._setup.snapshot.policy
-        return policy.services.get(host) or policy.resolve_name(host)
+        return policy.resolve_service(host) or policy.resolve_name(host)
 
     def _decide(self, service: Service | None) -> Grant:
         """Return the grant. Raises Refused with the policy's reason. *Fails closed*."""
@@ -429,8 +430,12 @@ async def _within(seconds: float, late: Reason, step: Coroutine[None, None, _T])
         raise  # the kernel's word for a peer that went away
 
 
+# Clients come back, and taking an address apart costs more than remembering it.
+_address = lru_cache(maxsize=4096)(ip_address)
+
+
 def _endpoint(address: str, port: int) -> proxy_protocol.Endpoint:
-    return proxy_protocol.Endpoint(ip_address(address), port)
+    return proxy_protocol.Endpoint(_address(address), port)
 
 
 def _finite(own_s: float | None, general_s: float | None) -> float | None:

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import lru_cache
 from ipaddress import ip_address
 
 import uvloop
@@ -57,6 +58,9 @@ _EXIT_S = 5.0  # for the process of a worker that has closed its channel
 # Beside its sessions a process has descriptors for the channel, listeners, epoll, log and such.
 _DESCRIPTORS_BESIDE = 64
 _DESCRIPTORS_PER_SESSION = 2
+
+# Clients come back, and taking an address apart costs more than remembering it.
+_address = lru_cache(maxsize=4096)(ip_address)
 
 _NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # What accept() tells of one connection that broke before it was accepted, accept(2).
@@ -394,7 +398,7 @@ class Supervisor:
             key=lambda worker: self._admission.load(worker.number),
         )
         try:
-            connection = self._admission.begin(worker.number, ip_address(address[0]))
+            connection = self._admission.begin(worker.number, _address(address[0]))
         except Refused as refused:
             sock.close()
             self._floods.event(
