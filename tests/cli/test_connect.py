@@ -317,6 +317,9 @@ async def test_a_command_gets_a_free_port_whatever_the_services_own_is(shell: Sh
     code, output, _ = await shell.run("web", "--", sys.executable, "-c", PRINT_ENVIRONMENT)
     assert code == 0
     assert int(json.loads(output)["PORTGUARD_PORT"]) not in (0, port)
+    shell.gateway.write_profile(shell.profile, f"[services.web]\nlocal_port = {port}")
+    code, output, _ = await shell.run("web", "--", sys.executable, "-c", PRINT_ENVIRONMENT)
+    assert int(json.loads(output)["PORTGUARD_PORT"]) != port
     code, output, _ = await shell.run("web", "-L", str(port), "--", sys.executable, "-c", PRINT_ENVIRONMENT)
     assert json.loads(output)["PORTGUARD_PORT"] == str(port)
 
@@ -363,24 +366,30 @@ async def test_a_signal_for_us_is_one_for_the_command(shell: Shell) -> None:
 
 
 async def test_what_a_command_sent_last_arrives_although_it_has_ended(shell: Shell, serve: Callable) -> None:
+    ended = asyncio.Event()
     received: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
-    async def read_slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        total = 0
-        while data := await reader.read(100_000):
-            total += len(data)
-            await asyncio.sleep(0)
-        received.set_result(total)
+    async def read_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await ended.wait()
+        received.set_result(len(await reader.read()))
         writer.close()
 
-    shell.gateway.services["log"] = await serve(read_slowly)
+    shell.gateway.services["log"] = await serve(read_late)
+    # It fills every buffer on the way, until nothing more is taken.
     program = """
-import os, socket
+import os, select, socket
+sent = 0
 with socket.create_connection((os.environ["PORTGUARD_HOST"], int(os.environ["PORTGUARD_PORT"]))) as sock:
-    sock.sendall(b"x" * 20_000_000)
+    sock.setblocking(False)
+    while select.select([], [sock], [], 0.5)[1]:
+        sent += sock.send(b"x" * 65536)
+print(sent)
 """
-    assert (await shell.run("log", "--", sys.executable, "-c", program))[0] == 0
-    assert await received == 20_000_000
+    process = await shell.start("log", "--", sys.executable, "-c", program)
+    sent = int(await line(process))
+    ended.set()
+    assert await received == sent
+    assert await process.wait() == 0
 
 
 # Standard streams.

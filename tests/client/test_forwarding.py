@@ -226,6 +226,8 @@ async def test_finishing_waits_for_what_moves_and_not_for_what_is_silent(
     await forwarding.finish(0.05)
     assert not gateway.relays[0].ended
     finishing = asyncio.ensure_future(forwarding.finish(20))
+    done, _ = await asyncio.wait({finishing}, timeout=0.2)
+    assert not done, "expected a session that was busy a moment ago to be waited for"
     writer.close()
     await finishing
     assert not forwarding._tasks

@@ -51,6 +51,8 @@ async def test_a_tunnel_opens_with_the_services_first_bytes(gateway: Double, cli
     gateway.early["ssh"] = b"SSH-2.0-early"
     tunnel = await client.connect("ssh")
     assert tunnel.early == b"SSH-2.0-early"
+    assert tunnel.end.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert tunnel.end.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
     assert tunnel.session == SESSION
     assert gateway.requests == ["CONNECT ssh"]
     tunnel.end.sock.close()
@@ -278,6 +280,18 @@ async def test_a_certificate_that_the_gateway_does_not_take_is_explained(
         f"{tmp_path}/bad.crt: {reason}: the gateway did not accept the certificate (alert: {alert}); it is valid from "
         f"{first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC"
     )
+
+
+async def test_an_alert_is_read_also_when_the_request_could_not_be_sent(
+    gateway: Double, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("portguard.client.gateway.send", broken)
+    client = presenting(gateway, tmp_path, certificates.Authority.root().issue())
+    with pytest.raises(RefusedByGateway, match="unknown ca"):
+        await client.connect("web")
 
 
 async def test_a_gateway_that_hangs_up_after_the_handshake_gets_a_hint(
