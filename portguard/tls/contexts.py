@@ -1,6 +1,7 @@
 """The TLS contexts of the gateway. One function makes them all; they differ only in ALPN."""
 
 import ssl
+import sys
 from collections.abc import Callable
 
 from portguard.tls.chain import load_chain
@@ -52,7 +53,7 @@ class ServerContexts:
         # one is as strict as all the others: they come from the same function.
         self._first = _server_context(*self._material, alpn=())
         self._first.sni_callback = self._on_server_name
-        self._by_alpn[()] = self._first
+        self.prepare(())
 
     def prepare(self, alpn: AlpnProtocols) -> None:
         """Make the context for `alpn` now, so that no handshake has to wait for it or fail with it."""
@@ -64,14 +65,17 @@ class ServerContexts:
         return Endpoint(self._first, server_side=True)
 
     def endpoint_for(self, alpn: AlpnProtocols) -> Endpoint:
-        """Return the server's end of a connection to a port of its own, where SNI selects nothing."""
-        context = self._by_alpn[alpn]
-        return Endpoint(self._first if context is self._first else context, server_side=True)
+        """Return the server's end of a connection to a port of its own, where SNI selects nothing.
+
+        `alpn` must have been prepared.
+        """
+        return Endpoint(self._by_alpn[alpn], server_side=True)
 
     def _on_server_name(self, tls: ssl.SSLObject, name: ServerName, _context: ssl.SSLContext) -> None:
+        # Called once more, perhaps with another name, when the client has to send its first message again.
         tls.server_name = name  # type: ignore[attr-defined]  # read back by server_name()
         context = self._by_alpn.get(self._alpn_of(name))
-        if context is not None and context is not self._first:
+        if context is not None:
             tls.context = context
 
 
@@ -79,3 +83,22 @@ def server_name(endpoint: Endpoint) -> ServerName:
     """Return the name that the client asked for, None when it asked for none. Untrusted text."""
     name: ServerName = getattr(endpoint.tls, "server_name", None)
     return name
+
+
+def count_unreadable_names(on_name: Callable[[], None]) -> None:
+    """Call `on_name` for each client whose server name is not ASCII, and keep its traceback off standard error.
+
+    Python decodes the name before it calls us, tells sys.unraisablehook that it could not, and fails the handshake
+    (OpenSSL's reason is CALLBACK_FAILED). Any stranger can cause that, as often as it likes. The hook is the whole
+    process's; what it is told otherwise goes on to the hook that was there.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        # What Python passes is the name itself, as bytes, which nothing else in a process does.
+        if unraisable.exc_type is UnicodeDecodeError and isinstance(unraisable.object, bytes):
+            on_name()
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = hook
