@@ -9,6 +9,7 @@ Each way, a flow, goes through these states; nothing but the table's events move
     OPEN      the source finished                     FINISHED   the sink is told once its backlog is out
     OPEN      writing to the sink failed              BROKEN     the sink's own flow goes on: what it sent is wanted
     PAUSED    flushing to the sink failed             BROKEN     likewise
+    FINISHED  flushing to the sink failed             BROKEN     likewise
     OPEN      reading the source failed               —          the session ends
 
 A session ends when both flows are FINISHED or BROKEN and nothing is left to flush, when a source fails, or when
@@ -54,12 +55,12 @@ class _Flow:
 
 
 class Relay:
-    """The relay of one session. After start(), `on_end(relay, reason)` is called exactly once.
+    """The relay of one session. After start() has begun, `on_end(relay, reason)` is called exactly once.
 
-    `cells[base + RECEIVED]` and `[base + SENT]` count the bytes from and to the client that were passed on, and
-    `[base + ACTIVITY]` is when, in nanoseconds of the monotonic clock. The timeouts are seconds, None for never:
-    `idle_s` without a byte in either direction, `half_close_s` likewise once one side has finished, `session_s`
-    altogether. They act when sweep() is called.
+    `cells[base + RECEIVED]` and `[base + SENT]` count the bytes from and to the client that were passed on;
+    `[base + ACTIVITY]` is when a byte last moved or a side finished, in nanoseconds of the monotonic clock. The
+    timeouts are seconds, None for never: `idle_s` without activity in either direction, `half_close_s` likewise once
+    one side has finished, `session_s` altogether. They act when sweep() is called.
     """
 
     __slots__ = (
@@ -112,17 +113,21 @@ class Relay:
         self._deadline_ns = None if session_s is None else now_ns + int(session_s * _NS)
 
     def start(self, early: bytes = b"") -> None:
-        """Begin. `early` is what the client sent already for the service; it goes first."""
+        """Begin. `early` is what the client sent already for the service; it goes first. It may end at once."""
         for flow in (self._up, self._down):
             self._loop.add_reader(flow.source.sock, self._on_readable, flow)
+        for flow in (self._up, self._down):
+            if flow.sink.backlog:  # a greeting that did not go out at once
+                self._pause(flow)
         if early:
             self._deliver(self._up, memoryview(early))
         for flow in (self._up, self._down):
-            if flow.state == _OPEN and not self.ended:
+            # Also when paused: no event will ever tell of what is here already.
+            if not flow.over and not self.ended:
                 self._read_ahead(flow)
 
     def close(self, reason: Reason) -> None:
-        """End the session now. Both sides get what was counted, and can tell that it was not all."""
+        """End the session now. Both sides get what was counted; where there is TLS, they can tell it was not all."""
         self._end(reason, clean=False)
 
     def sweep(self, now_ns: int) -> None:
@@ -139,14 +144,27 @@ class Relay:
     # The way of the bytes.
 
     def _on_readable(self, flow: _Flow) -> None:
+        source = flow.source
         try:
-            data = flow.source.read(flow.limit)
+            data = source.read(flow.limit)
+            broken = source.broken()
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._source_failed(flow, error)
             return
+        if broken:
+            self._loop.call_soon(self._watch_again, flow)
         self._deliver(flow, data)
+
+    def _watch_again(self, flow: _Flow) -> None:
+        """Go on reading what came before a connection broke.
+
+        uvloop reports a broken connection once and then watches it no more, however much is left to read.
+        """
+        if flow.state == _OPEN and not self.ended:
+            self._loop.remove_reader(flow.source.sock)
+            self._loop.add_reader(flow.source.sock, self._on_readable, flow)
 
     def _read_ahead(self, flow: _Flow) -> None:
         try:
@@ -159,11 +177,13 @@ class Relay:
     def _deliver(self, flow: _Flow, data: memoryview) -> None:
         count = len(data)
         source, sink = flow.source, flow.sink
+        if source.backlog and flow.back.state == _OPEN:  # reading TLS can make it answer
+            self._loop.add_writer(source.sock, self._on_writable, flow.back)
         if count:
             try:
                 sink.write(data)
-            except OSError:
-                self._sink_failed(flow)
+            except OSError as error:
+                self._sink_failed(flow, error)
                 return
             cells = self._cells
             cells[flow.counter] += count
@@ -172,10 +192,8 @@ class Relay:
                 self._pause(flow)
             elif flow.limit < READ_MAX and count > flow.limit - flow.limit // 8:  # of ciphertext, a little is lost
                 flow.limit *= 2
-        if source.backlog:  # reading TLS can make an answer to a key update
-            self._loop.add_writer(source.sock, self._on_writable, flow.back)
         if source.eof:
-            self._source_finished(flow)
+            self._source_ended(flow)
 
     def _pause(self, flow: _Flow) -> None:
         flow.limit = _READ_FIRST
@@ -187,9 +205,11 @@ class Relay:
     def _on_writable(self, flow: _Flow) -> None:
         try:
             flow.sink.flush()
-        except OSError:
-            self._sink_failed(flow)
+        except OSError as error:
+            self._sink_failed(flow, error)
             return
+        # A slow reader is not a silent one: its session must not time out over what it still takes.
+        self._cells[self._base + ACTIVITY] = time.monotonic_ns()
         if flow.sink.backlog:
             return
         self._loop.remove_writer(flow.sink.sock)
@@ -200,34 +220,37 @@ class Relay:
 
     # What ends a flow, and the session.
 
-    def _source_finished(self, flow: _Flow) -> None:
-        if flow.over:
+    def _source_ended(self, flow: _Flow) -> None:
+        if flow.source.failure is not None:
+            self._source_failed(flow, flow.source.failure)
             return
         if flow.state == _OPEN:
             self._loop.remove_reader(flow.source.sock)
-        flow.state = _FINISHED
-        if self._reason is None:
-            self._reason = Reason.CLIENT_CLOSED if flow is self._up else Reason.UPSTREAM_CLOSED
-        if flow.back.state == _BROKEN and flow is self._down:
-            # The upstream stopped reading by a reset; that it "finished" is how the reset shows on this side.
-            self._end(Reason.UPSTREAM_RESET, clean=False)
-            return
+        self._over(flow, _FINISHED, Reason.CLIENT_CLOSED if flow is self._up else Reason.UPSTREAM_CLOSED)
         try:
             flow.sink.finish()
-        except OSError:
-            flow.state = _BROKEN
+        except OSError as error:
+            self._sink_failed(flow, error)
+            return
         if flow.sink.backlog:
             self._loop.add_writer(flow.sink.sock, self._on_writable, flow)
         self._end_if_over()
 
-    def _sink_failed(self, flow: _Flow) -> None:
+    def _sink_failed(self, flow: _Flow, error: OSError) -> None:
         if flow.state == _OPEN:
             self._loop.remove_reader(flow.source.sock)
         self._loop.remove_writer(flow.sink.sock)
-        flow.state = _BROKEN
-        if self._reason is None:
-            self._reason = Reason.UPSTREAM_RESET if flow is self._up else Reason.CLIENT_RESET
+        self._over(flow, _BROKEN, Reason.UPSTREAM_RESET if flow is self._up else Reason.CLIENT_RESET)
+        flow.sink.failure = error
+        self._loop.call_soon(self._watch_again, flow.back)
         self._end_if_over()
+
+    def _over(self, flow: _Flow, state: int, reason: Reason) -> None:
+        flow.state = state
+        # From now on the half-close timeout counts, and not from a byte that may have moved an hour ago.
+        self._cells[self._base + ACTIVITY] = time.monotonic_ns()
+        if self._reason is None:
+            self._reason = reason
 
     def _source_failed(self, flow: _Flow, error: OSError) -> None:
         from_client = flow is self._up

@@ -9,6 +9,7 @@ The event loops' own TLS transports cannot half-close; this can. The order of ca
 
 import contextlib
 import ssl
+from collections.abc import Iterator
 from typing import Any
 
 # A MemoryBIO grows to the largest amount it ever held and never gives that back, so it is fed and drained in slices.
@@ -24,7 +25,7 @@ class Endpoint:
     `server_hostname` is what a client expects the server's certificate to name; servers leave it None.
     """
 
-    __slots__ = ("_incoming", "_outgoing", "_read", "_write", "peer_closed", "tls")
+    __slots__ = ("_incoming", "_outgoing", "_read", "_write", "failure", "peer_closed", "tls")
 
     # Room that decrypt() needs beyond the length of the ciphertext: the part of a record that waited inside.
     HEADROOM = _RECORD
@@ -39,6 +40,7 @@ class Endpoint:
         self._read = self.tls.read
         self._write = self.tls.write
         self.peer_closed = False  # the peer sent close_notify: it will send no more
+        self.failure: ssl.SSLError | None = None  # the peer broke the protocol: nothing more can be decrypted
 
     def handshake(self) -> bool:
         """Go on with the handshake; True once it is complete, False while it needs more from receive().
@@ -61,7 +63,7 @@ class Endpoint:
 
     @property
     def has_output(self) -> bool:
-        """Whether take() has something: after decrypt(), the answer to a key update."""
+        """Whether take() has something: after decrypt(), an alert."""
         return self._outgoing.pending > 0
 
     def verified_chain(self) -> tuple[bytes, ...]:
@@ -87,41 +89,48 @@ class Endpoint:
         """Take in `ciphertext` and write all that it completes to `plaintext`; return the number of bytes.
 
         `plaintext` must have room for len(ciphertext) + HEADROOM. Nothing complete stays inside: close_notify() with
-        a whole record waiting would be fatal to the connection. Sets `peer_closed`, after which the rest is ignored.
-        Raises ssl.SSLError when the peer broke the protocol.
+        a whole record waiting would be fatal to the connection. Sets `peer_closed`, after which the rest is ignored,
+        or `failure`; raises it when not even one byte came before it.
         """
         incoming, read = self._incoming, self._read
         total = 0
         start = 0
         end = len(ciphertext)
-        while not self.peer_closed:
-            if start < end:
-                incoming.write(ciphertext[start : start + _SLICE])
-            try:
-                # A record leaves the BIO only when it is read whole or in part, so an empty one has nothing waiting.
-                while incoming.pending:
-                    count = read(_RECORD, plaintext[total:])
-                    if not count:
-                        self.peer_closed = True
-                        break
-                    total += count  # type: ignore[operator]  # with a buffer, read() answers a count
-            except ssl.SSLWantReadError:
-                pass
-            except ssl.SSLZeroReturnError:  # close_notify, when our own was sent before
-                self.peer_closed = True
-            start += _SLICE
-            if start >= end:
-                break
+        try:
+            while True:
+                if start < end:
+                    incoming.write(ciphertext[start : start + _SLICE])
+                try:
+                    # A record leaves the BIO when it is read whole or in part: an empty one has nothing waiting.
+                    while incoming.pending:
+                        count = read(_RECORD, plaintext[total:])
+                        if not count:
+                            self.peer_closed = True
+                            return total
+                        total += count  # type: ignore[operator]  # with a buffer, read() answers a count
+                except ssl.SSLWantReadError:
+                    pass
+                start += _SLICE
+                if start >= end:
+                    return total
+        except ssl.SSLZeroReturnError:  # close_notify, when our own was sent before
+            self.peer_closed = True
+        except ssl.SSLError as error:
+            self.failure = error
+            if not total:
+                raise
         return total
 
-    def encrypt(self, plaintext: memoryview) -> list[bytes]:
-        """Return `plaintext` as TLS records, in pieces to be sent in this order."""
-        pieces = []
+    def encrypt(self, plaintext: memoryview) -> Iterator[bytes]:
+        """Yield `plaintext` as TLS records, in pieces to be sent in this order. Nothing may be encrypted in between.
+
+        Each piece is best sent before the next one is asked for: memory that is used again at once stays in the
+        processor's cache, and a list of them would make the allocator fetch pages and return them all the time.
+        """
         start = 0
         while start < len(plaintext):
             start += self._write(plaintext[start : start + _SLICE])
-            pieces.append(self._outgoing.read())
-        return pieces
+            yield self._outgoing.read()
 
     def close_notify(self) -> bytes:
         """Return the bytes that tell the peer that nothing more follows. To be called once, after decrypt()."""
