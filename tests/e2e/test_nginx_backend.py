@@ -172,6 +172,7 @@ def test_a_service_is_told_the_identity_and_the_certificate(start_gateway):
             client.sendall(b"first bytes")
             own = client.getsockname()
             service, _ = listening.accept()
+            service.settimeout(20)
             with service, service.makefile("rb") as stream:
                 head = stream.read(16)
                 assert head[:14] == b"\r\n\r\n\0\r\nQUIT\n\x21\x11"
