@@ -129,7 +129,9 @@ def test_libpq_is_refused_by_itself_where_the_service_does_not_take_its_protocol
 
 def test_libpq_that_begins_in_the_clear_gets_no_answer(gateway):
     with pytest.raises(psycopg.OperationalError):
-        psycopg.connect(host="127.0.0.1", port=gateway.port, user="postgres", sslmode="disable", connect_timeout=_PATIENCE_S)
+        psycopg.connect(
+            host="127.0.0.1", port=gateway.port, user="postgres", sslmode="disable", connect_timeout=_PATIENCE_S
+        )
     gateway.wait_for_log("handshake.fail .*reason=handshake_failed")
 
 
