@@ -292,6 +292,9 @@ class Lingering:
     def _discard(self) -> None:
         try:
             if self._end.sock.recv_into(_ciphertext):
+                # uvloop reports a broken connection once, however much is left to read. Nothing of ours arrives there.
+                if self._end.broken():
+                    self.close()
                 return
         except (BlockingIOError, InterruptedError):
             return

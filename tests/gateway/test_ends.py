@@ -502,6 +502,21 @@ async def test_a_peer_that_resets_ends_it(connect: Connect, kind: Kind) -> None:
     assert len(closed) == 1
 
 
+@each_kind
+async def test_what_a_peer_sent_before_it_reset_does_not_keep_it(
+    connect: Connect, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lingering, "SILENT_S", 10 * PATIENCE_S)
+    end, peer = connect(kind, "client")
+    await peer.send(b"bye")
+    await arrived(end.sock, 3)
+    closed: list[Lingering] = []
+    lingering = Lingering(asyncio.get_running_loop(), end, closed.append, clean=True)
+    peer.reset()
+    await until(lambda: closed)
+    assert closed == [lingering]
+
+
 async def test_a_connection_that_is_broken_already_is_closed_at_once(connect: Connect) -> None:
     end, peer = connect("tls", "client")
     peer.reset()
