@@ -10,6 +10,8 @@ from portguard.reasons import Reason
 from portguard.tls.endpoint import Endpoint
 
 _READ = 16 * 1024
+# The endpoint's buffer keeps for the whole session what it grew to in the handshake: so it gets little at a time.
+_SLICE = 512
 
 # X509_V_ERR_… of OpenSSL's x509_vfy.h, where a word of ours is more exact than "untrusted".
 _BY_VERIFY_CODE = {
@@ -64,11 +66,12 @@ async def handshake(sock: socket.socket, endpoint: Endpoint, received: bytes = b
     Raises ssl.SSLError, after its alert was sent, or OSError; ConnectionAbortedError when the peer went away in the
     middle.
     """
-    if received:
-        endpoint.receive(received)
-    elif endpoint.tls.server_side:  # the client speaks first
-        await _receive_into(sock, endpoint)
+    waiting = memoryview(received)
+    if not waiting and endpoint.tls.server_side:  # the client speaks first
+        waiting = await _receive_some(sock)
     while True:
+        endpoint.receive(waiting[:_SLICE])
+        waiting = waiting[_SLICE:]
         try:
             done = endpoint.handshake()
         except ssl.SSLError:
@@ -78,15 +81,17 @@ async def handshake(sock: socket.socket, endpoint: Endpoint, received: bytes = b
         if output := endpoint.take():
             await send(sock, output)
         if done:
+            endpoint.receive(waiting)
             return
-        await _receive_into(sock, endpoint)
+        if not waiting:
+            waiting = await _receive_some(sock)
 
 
-async def _receive_into(sock: socket.socket, endpoint: Endpoint) -> None:
+async def _receive_some(sock: socket.socket) -> memoryview:
     ciphertext = await receive(sock)
     if not ciphertext:
         raise ConnectionAbortedError("expected the rest of a TLS handshake, got the end of the connection")
-    endpoint.receive(ciphertext)
+    return memoryview(ciphertext)
 
 
 def refusal(error: ssl.SSLError) -> Refused:
