@@ -41,6 +41,7 @@ class Account:
     received: int
     sent: int
     duration_s: float
+    connected_s: float | None  # how long connecting to the service took; None: it never came to that
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +129,10 @@ class Admission:
         """End a session; return what it moved. Raises KeyError when there is none in the slot."""
         session = self.sessions.pop(slot)
         self._per_worker[session.worker] -= 1
-        opened_ns = self._slots.opened_ns(slot)
+        opened_ns, connected_s = self._slots.opened_ns(slot), self._slots.connected_s(slot)
         received, sent = self._slots.free(slot)
         self._free.append(slot)
-        return Account(session, received, sent, (now_ns - opened_ns) / 1e9)
+        return Account(session, received, sent, (now_ns - opened_ns) / 1e9, connected_s)
 
     def lose(self, worker: int, now_ns: int) -> list[Account]:
         """End all that a worker had, because it is no more; return what its sessions moved, read from their slots."""

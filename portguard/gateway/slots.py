@@ -9,7 +9,8 @@ that nothing counted is lost. A slot is eight unsigned 64-bit numbers, one cache
     3 SENT       bytes to the client that were passed on
     4 ACTIVITY   when a byte last moved, time.monotonic_ns()
     5 OPENED     when the session was admitted, time.monotonic_ns()
-    6, 7         unused
+    6 CONNECTED  how long it took to connect to the service, in ns; 0 until bytes can pass
+    7            unused
 
 Aligned 64-bit stores are whole on the platforms that the gateway runs on, so a reader never sees half a number.
 """
@@ -17,7 +18,7 @@ Aligned 64-bit stores are whole on the platforms that the gateway runs on, so a 
 import mmap
 import os
 
-STATE, WORKER, RECEIVED, SENT, ACTIVITY, OPENED = range(6)
+STATE, WORKER, RECEIVED, SENT, ACTIVITY, OPENED, CONNECTED = range(7)
 FREE, OPEN = range(2)
 
 _FIELDS = 8
@@ -51,13 +52,21 @@ class SlotTable:
         if self.cells[base + STATE] != FREE:
             raise ValueError(f"slot {slot}: expected it free, got it open")
         self.cells[base + WORKER] = worker
-        self.cells[base + RECEIVED] = self.cells[base + SENT] = 0
+        self.cells[base + RECEIVED] = self.cells[base + SENT] = self.cells[base + CONNECTED] = 0
         self.cells[base + ACTIVITY] = self.cells[base + OPENED] = now_ns
         self.cells[base + STATE] = OPEN
 
     def opened_ns(self, slot: int) -> int:
         """When the session in `slot` was admitted, time.monotonic_ns()."""
         return self.cells[self.base(slot) + OPENED]
+
+    def connected_s(self, slot: int) -> float | None:
+        """How long the session in `slot` took to connect to its service; None until bytes can pass."""
+        return self.cells[self.base(slot) + CONNECTED] / 1e9 or None
+
+    def copy(self) -> memoryview:
+        """Return all numbers as they are now, which is quick."""
+        return memoryview(self.cells.tobytes()).cast("Q")
 
     def free(self, slot: int) -> tuple[int, int]:
         """End the session in `slot`; return its final (received, sent)."""

@@ -4,7 +4,7 @@ import pytest
 
 from portguard.errors import Refused
 from portguard.gateway.admission import Admission
-from portguard.gateway.slots import RECEIVED, SENT, SlotTable
+from portguard.gateway.slots import CONNECTED, RECEIVED, SENT, SlotTable
 from portguard.reasons import Reason
 
 HERE, THERE = ip_address("192.0.2.1"), ip_address("2001:db8::1")
@@ -108,3 +108,13 @@ def test_the_load_of_a_worker_counts_connections_and_sessions(admission):
     admission.end(session.slot, 0)
     assert admission.load(1) == 1
     assert admission.load(2) == 0
+
+
+def test_the_end_of_a_session_tells_how_long_its_service_took_to_reach(admission, slots):
+    reached, unreached = (admit(admission, admission.begin(0, HERE)) for _ in range(2))
+    slots.cells[slots.base(reached.slot) + CONNECTED] = SECOND_NS // 4
+    assert admission.end(reached.slot, SECOND_NS).connected_s == 0.25
+    assert admission.end(unreached.slot, SECOND_NS).connected_s is None
+    again = admit(admission, admission.begin(0, HERE))
+    admit(admission, admission.begin(0, HERE))
+    assert admission.end(again.slot, SECOND_NS).connected_s is None
