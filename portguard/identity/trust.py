@@ -137,6 +137,11 @@ class Trusts:
         self._verified_under: OrderedDict[bytes, frozenset[str]] = OrderedDict()
 
     @property
+    def every(self) -> tuple[Trust, ...]:
+        """All trusts, in the order in which they were given."""
+        return tuple(self._trusts.values())
+
+    @property
     def anchors_pem(self) -> str:
         """The anchors of all trusts, for the store of the TLS contexts."""
         return "".join(
