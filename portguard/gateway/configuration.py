@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from portguard.errors import Problem
 from portguard.identity.names import SOURCES, Malformed, Namespace, Source, check_trust_domain, check_trust_name
 from portguard.policy.addresses import ListenAddress, parse_host_name
-from portguard.policy.quantities import Unexpected, parse_duration_or_off
+from portguard.policy.quantities import Unexpected, parse_duration_or_off, parse_size
 from portguard.policy.toml import (
     BOOLEAN,
     DURATION,
@@ -31,11 +31,13 @@ from portguard.policy.toml import (
 
 Network = IPv4Network | IPv6Network
 
-NOT_ACTED_ON = ("gateway.state", "gateway.control", "ledger", "metrics", "audit", "control")
+NOT_ACTED_ON = ("gateway.control", "ledger", "metrics", "control")
 """Keys, and tables with all their keys, that are read and checked and change nothing in the running gateway."""
 
 # A name is written below the gateway's, `SERVICE.GATEWAY-NAME`: 253 characters less a label of 63 and a dot.
 LONGEST_GATEWAY_NAME = 189
+# A file of the audit that is smaller would be little more than its own beginning and end.
+LEAST_ROTATE_BYTES = 64 * 1024
 # sun_path of unix(7), less the final NUL.
 LONGEST_SOCKET_PATH_BYTES = 107
 
@@ -114,6 +116,8 @@ class AuditSettings:
 
     path: str  # "-": standard output
     required: bool
+    rotate_size: int | None  # in bytes; None: off
+    rotate_age_s: float | None  # None: off
     sync: Literal["written", "disk"]
     copy: Literal["none", "journal"]
 
@@ -304,6 +308,8 @@ def _audit(table: Table, state: str) -> AuditSettings:
     return AuditSettings(
         path=path if path == "-" else _joined(state, path),
         required=table.get("required", BOOLEAN, True),
+        rotate_size=table.get("rotate_size", _ROTATE_SIZE, 100_000_000),
+        rotate_age_s=table.get("rotate_age", DURATION_OR_OFF, 7 * 86_400.0),
         sync=table.get("sync", _SYNC, "written"),
         copy=table.get("copy", _COPY, "none"),
     )
@@ -334,6 +340,15 @@ def _without_effect(root: Table) -> tuple[str, ...]:
 def _joined(folder: str, path: str) -> str:
     """An absolute path; empty stays empty, which is where a Problem has been noted already."""
     return os.path.join(folder, path).rstrip("/") or "/" if path else ""
+
+
+def _parse_rotate_size(text: str) -> int | None:
+    if text == "off":
+        return None
+    size = parse_size(text)
+    if size < LEAST_ROTATE_BYTES:
+        raise Unexpected(_ROTATE_SIZE.expected)
+    return size
 
 
 def _parse_gateway_name(text: str) -> str:
@@ -403,6 +418,9 @@ _SYNC: Kind[Literal["written", "disk"]] = choice("written", "disk")
 _COPY: Kind[Literal["none", "journal"]] = choice("none", "journal")
 _FORMAT: Kind[Literal["text", "json"]] = choice("text", "json")
 _LEVEL: Kind[Literal["debug", "info", "warning", "error"]] = choice("debug", "info", "warning", "error")
+_ROTATE_SIZE: Kind[int | None] = text_kind(
+    _parse_rotate_size, 'a size of at least 64KiB such as "100MB", or "off"', None
+)
 _GATEWAY_NAME = _kind(_parse_gateway_name, 'a host name such as "bastion.example.com"')
 _TRUST_DOMAIN = _kind(_parse_trust_domain, 'a trust domain such as "example.com"')
 _GROUPS = _kind(_parse_groups, '"ou", or "uri:" and a prefix such as "uri:urn:acme:group:"')

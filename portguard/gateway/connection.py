@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import math
 import secrets
 import socket
@@ -27,7 +28,7 @@ from portguard.gateway.handshake import handshake, readable, receive, refusal, s
 from portguard.gateway.http_request import ApiRequest, BadRequest, ConnectTarget, NeedMore, RequestReader
 from portguard.gateway.http_response import established, json_response
 from portguard.gateway.http_response import refusal as http_refusal
-from portguard.gateway.protocol import Accepted, Admit, Ticket
+from portguard.gateway.protocol import Accepted, Admit, Ticket, TurnedAway
 from portguard.gateway.relay import Relay
 from portguard.gateway.setup import is_own_name
 from portguard.gateway.slots import RECEIVED, SENT
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from portguard.gateway.worker import Worker
+    from portguard.identity.names import Group
     from portguard.identity.trust import Caller
     from portguard.policy.model import Service
 
@@ -48,6 +50,8 @@ _T = TypeVar("_T")
 
 _SERVICE_PATH = "/v1/services/"
 _READ = 64 * 1024
+_LONGEST_MESSAGE = 200
+_MOST_GROUPS_BYTES = 3000
 
 
 @dataclass(slots=True)
@@ -80,7 +84,7 @@ class Live:
             duration=time.monotonic() - self.opened_s,
             reason=reason,
         )
-        self.worker.ended(self.slot, reason)
+        self.worker.ended(self.slot, reason, self.upstream)
 
 
 class Connection:
@@ -99,6 +103,7 @@ class Connection:
         "_sock",
         "_source",
         "_ticket",
+        "_upstream",
         "_worker",
     )
 
@@ -119,6 +124,7 @@ class Connection:
         self._caller: Caller | None = None
         self._service: Service | None = None
         self._ticket: Ticket | None = None
+        self._upstream: str | None = None
 
     async def run(self) -> None:
         """Serve the connection. Whatever happens, its socket and its place at the supervisor are given back."""
@@ -164,9 +170,14 @@ class Connection:
                 self._caller.identity.name,
                 service.name,
                 grant.role,
+                _listed(self._caller.groups),
+                f"{self._caller.serial:x}",
+                self._caller.fingerprint,
+                str(self._source.address) if self._source is not None else None,
             )
         )
         dialed = await self._worker.dialer.dial(service, timeout_s=timeouts.connect_s)
+        self._upstream = str(dialed.upstream)
         try:
             upstream = await _within(timeouts.connect_s, Reason.UPSTREAM_TIMEOUT, self._greet_upstream(service, dialed))
             if self._http:
@@ -174,7 +185,7 @@ class Connection:
         except BaseException:
             dialed.sock.close()
             raise
-        self._relay(service, grant, upstream, str(dialed.upstream), early)
+        self._relay(service, grant, upstream, self._upstream, early)
         return True
 
     # The steps.
@@ -341,6 +352,9 @@ class Connection:
         # Which addresses were tried, and what names they bear, is for the operator's eyes, not for the client's.
         detail = refused.detail if isinstance(refused, DialFailed | _FailedUpstream) else refused.message
         self._log("warning", event, reason=refused.reason, message=detail)
+        if self._ticket is None:
+            # Else there is a session, and its end has the reason.
+            self._worker.turned_away(self._turned_away(refused.reason, detail))
         if not self._http:
             # By SNI there is no word for it. Without close_notify the client can tell it from an empty answer.
             self._last_words(b"", clean=False, reason=refused.reason)
@@ -374,9 +388,24 @@ class Connection:
 
     def _give_back(self, reason: Reason) -> None:
         if self._ticket is not None:
-            self._worker.ended(self._ticket.slot, reason)
+            self._worker.ended(self._ticket.slot, reason, self._upstream)
         else:
             self._worker.gone(self._accepted.connection)
+
+    def _turned_away(self, reason: Reason, message: str) -> TurnedAway:
+        caller, service, source = self._caller, self._service, self._source
+        return TurnedAway(
+            session=self._session,
+            trust=caller.identity.trust if caller is not None else None,
+            name=caller.identity.name if caller is not None else None,
+            groups=_listed(caller.groups) if caller is not None else None,
+            serial=f"{caller.serial:x}" if caller is not None else None,
+            fingerprint=caller.fingerprint if caller is not None else None,
+            source=str(source.address) if source is not None else None,
+            service=service.name if service is not None else None,
+            reason=reason,
+            message=message[:_LONGEST_MESSAGE],
+        )
 
     def _identity(self) -> str | None:
         """The identity as people write it; None while it is not known."""
@@ -432,6 +461,17 @@ async def _within(seconds: float, late: Reason, step: Coroutine[None, None, _T])
 
 # Clients come back, and taking an address apart costs more than remembering it.
 _address = lru_cache(maxsize=4096)(ip_address)
+
+
+def _listed(groups: frozenset[Group]) -> list[str]:
+    """The groups of a certificate as they are recorded. Of a great many, the rest is only counted."""
+    names = sorted(group.name for group in groups)
+    room = _MOST_GROUPS_BYTES
+    for index, name in enumerate(names):
+        room -= len(json.dumps(name)) + 1
+        if room < 0:
+            return [*names[:index], f"… and {len(names) - index} more"]
+    return names
 
 
 def _endpoint(address: str, port: int) -> proxy_protocol.Endpoint:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from portguard.reasons import Reason
 
 VERSION = 1
-_LARGEST = 8192
+_LARGEST = 16384  # a name of 2048 bytes, 3000 of groups and 200 characters of a message, each escaped, and room
 _INT = struct.Struct("i")
 _DESCRIPTOR_SPACE = socket.CMSG_SPACE(_INT.size)
 
@@ -92,6 +92,25 @@ class Admit(NamedTuple):
     name: str
     service: str
     role: str
+    groups: list[str]
+    serial: str
+    fingerprint: str
+    source: str | None
+
+
+class TurnedAway(NamedTuple):
+    """Somebody was refused a session, or the handshake. What is not known is None."""
+
+    session: str
+    trust: str | None
+    name: str | None
+    groups: list[str] | None
+    serial: str | None
+    fingerprint: str | None
+    source: str | None
+    service: str | None
+    reason: str
+    message: str
 
 
 class Gone(NamedTuple):
@@ -101,17 +120,32 @@ class Gone(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The session ended."""
+    """The session ended. `upstream` is the address that it reached, None when it reached none."""
 
     slot: int
     reason: str
+    upstream: str | None
 
 
 class Beat(NamedTuple):
     """The worker's loop turns."""
 
 
-Message = Configure | Accepted | Ticket | Refusal | Drain | Stop | Hello | Configured | Admit | Gone | Ended | Beat
+Message = (
+    Configure
+    | Accepted
+    | Ticket
+    | Refusal
+    | Drain
+    | Stop
+    | Hello
+    | Configured
+    | Admit
+    | TurnedAway
+    | Gone
+    | Ended
+    | Beat
+)
 _TYPES = {kind.__name__: kind for kind in typing.get_args(Message)}
 
 _to_json = json.JSONEncoder(separators=(",", ":")).encode

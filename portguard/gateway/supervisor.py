@@ -19,7 +19,8 @@ from ipaddress import ip_address
 import uvloop
 
 from portguard.errors import ConfigurationError, Problem, Refused
-from portguard.gateway.admission import Account, Admission
+from portguard.gateway.admission import Account, Admission, Session
+from portguard.gateway.audit_trail import AuditTrail, open_recorder
 from portguard.gateway.bundle import Bundle, read_bundle
 from portguard.gateway.listeners import Listener, bind, listeners
 from portguard.gateway.protocol import (
@@ -38,10 +39,12 @@ from portguard.gateway.protocol import (
     Refusal,
     Stop,
     Ticket,
+    TurnedAway,
 )
 from portguard.gateway.slots import SlotTable
 from portguard.gateway.snapshot import Snapshot, build
 from portguard.observe import log
+from portguard.observe.audit.recorder import Recorder
 from portguard.observe.faults import Faults
 from portguard.reasons import Reason
 
@@ -92,15 +95,21 @@ def serve(configuration_path: str) -> int:
         log.event("warning", "configuration.warning", message=warning)
     _raise_descriptor_limit(configuration_path, snapshot)
     bound = [(listener, bind(listener, configuration_path)) for listener in _listeners(snapshot)]
+    recorder = open_recorder(snapshot.configuration)
     floods = log.Floods()
     Faults(floods).watch_process()
-    return uvloop.run(_run(bundle, snapshot, bound, floods))
+    return uvloop.run(_run(bundle, snapshot, bound, floods, recorder))
 
 
 async def _run(
-    bundle: Bundle, snapshot: Snapshot, bound: list[tuple[Listener, socket.socket]], floods: log.Floods
+    bundle: Bundle,
+    snapshot: Snapshot,
+    bound: list[tuple[Listener, socket.socket]],
+    floods: log.Floods,
+    recorder: Recorder,
 ) -> int:
-    return await Supervisor(bundle, snapshot, bound, floods).run()
+    trail = AuditTrail(recorder, required=snapshot.configuration.audit.required)
+    return await Supervisor(bundle, snapshot, bound, floods, trail).run()
 
 
 def _listeners(snapshot: Snapshot) -> tuple[Listener, ...]:
@@ -139,7 +148,12 @@ class Supervisor:
     """The gateway's one supervisor."""
 
     def __init__(
-        self, bundle: Bundle, snapshot: Snapshot, bound: list[tuple[Listener, socket.socket]], floods: log.Floods
+        self,
+        bundle: Bundle,
+        snapshot: Snapshot,
+        bound: list[tuple[Listener, socket.socket]],
+        floods: log.Floods,
+        trail: AuditTrail,
     ):
         configuration = snapshot.configuration
         capacity = configuration.capacity
@@ -148,6 +162,7 @@ class Supervisor:
         self._bundle = bundle
         self._snapshot = snapshot
         self._bound = bound
+        self._trail = trail
         self._slots = SlotTable.create(capacity.max_sessions)
         self._admission = Admission(
             self._slots,
@@ -172,6 +187,8 @@ class Supervisor:
         """Serve; return the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_stop_signal)
+        self._trail.start(self._snapshot.configuration.gateway.name)
+        self._trail.loaded(self._bundle, self._snapshot)
         for listener, sock in self._bound:
             host, port = sock.getsockname()[:2]
             log.event(
@@ -195,6 +212,7 @@ class Supervisor:
             await self._reap()
         for worker in self._workers.values():
             self._log_lost(worker)
+        await self._trail.stop(code)
         log.event("info", "gateway.stop", exit_code=code)
         return code
 
@@ -246,8 +264,11 @@ class Supervisor:
             case Admit():
                 self._admit(worker, message)
             case Ended():
-                self._admission.end(message.slot, time.monotonic_ns())
+                account = self._admission.end(message.slot, time.monotonic_ns())
+                self._trail.closed(account, message.reason, message.upstream)
                 self._end_if_drained()
+            case TurnedAway():
+                self._trail.refused(message, time.monotonic())
             case Gone():
                 self._admission.gone(message.connection)
             case Hello():
@@ -296,7 +317,16 @@ class Supervisor:
         except Refused as refused:
             worker.channel.send(Refusal(request.connection, refused.reason, refused.message, refused.retry_after_s))
         else:
-            worker.channel.send(Ticket(request.connection, session.slot))
+            self._trail.opens(request, lambda may: self._on_decided(worker, request.connection, session, may=may))
+
+    def _on_decided(self, worker: _Worker, connection: int, session: Session, *, may: bool) -> None:
+        if may:
+            worker.channel.send(Ticket(connection, session.slot))
+            return
+        account = self._admission.end(session.slot, time.monotonic_ns())
+        self._trail.closed(account, Reason.AUDIT_UNAVAILABLE, None)
+        reason = Reason.AUDIT_UNAVAILABLE
+        worker.channel.send(Refusal(connection, reason, reason.sentence, None))
 
     def _on_ready(self) -> None:
         if self._draining:
@@ -327,6 +357,8 @@ class Supervisor:
 
     def _log_lost_session(self, account: Account) -> None:
         session = account.session
+        reason = Reason.GATEWAY_STOPPED if self._stopping else Reason.WORKER_LOST
+        self._trail.closed(account, reason, None)
         log.event(
             "warning",
             "session.close",
@@ -334,7 +366,7 @@ class Supervisor:
             identity=self._snapshot.written(session.trust, session.name),
             service=session.service,
             role=session.role,
-            reason=Reason.WORKER_LOST,
+            reason=reason,
             received=account.received,
             sent=account.sent,
             duration=account.duration_s,
@@ -347,6 +379,7 @@ class Supervisor:
             code = await asyncio.to_thread(_wait_or_kill, worker.process)
             if not self._draining:
                 log.event("error", "worker.exit", worker=worker.number, pid=worker.process.pid, status=code)
+                self._trail.worker_exited(worker.number, worker.process.pid, code)
 
         task = asyncio.create_task(reap(), name=f"reap worker {worker.number}")
         self._background.add(task)
@@ -409,6 +442,7 @@ class Supervisor:
                 reason=refused.reason,
                 message=refused.message,
             )
+            self._trail.refused_at_once(address[0], refused.reason, time.monotonic())
             return
         worker.channel.send(Accepted(connection, number, address[0], address[1]), sock.detach())
 
@@ -456,6 +490,7 @@ class Supervisor:
             await asyncio.sleep(_TICK_S)
             self._floods.report()
             now_s = time.monotonic()
+            self._trail.tick(now_s)
             # Who has been stopped itself finds the beats of that time still unread.
             self._end_hung(now_s, heard=now_s - last_s < _TICK_S * 5)
             last_s = now_s

@@ -37,15 +37,14 @@ from portguard.gateway.protocol import (
     Refusal,
     Stop,
     Ticket,
+    TurnedAway,
     refused,
 )
 from portguard.gateway.setup import Setup
 from portguard.gateway.slots import SlotTable
 from portguard.gateway.snapshot import build
 from portguard.observe import log
-from portguard.observe.faults import Faults
 from portguard.reasons import Reason
-from portguard.tls.contexts import count_unreadable_names
 
 _SWEEP_S = 1.0
 
@@ -66,19 +65,18 @@ class _Lingering(set[Lingering]):
 class Worker:
     """What the connections and sessions of one worker share."""
 
-    def __init__(self, channel: socket.socket, slots: SlotTable, floods: log.Floods):
+    def __init__(self, channel: socket.socket, slots: SlotTable):
         self.loop = asyncio.get_running_loop()
-        Faults(floods).watch_loop(self.loop)
         self.slots = slots
         self.dialer = Dialer()
         self.lingering: set[Lingering] = _Lingering(self._finish_if_drained)
         self.live: dict[int, Live] = {}  # sessions by slot
-        self.floods = floods
+        self.floods = log.Floods()
         self.setup: Setup  # set by Configure, which comes before any connection
         self._tasks: dict[int, asyncio.Task[None]] = {}  # connections that are not sessions yet
-        self._answers: dict[int, asyncio.Future[Ticket | Refusal]] = {}
+        self._answers: dict[int, asyncio.Future[Ticket]] = {}
         self._draining = False
-        self._done: asyncio.Future[None] = self.loop.create_future()
+        self._done = self.loop.create_future()
         self._channel = Channel(channel, on_message=self._on_message, on_closed=self._on_supervisor_gone)
 
     async def run(self) -> None:
@@ -87,8 +85,6 @@ class Worker:
         sweeper = asyncio.create_task(self._sweep(), name="sweep")
         try:
             await self._done
-            # Or the last sessions would look as if they had been lost with their worker.
-            await self._channel.flush()
         finally:
             sweeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -99,37 +95,26 @@ class Worker:
 
     async def admit(self, request: Admit) -> Ticket:
         """Ask the supervisor for a session. Raises Refused. *Fails closed*: no answer, no session."""
-        answer: asyncio.Future[Ticket | Refusal] = self.loop.create_future()
+        answer: asyncio.Future[Ticket] = self.loop.create_future()
         self._answers[request.connection] = answer
+        self._channel.send(request)
         try:
-            self._channel.send(request)
-            message = await answer
-        except asyncio.CancelledError:
-            if answer.done() and not answer.cancelled():  # both at once
-                self._decline(answer.result())
-            raise
+            return await answer
         finally:
             del self._answers[request.connection]
-        # Not an exception of the future: it would hold this frame, which holds the future, and with them the
-        # connection's memory until the garbage collector comes by.
-        if isinstance(message, Refusal):
-            reason, text, retry_after_s = refused(message)
-            raise Refused(reason, text, retry_after_s=retry_after_s)
-        return message
-
-    def _decline(self, answer: Ticket | Refusal) -> None:
-        """Give back what nobody needs any more."""
-        if isinstance(answer, Ticket):
-            self.ended(answer.slot, Reason.CLIENT_RESET)
 
     def gone(self, connection: int) -> None:
         """Say that a connection ended without becoming a session."""
         self._channel.send(Gone(connection))
 
-    def ended(self, slot: int, reason: Reason) -> None:
-        """Say that an admitted session has ended."""
+    def turned_away(self, refusal: TurnedAway) -> None:
+        """Say that a client was refused before there was a session."""
+        self._channel.send(refusal)
+
+    def ended(self, slot: int, reason: Reason, upstream: str | None = None) -> None:
+        """Say that an admitted session has ended, and which address it had reached."""
         self.live.pop(slot, None)
-        self._channel.send(Ended(slot, reason))
+        self._channel.send(Ended(slot, reason, upstream))
         self._finish_if_drained()
 
     # What the supervisor says.
@@ -138,18 +123,18 @@ class Worker:
         match message:
             case Accepted():
                 self._accept(message, descriptor)
-            case Ticket() | Refusal():
+            case Ticket():
                 if (answer := self._answers.get(message.connection)) is not None and not answer.done():
                     answer.set_result(message)
-                else:  # the connection ended while the supervisor decided
-                    self._decline(message)
+                else:  # the client went away while the supervisor decided
+                    self.ended(message.slot, Reason.CLIENT_RESET)
+            case Refusal():
+                if (answer := self._answers.get(message.connection)) is not None and not answer.done():
+                    reason, text, retry_after_s = refused(message)
+                    answer.set_exception(Refused(reason, text, retry_after_s=retry_after_s))
             case Configure():
-                try:
-                    assert descriptor is not None
-                    self._configure(descriptor)
-                except Exception as error:  # noqa: BLE001  # without a configuration it could only stand about
-                    if not self._done.done():
-                        self._done.set_exception(error)
+                assert descriptor is not None
+                self._configure(descriptor)
             case Drain():
                 self._draining = True
                 self._finish_if_drained()
@@ -171,16 +156,7 @@ class Worker:
 
     def _accept(self, accepted: Accepted, descriptor: int | None) -> None:
         if descriptor is None:
-            # The kernel closes the connection when this process has no room for it.
             self.gone(accepted.connection)
-            self.floods.event(
-                time.monotonic(),
-                "warning",
-                "connection.refuse",
-                source=accepted.source_address,
-                reason=Reason.GATEWAY_FULL,
-                message="expected a free descriptor, got none",
-            )
             return
         connection = Connection(self, accepted, _adopt(descriptor, accepted.source_address))
         task = self.loop.create_task(connection.run(), name=f"connection {accepted.connection}")
@@ -228,26 +204,18 @@ def _adopt(descriptor: int, source_address: str) -> socket.socket:
     return sock
 
 
-async def _main(channel: socket.socket, slots: SlotTable, floods: log.Floods) -> None:
-    worker = Worker(channel, slots, floods)
+async def _main(channel: socket.socket, slots: SlotTable) -> None:
+    worker = Worker(channel, slots)
     await worker.run()
 
 
 def main() -> None:
     """Entry point: `channel descriptor, slot table descriptor, capacity`."""
     channel, slots, capacity = map(int, sys.argv[1:])
-    # The supervisor decides when to end; a Ctrl-C on its terminal, or its closing, reaches the whole process group.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    log.configure(json_lines=False, level="info")  # until the configuration says how
-    floods = log.Floods()
-    Faults(floods).watch_process()
-    count_unreadable_names(
-        lambda: floods.event(
-            time.monotonic(), "warning", "handshake.server_name", message="expected a server name in ASCII, got another"
-        )
-    )
-    uvloop.run(_main(socket.socket(fileno=channel), SlotTable(slots, capacity), floods))
+    # The supervisor decides when to end; a Ctrl-C on its terminal reaches the whole process group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    uvloop.run(_main(socket.socket(fileno=channel), SlotTable(slots, capacity)))
 
 
 if __name__ == "__main__":

@@ -72,6 +72,8 @@ when_unavailable = "allow"
 listen = "[::1]:1"
 max_identities = 0
 [audit]
+rotate_size = "1MB"
+rotate_age = "off"
 path = "-"
 required = false
 sync = "disk"
@@ -143,7 +145,12 @@ def test_the_least_configuration_has_the_documented_defaults():
     assert (configuration.ledger.url, configuration.ledger.when_unavailable) == ("sqlite", "refuse")
     assert configuration.metrics == MetricsSettings(listen=ListenAddress("127.0.0.1", 9847), max_identities=1000)
     assert configuration.audit == AuditSettings(
-        path="/var/lib/portguard/audit/audit.jsonl", required=True, sync="written", copy="none"
+        path="/var/lib/portguard/audit/audit.jsonl",
+        required=True,
+        rotate_size=100_000_000,
+        rotate_age_s=7 * 86_400.0,
+        sync="written",
+        copy="none",
     )
     assert configuration.control == ControlSettings(
         group="portguard",
@@ -182,7 +189,9 @@ def test_every_key_is_read():
     assert configuration.ledger.url == "redis://:s3cret@127.0.0.1:6379/0"
     assert configuration.ledger.when_unavailable == "allow"
     assert configuration.metrics == MetricsSettings(listen=ListenAddress("::1", 1), max_identities=0)
-    assert configuration.audit == AuditSettings(path="-", required=False, sync="disk", copy="journal")
+    assert configuration.audit == AuditSettings(
+        path="-", required=False, rotate_size=1_000_000, rotate_age_s=None, sync="disk", copy="journal"
+    )
     assert configuration.control.viewers == (Principal("user", "anna"), Principal("group", "audit"))
     assert (configuration.control.group, configuration.control.operators) == ("ops", ())
     assert configuration.log == LogSettings(format="json", level="debug")
@@ -303,6 +312,10 @@ def test_a_wrong_value_is_one_problem(old, new, problem):
         ("[metrics]\nmax_identities = true", "metrics.max_identities: expected an integer, 0 to 1000000, got true"),
         ('[audit]\nrequired = "yes"', 'audit.required: expected true or false, got "yes"'),
         ('[audit]\nsync = "never"', 'audit.sync: expected "written" or "disk", got "never"'),
+        (
+            '[audit]\nrotate_size = "1kB"',
+            'audit.rotate_size: expected a size of at least 64KiB such as "100MB", or "off", got "1kB"',
+        ),
         ('[audit]\ncopy = "syslog"', 'audit.copy: expected "none" or "journal", got "syslog"'),
         ('[control]\ngroup = "group:ops"', "control.group: expected the name of a group of this host, got"),
         ('[control]\nviewers = ["anna"]', 'control.viewers[0]: expected "user:NAME" or "group:NAME", got "anna"'),
@@ -362,6 +375,11 @@ def test_all_problems_are_reported_in_one_go():
         "timeouts.idle",
         "x",
     ]
+
+
+@pytest.mark.parametrize(("text", "size"), [("64KiB", 65536), ("off", None)])
+def test_files_of_the_audit_are_renamed_at_a_size_or_never(text, size):
+    assert good(f'{LEAST}[audit]\nrotate_size = "{text}"\n').audit.rotate_size == size
 
 
 def test_keys_that_nothing_acts_on_are_named():

@@ -4,14 +4,15 @@ import socket
 
 import pytest
 
-from portguard.gateway.protocol import Accepted, Admit, Channel, Ended, Refusal, decode, encode
+from portguard.gateway.protocol import Accepted, Admit, Channel, Ended, Refusal, TurnedAway, decode, encode
 from portguard.reasons import Reason
 
 MESSAGES = [
     Accepted(7, 1, "2001:db8::1", 50000),
-    Admit(7, "ab" * 16, "corp", "älice\n\x00", "orders-db", "dba"),
+    Admit(7, "ab" * 16, "corp", "älice\n\x00", "orders-db", "dba", ["ops"], "1f", "cd" * 32, "192.0.2.1"),
+    TurnedAway("ab" * 16, None, None, None, None, None, None, None, Reason.CERTIFICATE_MISSING, "none"),
     Refusal(7, Reason.CONNECT_RATE, "too often", 1.5),
-    Ended(3, Reason.CLIENT_CLOSED),
+    Ended(3, Reason.CLIENT_CLOSED, "10.0.3.7:5432"),
 ]
 
 
@@ -20,7 +21,7 @@ def test_a_message_comes_out_as_it_went_in(message):
     assert decode(encode(message)) == message
 
 
-@pytest.mark.parametrize("packet", [b'["Unheard"]', b'["Ended", 3]', b'["Ended", 3, "killed", 1]'])
+@pytest.mark.parametrize("packet", [b'["Unheard"]', b'["Ended", 3]', b'["Ended", 3, "killed", null, 1]'])
 def test_a_message_of_another_version_is_not_guessed_at(packet):
     with pytest.raises(ValueError, match="expected a message of version 1"):
         decode(packet)
@@ -61,7 +62,7 @@ async def test_messages_that_do_not_fit_wait_in_order(sides):
     one, other = sides
     count = 5000
     for number in range(count):
-        one.channel.send(Ended(number, Reason.KILLED))
+        one.channel.send(Ended(number, Reason.KILLED, None))
     assert [(await other.got.get())[0].slot for _ in range(count)] == list(range(count))
 
 

@@ -1,0 +1,229 @@
+"""What of the gateway's doings goes into the audit, and when a session may begin for its line's sake."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+from portguard import __version__
+from portguard.gateway.admission import Account
+from portguard.gateway.bundle import Bundle, policy_files
+from portguard.gateway.configuration import Configuration
+from portguard.gateway.kept_policies import keep_policy
+from portguard.gateway.protocol import Admit, TurnedAway
+from portguard.gateway.snapshot import Snapshot
+from portguard.observe import log
+from portguard.observe.audit.floods import RefusalGates
+from portguard.observe.audit.recorder import Entry, Recorder, Settings
+from portguard.observe.audit.records import Fields
+from portguard.observe.audit.writer import Answers, Writer
+from portguard.reasons import Reason
+
+PATIENCE_S = 2.0
+"""How long a session waits for its line."""
+
+_CLOSE_S = 5.0
+
+
+def open_recorder(configuration: Configuration) -> Recorder:
+    """Make ready to record as `[audit]` says. Raises ConfigurationError."""
+    settings = configuration.audit
+    return Recorder(
+        Settings(
+            path=settings.path,
+            state=configuration.gateway.state,
+            sync=settings.sync,
+            rotate_bytes=settings.rotate_size,
+            rotate_after=timedelta(seconds=settings.rotate_age_s) if settings.rotate_age_s is not None else None,
+            journal=settings.copy == "journal",
+        ),
+        datetime.now(UTC),
+    )
+
+
+@dataclass(slots=True)
+class _Waiting:
+    deadline_s: float
+    on_decided: Callable[[bool], None]
+    entry: Entry | None = None
+
+
+class AuditTrail:
+    """The supervisor's way into the audit. It lives in the running loop, and never waits for the disk."""
+
+    def __init__(self, recorder: Recorder, *, required: bool):
+        self._recorder = recorder
+        self._required = required
+        self._loop = asyncio.get_running_loop()
+        self._writer = Writer(recorder, self._deliver)
+        self._gates = RefusalGates()
+        self._policy: str | None = None  # the revision in force
+        self._sessions: dict[str, Fields] = {}  # by id, those whose opening is recorded: what their closing repeats
+        self._waiting: dict[str, _Waiting] = {}  # by session id, in the order of their deadlines
+        self._timer: asyncio.TimerHandle | None = None
+
+    # The gateway.
+
+    def start(self, name: str) -> None:
+        """The gateway starts."""
+        self._writer.start()
+        self._writer.append(
+            "gateway.start",
+            {"gateway": name, "version": __version__, "key": self._recorder.fingerprint, "clean": self._recorder.clean},
+        )
+
+    def loaded(self, bundle: Bundle, snapshot: Snapshot) -> None:
+        """A policy comes into force."""
+        self._policy = snapshot.revision
+        try:
+            keep_policy(bundle, snapshot.configuration)
+        except OSError as error:
+            kept = False
+            log.event("error", "policy.keep_failed", file=error.filename, message=error.strerror)
+        else:
+            kept = True
+        files = [path for path, _ in policy_files(snapshot.configuration, bundle.files)]
+        self._writer.append("policy.load", {"policy": snapshot.revision, "files": files, "kept": kept})
+
+    def worker_exited(self, number: int, pid: int, status: int) -> None:
+        """A worker process has ended unasked; `status` is negative for a signal."""
+        self._writer.append("worker.exit", {"worker": number, "pid": pid, "status": status})
+
+    def tick(self, now_s: float) -> None:
+        """To be called about once a second."""
+        self._report(now_s, at_once=False)
+
+    async def stop(self, exit_code: int) -> None:
+        """The gateway has stopped: the last record."""
+        self._report(time.monotonic(), at_once=True)
+        self._writer.append("gateway.stop", {"status": exit_code})
+        if not await asyncio.to_thread(self._writer.close, _CLOSE_S):
+            log.event("error", "audit.unavailable", message=f"expected the last lines written in {_CLOSE_S:.0f} s")
+
+    # Sessions.
+
+    def opens(self, request: Admit, on_decided: Callable[[bool], None]) -> None:
+        """Record that a session opens. `on_decided` tells whether it may, maybe before this returns.
+
+        With `audit.required` it may once its line is acknowledged, and may not when that takes longer than
+        `PATIENCE_S`. *Fails closed.* Nothing is decided any more once closed() was called for the session.
+        """
+        about: Fields = {
+            "session": request.session,
+            "trust": request.trust,
+            "identity": request.name,
+            "source": request.source,
+            "service": request.service,
+            "role": request.role,
+            "policy": self._policy,
+        }
+        more: Fields = {"groups": request.groups, "serial": request.serial, "fingerprint": request.fingerprint}
+        if not self._required:
+            self._sessions[request.session] = about
+            self._writer.append("session.open", {**about, **more})
+            on_decided(True)
+            return
+        failing_s = self._writer.failing_s()
+        if failing_s is not None and failing_s > PATIENCE_S:
+            on_decided(False)
+            return
+        self._sessions[request.session] = about
+        waiting = self._waiting[request.session] = _Waiting(time.monotonic() + PATIENCE_S, on_decided)
+        waiting.entry = self._writer.append(
+            "session.open", {**about, **more}, partial(self._on_written, request.session)
+        )
+        if self._timer is None:
+            self._timer = self._loop.call_later(PATIENCE_S, self._on_timer)
+
+    def closed(self, account: Account, reason: str, upstream: str | None) -> None:
+        """Record that a session has closed, unless its opening is not recorded."""
+        session = account.session
+        about = self._sessions.pop(session.id, None)
+        waiting = self._waiting.pop(session.id, None)
+        if about is None or (waiting is not None and self._withdrawn(waiting)):
+            return
+        self._writer.append(
+            "session.close",
+            {
+                **about,
+                "upstream": upstream,
+                "reason": reason,
+                "received": account.received,
+                "sent": account.sent,
+                "duration": round(account.duration_s, 6),
+            },
+        )
+
+    def _on_written(self, session: str, written: bool) -> None:
+        waiting = self._waiting.pop(session, None)
+        if waiting is not None:
+            waiting.on_decided(written)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        now_s = time.monotonic()
+        while self._waiting:
+            session, waiting = next(iter(self._waiting.items()))
+            if waiting.deadline_s > now_s:
+                self._timer = self._loop.call_later(waiting.deadline_s - now_s, self._on_timer)
+                return
+            del self._waiting[session]
+            if self._withdrawn(waiting):
+                # Its line will never be written, so neither is that of its end.
+                del self._sessions[session]
+            waiting.on_decided(False)
+
+    def _withdrawn(self, waiting: _Waiting) -> bool:
+        return waiting.entry is not None and self._writer.withdraw(waiting.entry)
+
+    def _deliver(self, answers: Answers) -> None:
+        self._loop.call_soon_threadsafe(_answer, answers)
+
+    # Refusals.
+
+    def refused(self, refusal: TurnedAway, now_s: float) -> None:
+        """Record that somebody was refused, unless too many were of late."""
+        if refusal.name is None:
+            self._refuse("handshake.fail", refusal, None, {}, now_s)
+        else:
+            about = {"trust": refusal.trust, "identity": refusal.name}
+            self._refuse("session.refuse", refusal, (refusal.trust, refusal.name), about, now_s)
+
+    def refused_at_once(self, source: str, reason: Reason, now_s: float) -> None:
+        """Record that a connection was refused before anything was read from it."""
+        held_back = self._gates.admit(None, {}, now_s)
+        if held_back is not None:
+            self._writer.append("handshake.fail", {"source": source, "reason": reason, "held_back": held_back or None})
+
+    def _refuse(
+        self, event: str, refusal: TurnedAway, key: tuple[str | None, str] | None, about: Fields, now_s: float
+    ) -> None:
+        held_back = self._gates.admit(key, about, now_s)
+        if held_back is None:
+            return
+        fields: Fields = {
+            "session": refusal.session,
+            **about,
+            "groups": refusal.groups,
+            "serial": refusal.serial,
+            "fingerprint": refusal.fingerprint,
+            "source": refusal.source,
+            "service": refusal.service,
+            "reason": refusal.reason,
+            "message": refusal.message,
+            "policy": self._policy,
+            "held_back": held_back or None,
+        }
+        self._writer.append(event, fields)
+
+    def _report(self, now_s: float, *, at_once: bool) -> None:
+        for about, held_back in self._gates.report(now_s, at_once=at_once):
+            event = "session.refuse.flood" if about else "handshake.fail.flood"
+            self._writer.append(event, {**about, "held_back": held_back})
+
+
+def _answer(answers: Answers) -> None:
+    for on_written, written in answers:
+        on_written(written)
