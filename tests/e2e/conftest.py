@@ -162,6 +162,7 @@ class Gateway:
     port: int
     ports: dict[str, int]  # of services with a port of their own
     log_from: int = 0
+    name: str = GATEWAY_NAME
 
     @property
     def log(self) -> str:
