@@ -44,7 +44,9 @@ from portguard.gateway.setup import Setup
 from portguard.gateway.slots import SlotTable
 from portguard.gateway.snapshot import build
 from portguard.observe import log
+from portguard.observe.faults import Faults
 from portguard.reasons import Reason
+from portguard.tls.contexts import count_unreadable_names
 
 _SWEEP_S = 1.0
 
@@ -65,18 +67,19 @@ class _Lingering(set[Lingering]):
 class Worker:
     """What the connections and sessions of one worker share."""
 
-    def __init__(self, channel: socket.socket, slots: SlotTable):
+    def __init__(self, channel: socket.socket, slots: SlotTable, floods: log.Floods):
         self.loop = asyncio.get_running_loop()
+        Faults(floods).watch_loop(self.loop)
         self.slots = slots
         self.dialer = Dialer()
         self.lingering: set[Lingering] = _Lingering(self._finish_if_drained)
         self.live: dict[int, Live] = {}  # sessions by slot
-        self.floods = log.Floods()
+        self.floods = floods
         self.setup: Setup  # set by Configure, which comes before any connection
         self._tasks: dict[int, asyncio.Task[None]] = {}  # connections that are not sessions yet
-        self._answers: dict[int, asyncio.Future[Ticket]] = {}
+        self._answers: dict[int, asyncio.Future[Ticket | Refusal]] = {}
         self._draining = False
-        self._done = self.loop.create_future()
+        self._done: asyncio.Future[None] = self.loop.create_future()
         self._channel = Channel(channel, on_message=self._on_message, on_closed=self._on_supervisor_gone)
 
     async def run(self) -> None:
@@ -85,6 +88,8 @@ class Worker:
         sweeper = asyncio.create_task(self._sweep(), name="sweep")
         try:
             await self._done
+            # Or the last sessions would look as if they had been lost with their worker.
+            await self._channel.flush()
         finally:
             sweeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -95,13 +100,28 @@ class Worker:
 
     async def admit(self, request: Admit) -> Ticket:
         """Ask the supervisor for a session. Raises Refused. *Fails closed*: no answer, no session."""
-        answer: asyncio.Future[Ticket] = self.loop.create_future()
+        answer: asyncio.Future[Ticket | Refusal] = self.loop.create_future()
         self._answers[request.connection] = answer
-        self._channel.send(request)
         try:
-            return await answer
+            self._channel.send(request)
+            message = await answer
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled():  # both at once
+                self._decline(answer.result())
+            raise
         finally:
             del self._answers[request.connection]
+        # Not an exception of the future: it would hold this frame, which holds the future, and with them the
+        # connection's memory until the garbage collector comes by.
+        if isinstance(message, Refusal):
+            reason, text, retry_after_s = refused(message)
+            raise Refused(reason, text, retry_after_s=retry_after_s)
+        return message
+
+    def _decline(self, answer: Ticket | Refusal) -> None:
+        """Give back what nobody needs any more."""
+        if isinstance(answer, Ticket):
+            self.ended(answer.slot, Reason.CLIENT_RESET)
 
     def gone(self, connection: int) -> None:
         """Say that a connection ended without becoming a session."""
@@ -123,18 +143,18 @@ class Worker:
         match message:
             case Accepted():
                 self._accept(message, descriptor)
-            case Ticket():
+            case Ticket() | Refusal():
                 if (answer := self._answers.get(message.connection)) is not None and not answer.done():
                     answer.set_result(message)
-                else:  # the client went away while the supervisor decided
-                    self.ended(message.slot, Reason.CLIENT_RESET)
-            case Refusal():
-                if (answer := self._answers.get(message.connection)) is not None and not answer.done():
-                    reason, text, retry_after_s = refused(message)
-                    answer.set_exception(Refused(reason, text, retry_after_s=retry_after_s))
+                else:  # the connection ended while the supervisor decided
+                    self._decline(message)
             case Configure():
-                assert descriptor is not None
-                self._configure(descriptor)
+                try:
+                    assert descriptor is not None
+                    self._configure(descriptor)
+                except Exception as error:  # noqa: BLE001  # without a configuration it could only stand about
+                    if not self._done.done():
+                        self._done.set_exception(error)
             case Drain():
                 self._draining = True
                 self._finish_if_drained()
@@ -156,7 +176,16 @@ class Worker:
 
     def _accept(self, accepted: Accepted, descriptor: int | None) -> None:
         if descriptor is None:
+            # The kernel closes the connection when this process has no room for it.
             self.gone(accepted.connection)
+            self.floods.event(
+                time.monotonic(),
+                "warning",
+                "connection.refuse",
+                source=accepted.source_address,
+                reason=Reason.GATEWAY_FULL,
+                message="expected a free descriptor, got none",
+            )
             return
         connection = Connection(self, accepted, _adopt(descriptor, accepted.source_address))
         task = self.loop.create_task(connection.run(), name=f"connection {accepted.connection}")
@@ -204,18 +233,26 @@ def _adopt(descriptor: int, source_address: str) -> socket.socket:
     return sock
 
 
-async def _main(channel: socket.socket, slots: SlotTable) -> None:
-    worker = Worker(channel, slots)
+async def _main(channel: socket.socket, slots: SlotTable, floods: log.Floods) -> None:
+    worker = Worker(channel, slots, floods)
     await worker.run()
 
 
 def main() -> None:
     """Entry point: `channel descriptor, slot table descriptor, capacity`."""
     channel, slots, capacity = map(int, sys.argv[1:])
-    # The supervisor decides when to end; a Ctrl-C on its terminal reaches the whole process group.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    uvloop.run(_main(socket.socket(fileno=channel), SlotTable(slots, capacity)))
+    # The supervisor decides when to end; a Ctrl-C on its terminal, or its closing, reaches the whole process group.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    log.configure(json_lines=False, level="info")  # until the configuration says how
+    floods = log.Floods()
+    Faults(floods).watch_process()
+    count_unreadable_names(
+        lambda: floods.event(
+            time.monotonic(), "warning", "handshake.server_name", message="expected a server name in ASCII, got another"
+        )
+    )
+    uvloop.run(_main(socket.socket(fileno=channel), SlotTable(slots, capacity), floods))
 
 
 if __name__ == "__main__":
