@@ -87,10 +87,24 @@ class Gateway:
         session = exchange.answer.headers.get("portguard-session")
         return Tunnel(service, TlsEnd(exchange.sock, exchange.endpoint), exchange.trailing, session)
 
+    async def connect_by_name(self, service: str, alpn: tuple[str, ...] = ()) -> Tunnel:
+        """Open a session as clients do that know nothing of portguard: by TLS server name (SNI).
+
+        `alpn` is what the service speaks. A refusal has no words here: the session ends before its first byte.
+        """
+        sock = await self._dial()
+        try:
+            context = self._credentials.context(alpn)
+            endpoint = await self._handshake(sock, context, f"{service}.{self._name}")
+        except BaseException:
+            sock.close()
+            raise
+        return Tunnel(service, TlsEnd(sock, endpoint), b"", None)
+
     async def _exchange(self, method: str, target: str, host: str) -> "_Exchange":
         sock = await self._dial()
         try:
-            endpoint = await self._handshake(sock)
+            endpoint = await self._handshake(sock, self._context, self._name)
             exchange = _Exchange(sock, endpoint)
             try:
                 async with asyncio.timeout(_ANSWER_S):
@@ -129,13 +143,13 @@ class Gateway:
         _keep_alive(sock)
         return sock
 
-    async def _handshake(self, sock: socket.socket) -> Endpoint:
-        endpoint = Endpoint(self._context, server_side=False, server_hostname=self._name)
+    async def _handshake(self, sock: socket.socket, context: ssl.SSLContext, name: str) -> Endpoint:
+        endpoint = Endpoint(context, server_side=False, server_hostname=name)
         try:
             async with asyncio.timeout(_HANDSHAKE_S):
                 await handshake(sock, endpoint)
         except ssl.SSLCertVerificationError as error:
-            raise untrusted_gateway(error, self._credentials) from error
+            raise untrusted_gateway(error, self._credentials, name) from error
         except ssl.SSLError as error:
             raise self._broken_tls(error) from error
         except TimeoutError as error:

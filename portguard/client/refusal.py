@@ -113,7 +113,7 @@ _NOT_YET_VALID, _EXPIRED, _USAGE, _OTHER_NAME, _OTHER_ADDRESS = 9, 10, 26, 62, 6
 _NO_ISSUER = {2, 18, 19, 20, 21}
 
 
-def untrusted_gateway(error: ssl.SSLCertVerificationError, credentials: Credentials) -> Unreachable:
+def untrusted_gateway(error: ssl.SSLCertVerificationError, credentials: Credentials, name: str) -> Unreachable:
     """Return in plain words why the gateway's own certificate was not accepted: somebody else may be answering."""
     profile = credentials.profile
     code = error.verify_code
@@ -124,7 +124,7 @@ def untrusted_gateway(error: ssl.SSLCertVerificationError, credentials: Credenti
     elif code == _USAGE:
         expected, found = "a certificate for servers", "one for another purpose"
     elif code in (_OTHER_NAME, _OTHER_ADDRESS):
-        expected, found = f"a certificate for {profile.server_name}", "one for another name"
+        expected, found = f"a certificate for {name}", "one for another name"
     elif code in _NO_ISSUER:
         expected, found = f"a certificate of the authority in {profile.ca}", "one of another authority"
     return Unreachable(f"gateway {profile.gateway}: expected {expected}, got {found}")
