@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from typing import NoReturn
 
 import click
 
@@ -44,6 +45,13 @@ def main() -> None:
     try:
         portguard(prog_name="portguard")
     except PortguardError as error:
-        for line in str(error).splitlines():
-            click.echo(f"portguard: {printable(line)}", err=True)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        # What the system refuses, such as a full disk: each command says more where it can expect it.
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    for line in message.splitlines():
+        click.echo(f"portguard: {printable(line)}", err=True)
+    sys.exit(exit_code)
