@@ -37,7 +37,7 @@ def test_a_right_configuration_is_ok(folder, portguard):
 
 
 def test_warnings_go_to_standard_error_and_leave_the_exit_code(folder, portguard):
-    folder.add("portguard.toml", "[ledger]\nurl = \"sqlite\"\n")
+    folder.add("portguard.toml", '[ledger]\nurl = "sqlite"\n')
     code, out, err = portguard("serve", "--check", "--config", folder.configuration)
     assert (code, out) == (0, f"{folder.configuration}: ok, 1 service, 1 role, 1 trust, 1 warning\n")
     assert err == f"portguard: warning: {folder.configuration}: ledger.url has no effect in this version\n"
@@ -54,7 +54,7 @@ def test_problems_go_to_standard_error_all_of_them(folder, portguard):
 
 
 def test_a_program_gets_json_of_a_right_configuration(folder, portguard):
-    folder.add("portguard.toml", "[ledger]\nurl = \"sqlite\"\n")
+    folder.add("portguard.toml", '[ledger]\nurl = "sqlite"\n')
     code, out, err = portguard("serve", "--check", "--json", "-c", folder.configuration)
     assert (code, err) == (0, "")
     verdict = json.loads(out)

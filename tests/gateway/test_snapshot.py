@@ -50,7 +50,7 @@ def test_a_right_folder_is_a_snapshot_without_warnings(folder):
 
 
 def test_a_worker_builds_the_same_from_the_bytes_of_the_bundle(folder):
-    folder.add("portguard.toml", "[audit]\nrequired = true\n")
+    folder.add("portguard.toml", '[ledger]\nurl = "sqlite"\n')
     bundle = read_bundle(folder.configuration, now())
     snapshot, again = build(bundle), build(Bundle.from_bytes(bundle.to_bytes()))
     assert again.configuration == snapshot.configuration
@@ -228,7 +228,7 @@ def test_warnings_of_all_parts_are_collected(folder):
     )
     later = folder.authority.certificate.not_valid_after_utc - timedelta(minutes=1)
     warnings = "\n".join(warnings_of(folder, later))
-    assert "portguard.toml: audit.required has no effect in this version" in warnings
+    assert "portguard.toml: ledger.url has no effect in this version" in warnings
     assert "policy.toml: roles.quota has no effect in this version" in warnings
     assert "role x can never decide" in warnings
     assert f"tls/gateway.crt: expected a certificate for {NAME}, *.{NAME}" in warnings
