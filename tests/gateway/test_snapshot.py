@@ -221,7 +221,7 @@ def test_one_authority_in_two_trusts_is_refused(folder):
 def test_warnings_of_all_parts_are_collected(folder):
     folder.write("tls/gateway.crt", (gateway := folder.issue("other.example.com")).pem)
     folder.write("tls/gateway.key", gateway.key_pem)
-    folder.add("portguard.toml", "[audit]\nrequired = true\n")
+    folder.add("portguard.toml", '[ledger]\nurl = "sqlite"\n')
     folder.add(
         "policy.toml",
         'quota = ["1GB/day"]\n[[roles]]\nname = "x"\nmembers = ["alice"]\nservices = ["orders-db"]\n',
