@@ -71,6 +71,7 @@ def quickstart(context: click.Context, services: tuple[str, ...], folder: Path, 
         kept = starter.write(given, port=_free_port())
         snapshot = build(read_bundle(str(starter.configuration)))
         address = _address(starter, snapshot)
+        _check_services(starter, snapshot, given)
         kept += starter.write_profiles(address, snapshot.configuration.gateway.name)
         for path in kept:
             _say(f"           {path.name} is as you changed it")
@@ -107,6 +108,20 @@ def _port_of_last_time(folder: StarterFolder) -> tuple[int, ...]:
     return (upstream.port,) if upstream.host == "127.0.0.1" else ()
 
 
+def _check_services(folder: StarterFolder, snapshot: Snapshot, given: Sequence[StarterService]) -> None:
+    """Raise ConfigurationError when a policy that was changed by hand leads elsewhere than this run shows."""
+    problems = []
+    for service in given:
+        known = snapshot.policy.services.get(service.name)
+        upstreams = () if known is None else tuple(map(str, known.upstreams))
+        if str(service.upstream) not in upstreams:
+            expected = f"{service.upstream}, or the policy as the quickstart writes it (remove the file)"
+            key = f"services.{service.name}.upstream"
+            problems.append(Problem(str(folder.policy), key, expected, ", ".join(upstreams) or "no such service"))
+    if problems:
+        raise ConfigurationError(problems)
+
+
 def _free_port() -> int:
     for port in (_PORT, 0):
         with contextlib.suppress(OSError), socket.socket() as probe:
@@ -139,10 +154,6 @@ class _Demonstration:
 
     async def run(self, *, once: bool) -> int:
         """Return the exit code."""
-        for service in self.given:
-            if service.name not in self.snapshot.policy.services:
-                expected = f"the service {service.name}, as the policy was changed by hand"
-                raise ConfigurationError([Problem(str(self.folder.policy), "services", expected, "none of that name")])
         with Signals(STOP) as signals:
             gateway = await BackgroundGateway.start(self.folder.configuration)
             try:

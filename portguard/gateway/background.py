@@ -37,9 +37,9 @@ class BackgroundGateway:
     async def start(cls, configuration: Path) -> "BackgroundGateway":
         """Start a gateway; wait for `ready()` before using it. End it with `stop()`, whatever happens."""
         command = [sys.executable, "-P", "-m", "portguard", "serve", "-c", str(configuration)]
-        # A group of its own: Ctrl-C is for the program that started it, which then ends it in its own time.
+        # A session of its own: Ctrl-C is for the program that started it, which then ends it in its own time.
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, limit=_LONGEST_LINE_BYTES, process_group=0
+            *command, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, limit=_LONGEST_LINE_BYTES, start_new_session=True
         )
         return cls(process)
 

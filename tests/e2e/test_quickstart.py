@@ -1,0 +1,337 @@
+"""`portguard quickstart` from nothing: what it shows, what it prints to paste, what it keeps."""
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from portguard.pki.starter import StarterFolder, StarterService
+from portguard.policy.addresses import HostPort
+
+_PORTGUARD = (sys.executable, "-P", "-m", "portguard")
+_PATIENCE_S = 60
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the quickstart to its end."""
+    command = [*_PORTGUARD, "quickstart", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
+
+
+def once(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run("--once", "--dir", str(folder), *arguments)
+
+
+def prepare(folder: Path) -> None:
+    """Leave what a first run leaves."""
+    with StarterFolder.claim(folder) as starter:
+        starter.issue(at=datetime.now(UTC))
+        # Of the built-in service nothing but its port matters, and a free one is found when this is taken.
+        starter.write((StarterService("web", HostPort("127.0.0.1", 1), 8080),), port=8443)
+
+
+def printed_lines(said: str) -> dict[str, str]:
+    """The commands to paste, by what they show."""
+    return dict(re.findall(r"^  # (.+)\n  (.+)$", said, re.MULTILINE))
+
+
+def paste(line: str) -> subprocess.CompletedProcess[str]:
+    """Run a line as another terminal would, from another folder."""
+    command = ["bash", "-c", line]
+    return subprocess.run(
+        command, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_PATIENCE_S
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder whose name needs quoting."""
+    return tmp_path / "it's a quickstart"
+
+
+@pytest.fixture
+def running(start: Callable, folder: Path) -> Callable:
+    """`running(*arguments)` starts a quickstart that stays up, and waits until it says so."""
+
+    def launch(*arguments: str):
+        program = start([*_PORTGUARD, "quickstart", "--dir", str(folder), *arguments])
+        program.wait_until_it_says("Ctrl-C ends it")
+        return program
+
+    return launch
+
+
+@pytest.fixture
+def upstream() -> Iterator[Callable[[Callable[[socket.socket], None]], int]]:
+    """`upstream(serve)` is the port of a service on 127.0.0.1 that calls `serve(sock)` for each connection."""
+    listening: list[socket.socket] = []
+
+    def run_service(serve: Callable[[socket.socket], None]) -> int:
+        server = socket.create_server(("127.0.0.1", 0))
+        listening.append(server)
+
+        def accept() -> None:
+            while True:
+                try:
+                    sock, _ = server.accept()
+                except OSError:
+                    return
+                with sock:
+                    serve(sock)
+
+        threading.Thread(target=accept, daemon=True).start()
+        port: int = server.getsockname()[1]
+        return port
+
+    yield run_service
+    for server in listening:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+
+
+def greet(sock: socket.socket) -> None:
+    sock.sendall(b"220 ready\r\n")
+    sock.recv(100)
+
+
+def test_from_nothing_alice_gets_through_and_bob_does_not(folder: Path) -> None:
+    done = once(folder)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert f"{folder} (made authority, gateway, alice, bob)" in done.stdout
+    assert re.search(r"alice by CONNECT +\d+ bytes sent, \d{3} received: HTTP/1.1 200 OK\n", done.stdout)
+    assert re.search(r"alice by name +\d+ bytes sent, \d{3} received: HTTP/1.1 200 OK\n", done.stdout)
+    assert re.search(r"bob +refused: no_role, no role has this identity as a member\n", done.stdout)
+
+
+def test_a_second_run_uses_what_the_first_one_made(folder: Path) -> None:
+    first = once(folder)
+    keys = {path: path.read_bytes() for path in folder.rglob("*.key")}
+    second = once(folder)
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert f"{folder} (found)" in second.stdout
+    assert {path: path.read_bytes() for path in folder.rglob("*.key")} == keys
+
+
+def test_every_line_to_paste_works(running: Callable, real_program: Callable) -> None:
+    for program in ("bash", "curl", "openssl"):
+        real_program(program)
+    quickstart = running()
+    lines = printed_lines(quickstart.said)
+    assert len(lines) == 7
+    for shows in (
+        "the service by its name, with any TLS client",
+        "the same by hand",
+        "by CONNECT, which answers with a status",
+        "programs without TLS",
+    ):
+        done = paste(lines.pop(shows))
+        assert 'Hello from the service "web"' in done.stdout, f"{shows}: {done.stderr}"
+        assert done.returncode == 0
+    curl = paste(lines.pop("bob is refused: 403"))
+    assert curl.returncode != 0
+    assert "portguard-reason: no_role" in curl.stderr.lower()
+    assert "Hello" not in curl.stdout
+    connect = paste(lines.pop("bob is told why"))
+    assert connect.returncode == 3
+    assert "web: no_role: " in connect.stderr
+    explain = paste(lines.pop("why, entry by entry"))
+    assert "no_role" in explain.stdout
+    assert lines == {}
+    quickstart.wait_until_it_says("session.refuse")
+
+
+def test_it_stays_until_it_is_told_to_end(running: Callable, folder: Path) -> None:
+    quickstart = running()
+    port = int(re.search(r"gateway    127.0.0.1:(\d+)", quickstart.said)[1])
+    assert quickstart.stop(signal.SIGINT) == 0
+    assert "Traceback" not in quickstart.said
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+
+
+def test_it_ends_with_its_gateway(running: Callable) -> None:
+    quickstart = running()
+    children = Path(f"/proc/{quickstart.process.pid}/task/{quickstart.process.pid}/children").read_text().split()
+    for child in children:
+        os.kill(int(child), signal.SIGKILL)
+    assert quickstart.process.wait(timeout=_PATIENCE_S) == 1
+    assert "portguard: gateway: expected it to serve, got exit code -9" in quickstart.said
+
+
+def test_a_service_of_ones_own_is_reached(running: Callable, upstream: Callable) -> None:
+    quickstart = running("--service", f"mail=127.0.0.1:{upstream(greet)}")
+    assert re.search(r"alice by name +0 bytes sent, 11 received: 220 ready\n", quickstart.said)
+    lines = printed_lines(quickstart.said)
+    assert paste("echo QUIT | " + lines.pop("any TLS client, by the service's name")).stdout == "220 ready\n"
+    assert paste(f"{lines.pop('a local port for programs without TLS')} -- true").returncode == 0
+    assert paste(lines.pop("bob is refused")).returncode == 3
+    assert lines == {}
+
+
+def test_several_services_are_reached(folder: Path, upstream: Callable) -> None:
+    ports = [upstream(greet), upstream(greet)]
+    done = once(folder, "--service", f"mail=127.0.0.1:{ports[0]}", "--service", f"news=127.0.0.1:{ports[1]}")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("220 ready") == 4
+
+
+def test_a_service_that_is_down_is_told_and_no_success(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    done = once(folder, "--service", f"mail=127.0.0.1:{port}")
+    assert done.returncode == 1
+    assert re.search(r"alice by CONNECT +FAILED: mail: upstream_unreachable: ", done.stdout)
+    assert re.search(r"bob +refused: no_role", done.stdout)
+
+
+def test_a_taken_port_becomes_a_free_one(folder: Path) -> None:
+    try:
+        taken = socket.create_server(("127.0.0.1", 8443))
+    except OSError:
+        taken = None  # somebody else has it, which is as good
+    try:
+        done = once(folder)
+    finally:
+        if taken is not None:
+            taken.close()
+    assert done.returncode == 0, done.stdout
+    assert "gateway    127.0.0.1:8443," not in done.stdout
+
+
+def test_a_policy_that_was_changed_is_used_as_it_is(folder: Path, free_port: Callable[[], int]) -> None:
+    prepare(folder)
+    policy = folder / "policy.toml"
+    port = free_port()
+    changed = policy.read_text().replace('members = ["alice"]', 'members = ["alice", "carol"]')
+    changed = changed.replace("127.0.0.1:1", f"127.0.0.1:{port}")
+    policy.write_text(changed)
+    done = once(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "policy.toml is as you changed it" in done.stdout
+    assert f"service    web, at 127.0.0.1:{port}\n" in done.stdout
+    assert policy.read_text() == changed
+
+
+def test_a_policy_that_lets_bob_in_is_no_success(folder: Path, free_port: Callable[[], int]) -> None:
+    prepare(folder)
+    policy = folder / "policy.toml"
+    without_tests = policy.read_text().partition("# Tests")[0]
+    changed = without_tests.replace('members = ["alice"]', 'members = ["bob"]')
+    policy.write_text(changed.replace("127.0.0.1:1", f"127.0.0.1:{free_port()}"))
+    done = once(folder)
+    assert done.returncode == 1
+    assert re.search(r"alice by CONNECT +FAILED: web: no_role: ", done.stdout)
+    assert re.search(r"bob +FAILED: expected a refusal, got a session", done.stdout)
+
+
+def test_a_broken_policy_is_told_before_anything_starts(folder: Path) -> None:
+    prepare(folder)
+    (folder / "policy.toml").write_text("[services.web]\n")
+    done = once(folder)
+    assert done.returncode == 2
+    assert f"{folder}/policy.toml: services.web.upstream: expected an array, got nothing" in done.stderr
+
+
+def test_a_changed_policy_without_the_service_is_told(folder: Path) -> None:
+    prepare(folder)
+    policy = folder / "policy.toml"
+    policy.write_text(policy.read_text() + "\n")
+    done = once(folder, "--service", "mail=127.0.0.1:25")
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        "/policy.toml: services.mail.upstream: expected 127.0.0.1:25, or the policy as the quickstart writes it "
+        "(remove the file), got no such service\n"
+    )
+
+
+def test_a_changed_policy_whose_port_is_taken_is_told(folder: Path) -> None:
+    prepare(folder)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        policy = folder / "policy.toml"
+        policy.write_text(policy.read_text().replace("127.0.0.1:1", f"127.0.0.1:{port}"))
+        done = once(folder)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f", got 127.0.0.1:{port}\n")
+
+
+def test_a_configuration_without_a_fixed_port_is_told(folder: Path) -> None:
+    prepare(folder)
+    configuration = folder / "portguard.toml"
+    configuration.write_text(re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:0", configuration.read_text()))
+    done = once(folder)
+    assert done.returncode == 2
+    assert "gateway.listen: expected a port that the quickstart can name, 1 to 65535, got 0" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--service", "web"], "--service: expected "),
+        (["--service", "We b=127.0.0.1:80"], "--service: expected NAME=HOST:PORT with "),
+        (["--service", "web=127.0.0.1"], "--service: expected a host and a port"),
+        (["--service", "a=h:1", "--service", "a=h:2"], "--service: expected each name once, got a, a"),
+    ],
+)
+def test_what_cannot_be_is_told(folder: Path, arguments: list[str], message: str) -> None:
+    done = once(folder, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"portguard: {message}")
+    assert not folder.exists()
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("")
+    assert once(folder).returncode == 2
+    assert os.listdir(folder) == ["thesis.tex"]
+
+
+# Not 127.0.0.1, where the port may be taken: by its port the quickstart knows PostgreSQL.
+_POSTGRESQL = ("127.0.0.9", 5432)
+
+
+@pytest.fixture
+def postgresql(start: Callable, real_program: Callable, unprivileged) -> Iterator[None]:
+    """A PostgreSQL at its usual port, which trusts everybody."""
+    with tempfile.TemporaryDirectory(prefix="portguard-postgresql-") as folder:
+        user = {}
+        if unprivileged is not None:
+            os.chown(folder, unprivileged.pw_uid, unprivileged.pw_gid)
+            user = {"user": unprivileged.pw_uid, "group": unprivileged.pw_gid, "extra_groups": []}
+        initdb = [real_program("initdb"), "-D", f"{folder}/data", "-U", "postgres", "-A", "trust", "--no-sync"]
+        subprocess.run(initdb, cwd=folder, check=True, capture_output=True, timeout=_PATIENCE_S, **user)
+        host, port = _POSTGRESQL
+        settings = f"listen_addresses={host} port={port} unix_socket_directories= ssl=off fsync=off shared_buffers=32MB"
+        options = [word for setting in settings.split() for word in ("-c", setting)]
+        server = start([real_program("postgres"), "-D", f"{folder}/data", *options], cwd=folder, **user)
+        server.wait_until_it_says("ready to accept connections")
+        yield
+        server.stop(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("postgresql")
+def test_postgresql_is_recognised_and_its_lines_work(running: Callable, real_program: Callable) -> None:
+    real_program("psql")
+    host, port = _POSTGRESQL
+    quickstart = running("--service", f"orders-db={host}:{port}")
+    assert re.search(r"alice by name +8 bytes sent, 1 received: N\n", quickstart.said)
+    lines = printed_lines(quickstart.said)
+    # psql 17 knows sslnegotiation; libpq 18 comes with psycopg.
+    [_, conninfo] = shlex.split(lines["psql 17 and newer, by itself"])
+    with psycopg.connect(conninfo) as connection:
+        assert connection.execute("select 6 * 7").fetchone() == (42,)
+    done = paste(f"{lines['any psql']} -Atc 'select 6 * 7'")
+    assert done.stdout == "42\n", done.stderr
+    assert paste(lines["bob is refused"]).returncode == 3
