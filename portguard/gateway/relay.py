@@ -284,7 +284,10 @@ class Relay:
                 self._upstream.reset()
             else:
                 self._linger(self._upstream, clean=clean)
-        self._on_end(self, reason)
+        on_end = self._on_end
+        # Cycles: they would keep both ends, and the memory of TLS with them, until the garbage collector comes by.
+        del self._on_end, self._up.back, self._down.back
+        on_end(self, reason)
 
     def _linger(self, end: End, *, clean: bool) -> None:
         lingering = Lingering(self._loop, end, self._lingering.discard, clean=clean)
