@@ -15,6 +15,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
+from socket import SO_ERROR, SOL_SOCKET
 
 from portguard.tls.endpoint import Endpoint
 
@@ -58,7 +59,7 @@ class End:
 
     def broken(self) -> bool:
         """Whether the connection is known to have broken; asks the kernel, which tells it once, and sets `failure`."""
-        error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        error = self.sock.getsockopt(SOL_SOCKET, SO_ERROR)
         if error:
             self.failure = OSError(error, os.strerror(error))
         return self.failure is not None
@@ -100,7 +101,7 @@ class End:
     def reset(self) -> None:
         """Close so that the peer sees a broken connection and not an end."""
         with contextlib.suppress(OSError):
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self.sock.setsockopt(SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self.sock.close()
 
     def _send(self, piece: bytes | memoryview) -> int:
