@@ -24,6 +24,9 @@ from portguard.reasons import Reason
 PATIENCE_S = 2.0
 """How long a session waits for its line."""
 
+_LATEST_S = 0.05
+"""How long an entry that nobody waits for may wait for others: to wake the writer costs more than to write."""
+
 _CLOSE_S = 5.0
 
 
@@ -63,13 +66,14 @@ class AuditTrail:
         self._sessions: dict[str, Fields] = {}  # by id, those whose opening is recorded: what their closing repeats
         self._waiting: dict[str, _Waiting] = {}  # by session id, in the order of their deadlines
         self._timer: asyncio.TimerHandle | None = None
+        self._wake: asyncio.TimerHandle | None = None
 
     # The gateway.
 
     def start(self, name: str) -> None:
         """The gateway starts."""
         self._writer.start()
-        self._writer.append(
+        self._note(
             "gateway.start",
             {"gateway": name, "version": __version__, "key": self._recorder.fingerprint, "clean": self._recorder.clean},
         )
@@ -85,11 +89,11 @@ class AuditTrail:
         else:
             kept = True
         files = [path for path, _ in policy_files(snapshot.configuration, bundle.files)]
-        self._writer.append("policy.load", {"policy": snapshot.revision, "files": files, "kept": kept})
+        self._note("policy.load", {"policy": snapshot.revision, "files": files, "kept": kept})
 
     def worker_exited(self, number: int, pid: int, status: int) -> None:
         """A worker process has ended unasked; `status` is negative for a signal."""
-        self._writer.append("worker.exit", {"worker": number, "pid": pid, "status": status})
+        self._note("worker.exit", {"worker": number, "pid": pid, "status": status})
 
     def tick(self, now_s: float) -> None:
         """To be called about once a second."""
@@ -98,7 +102,7 @@ class AuditTrail:
     async def stop(self, exit_code: int) -> None:
         """The gateway has stopped: the last record."""
         self._report(time.monotonic(), at_once=True)
-        self._writer.append("gateway.stop", {"status": exit_code})
+        self._note("gateway.stop", {"status": exit_code})
         if not await asyncio.to_thread(self._writer.close, _CLOSE_S):
             log.event("error", "audit.unavailable", message=f"expected the last lines written in {_CLOSE_S:.0f} s")
 
@@ -122,7 +126,7 @@ class AuditTrail:
         more: Fields = {"groups": request.groups, "serial": request.serial, "fingerprint": request.fingerprint}
         if not self._required:
             self._sessions[request.session] = about
-            self._writer.append("session.open", {**about, **more})
+            self._note("session.open", {**about, **more})
             on_decided(True)
             return
         failing_s = self._writer.failing_s()
@@ -144,7 +148,7 @@ class AuditTrail:
         waiting = self._waiting.pop(session.id, None)
         if about is None or (waiting is not None and self._withdrawn(waiting)):
             return
-        self._writer.append(
+        self._note(
             "session.close",
             {
                 **about,
@@ -155,6 +159,16 @@ class AuditTrail:
                 "duration": round(account.duration_s, 6),
             },
         )
+
+    def _note(self, event: str, fields: Fields) -> None:
+        """Record what nothing waits for."""
+        self._writer.append(event, fields)
+        if self._wake is None:
+            self._wake = self._loop.call_later(_LATEST_S, self._on_wake)
+
+    def _on_wake(self) -> None:
+        self._wake = None
+        self._writer.wake()
 
     def _on_written(self, session: str, written: bool) -> None:
         waiting = self._waiting.pop(session, None)
@@ -195,7 +209,7 @@ class AuditTrail:
         """Record that a connection was refused before anything was read from it."""
         held_back = self._gates.admit(None, {}, now_s)
         if held_back is not None:
-            self._writer.append("handshake.fail", {"source": source, "reason": reason, "held_back": held_back or None})
+            self._note("handshake.fail", {"source": source, "reason": reason, "held_back": held_back or None})
 
     def _refuse(
         self, event: str, refusal: TurnedAway, key: tuple[str | None, str] | None, about: Fields, now_s: float
@@ -216,12 +230,12 @@ class AuditTrail:
             "policy": self._policy,
             "held_back": held_back or None,
         }
-        self._writer.append(event, fields)
+        self._note(event, fields)
 
     def _report(self, now_s: float, *, at_once: bool) -> None:
         for about, held_back in self._gates.report(now_s, at_once=at_once):
             event = "session.refuse.flood" if about else "handshake.fail.flood"
-            self._writer.append(event, {**about, "held_back": held_back})
+            self._note(event, {**about, "held_back": held_back})
 
 
 def _answer(answers: Answers) -> None:

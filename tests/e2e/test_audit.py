@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def again(gateway, start):
     program = start([*PORTGUARD, "serve", "-c", str(gateway.folder / "portguard.toml")])
     program.wait_until_it_says("gateway.ready")
     port = int(re.findall(r"gateway\.listen address=\S+:(\d+)", program.said)[0])
-    return type(gateway)(gateway.folder, gateway.authority, program, port, {})
+    return replace(gateway, program=program, port=port)
 
 
 def exchange(client, data=b"hello"):
@@ -154,12 +155,14 @@ def test_the_sessions_of_a_killed_worker_are_closed_with_what_they_moved(start_g
     gateway = start_gateway({"echo": echo})
     with gateway.connect("echo") as client:
         exchange(client, b"x" * 1000)
+        exchange(client, b"y")  # by now the worker has surely counted what came before
         leader = gateway.program.process.pid
         children = Path(f"/proc/{leader}/task/{leader}/children").read_text()
         for pid in children.split():
             os.kill(int(pid), signal.SIGKILL)
         (closed,) = wait_for(gateway, "session.close")
-        assert (closed["reason"], closed["received"], closed["sent"]) == ("worker_lost", 1000, 1000)
+        assert closed["reason"] == "worker_lost"
+        assert {closed["received"], closed["sent"]} <= {1000, 1001}
     assert {record["status"] for record in wait_for(gateway, "worker.exit", 2)} == {-9}
     gateway.program.stop()
     assert verify(gateway)["ok"]

@@ -41,6 +41,7 @@ class LogFile:
         self.size = 0
         self.begun = datetime.now(UTC)  # when its first record was written
         self._descriptor = -1
+        self._identity = (0, 0)
 
     def open(self) -> None:
         """Take up the file, or create it with mode 0600."""
@@ -51,7 +52,8 @@ class LogFile:
         descriptor = os.open(self.path, flags, 0o600)
         self.close()
         self._descriptor = descriptor
-        self.size = os.fstat(descriptor).st_size
+        status = os.fstat(descriptor)
+        self.size, self._identity = status.st_size, (status.st_ino, status.st_dev)
         self.begun = _begun(Path(self.path)) if self.size else datetime.now(UTC)
 
     def close(self) -> None:
@@ -85,8 +87,7 @@ class LogFile:
             named = os.stat(self.path)
         except FileNotFoundError:
             return True
-        opened = os.fstat(self._descriptor)
-        return (named.st_ino, named.st_dev) != (opened.st_ino, opened.st_dev) or named.st_size < self.size
+        return (named.st_ino, named.st_dev) != self._identity or named.st_size < self.size
 
     def rename(self, at: datetime) -> str:
         """Give the file a name of its own, never that of another; return it. open() then begins a new one."""

@@ -52,6 +52,7 @@ class Writer:
     def append(self, event: str, fields: Fields, on_written: Callable[[bool], None] | None = None) -> Entry:
         """Record an event that happens now; return at once.
 
+        An entry that nobody waits for is taken along with the next one that somebody does, or by wake().
         `on_written(True)` follows when it is recorded; `on_written(False)` when nobody knows whether it is. Neither
         follows while the log cannot be written.
         """
@@ -61,8 +62,14 @@ class Writer:
                 self._trouble.dropped[event] += 1
             else:
                 self._queue.append(entry)
-                self._wake.notify()
+                if on_written is not None:
+                    self._wake.notify()
         return entry
+
+    def wake(self) -> None:
+        """Have all that was appended written now."""
+        with self._wake:
+            self._wake.notify()
 
     def withdraw(self, entry: Entry) -> bool:
         """Take an entry back; return False when it is being written, or has been."""
