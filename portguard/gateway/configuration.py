@@ -31,7 +31,7 @@ from portguard.policy.toml import (
 
 Network = IPv4Network | IPv6Network
 
-NOT_ACTED_ON = ("gateway.control", "ledger", "metrics", "control")
+NOT_ACTED_ON = ("gateway.control", "ledger", "control")
 """Keys, and tables with all their keys, that are read and checked and change nothing in the running gateway."""
 
 # A name is written below the gateway's, `SERVICE.GATEWAY-NAME`: 253 characters less a label of 63 and a dot.

@@ -31,7 +31,7 @@ from portguard.gateway.http_response import refusal as http_refusal
 from portguard.gateway.protocol import Accepted, Admit, Ticket, TurnedAway
 from portguard.gateway.relay import Relay
 from portguard.gateway.setup import is_own_name
-from portguard.gateway.slots import RECEIVED, SENT
+from portguard.gateway.slots import CONNECTED, RECEIVED, SENT
 from portguard.observe import log
 from portguard.policy.decide import Grant, Request, decide
 from portguard.reasons import Reason
@@ -96,6 +96,7 @@ class Connection:
         "_destination",
         "_end",
         "_endpoint",
+        "_handshake_s",
         "_http",
         "_service",
         "_session",
@@ -119,6 +120,7 @@ class Connection:
         self._destination: proxy_protocol.Endpoint | None = None
         # What is known so far.
         self._endpoint: Endpoint | None = None
+        self._handshake_s: float | None = None  # how long it took
         self._end: TlsEnd | None = None
         self._http = False
         self._caller: Caller | None = None
@@ -144,7 +146,9 @@ class Connection:
     async def _serve(self) -> bool:
         """Return whether the socket has become a session's; raise Refused, or OSError when the client went away."""
         timeouts = self._setup.snapshot.configuration.timeouts
+        began_s = time.monotonic()
         endpoint = await _within(timeouts.handshake_s, Reason.HANDSHAKE_TIMEOUT, self._handshake())
+        self._handshake_s = round(time.monotonic() - began_s, 6)
         self._endpoint, self._end = endpoint, TlsEnd(self._sock, endpoint)
         self._caller = self._setup.snapshot.trusts.identify(endpoint.verified_chain(), endpoint.sent_chain(), _now())
         early, port = b"", None
@@ -174,8 +178,10 @@ class Connection:
                 f"{self._caller.serial:x}",
                 self._caller.fingerprint,
                 str(self._source.address) if self._source is not None else None,
+                self._handshake_s,
             )
         )
+        admitted_ns = time.monotonic_ns()
         dialed = await self._worker.dialer.dial(service, timeout_s=timeouts.connect_s)
         self._upstream = str(dialed.upstream)
         try:
@@ -185,6 +191,8 @@ class Connection:
         except BaseException:
             dialed.sock.close()
             raise
+        slots = self._worker.slots
+        slots.cells[slots.base(self._ticket.slot) + CONNECTED] = max(1, time.monotonic_ns() - admitted_ns)
         self._relay(service, grant, upstream, self._upstream, early)
         return True
 
@@ -390,7 +398,7 @@ class Connection:
         if self._ticket is not None:
             self._worker.ended(self._ticket.slot, reason, self._upstream)
         else:
-            self._worker.gone(self._accepted.connection)
+            self._worker.gone(self._accepted.connection, self._handshake_s)
 
     def _turned_away(self, reason: Reason, message: str) -> TurnedAway:
         caller, service, source = self._caller, self._service, self._source

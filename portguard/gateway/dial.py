@@ -118,11 +118,17 @@ class Dialer:
         self._turns: dict[str, int] = {}  # by service
         self._rests: dict[_Key, _Rest] = {}  # only what failed last time it was tried
         self._up: dict[Upstream, bool] = {}
+        self._tried: dict[Upstream, bool] = {}  # the same, of those tried since they were taken
 
     @property
     def health(self) -> Mapping[Upstream, bool]:
         """Whether the last attempt reached it, of every upstream that was tried. A view that goes on changing."""
         return MappingProxyType(self._up)
+
+    def take_tried(self) -> dict[Upstream, bool]:
+        """Which upstreams were tried since the last call, and whether the last attempt reached them."""
+        tried, self._tried = self._tried, {}
+        return tried
 
     async def dial(self, service: Service, *, timeout_s: float) -> Dialed:
         """Connect to an upstream of `service`, in at most `timeout_s`. Cancelling it leaves nothing open.
@@ -142,11 +148,11 @@ class Dialer:
                 sock, address = await self._attempt(loop, upstream, share_s)
             except _FailedAttempt as attempt:
                 self._rest(upstream, clock(), failures)
-                self._up[upstream] = False
+                self._up[upstream] = self._tried[upstream] = False
                 failed.append(Attempt(upstream, attempt.reason, attempt.found))
                 continue
             self._rests.pop(upstream, None)
-            self._up[upstream] = True
+            self._up[upstream] = self._tried[upstream] = True
             return Dialed(sock, upstream, address)
         raise DialFailed(failed)
 

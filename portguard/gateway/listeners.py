@@ -33,23 +33,31 @@ def listeners(configuration: Configuration, policy: Policy) -> tuple[Listener, .
 
 def bind(listener: Listener, file: str) -> socket.socket:
     """Return a non-blocking socket that listens there. Raises ConfigurationError naming `file` when it cannot."""
-    ipv6 = ip_address(listener.address.host).version == 6
+    origin = listener.service.origin if listener.service is not None else None
+    if origin is not None:
+        return bind_address(listener.address, origin.file, f"{origin.key}.listen")
+    return bind_address(listener.address, file, "gateway.listen")
+
+
+def bind_address(address: ListenAddress, file: str, key: str) -> socket.socket:
+    """The same for an address that `key` in `file` names."""
+    ipv6 = ip_address(address.host).version == 6
     sock = socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if ipv6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((listener.address.host, listener.address.port))
+        sock.bind((address.host, address.port))
         sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
-        origin = listener.service.origin if listener.service is not None else None
-        problem = Problem(
-            origin.file if origin is not None else file,
-            f"{origin.key}.listen" if origin is not None else "gateway.listen",
-            "an address that can be listened on",
-            f"{listener.address}: {error.strerror}",
-        )
+        problem = Problem(file, key, "an address that can be listened on", f"{address}: {error.strerror}")
         raise ConfigurationError([problem]) from error
     return sock
+
+
+def written_address(sock: socket.socket) -> str:
+    """Where the socket listens, `127.0.0.1:8443` or `[::]:8443`."""
+    host, port = sock.getsockname()[:2]
+    return str(ListenAddress(host, port))

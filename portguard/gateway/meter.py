@@ -5,12 +5,15 @@ leave in the session's slot. So nothing that was counted is lost with a worker, 
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from portguard.gateway.admission import Account, Session
+from portguard.gateway.expiries import certificate_expiries, crl_expiries
 from portguard.gateway.slots import CONNECTED, RECEIVED, SENT, SlotTable
-from portguard.observe.metrics import OTHER, Totals
+from portguard.gateway.snapshot import Snapshot
+from portguard.observe.metrics import OTHER, Reading, Totals
 from portguard.reasons import Reason
 
 # A session that ends so before its service is reached was not refused: one side of it went away.
@@ -40,6 +43,7 @@ class Meter:
         self._max_identities = max_identities
         self._labels: dict[tuple[str, str], str] = {}
         self._connecting: set[int] = set()  # slots of sessions that are not counted as opened yet
+        self._roles: set[tuple[str, str]] = set()  # services and roles that ever had a session
         self._up: dict[str, bool] = {}  # by upstream, of those that were tried
 
     def gone(self, handshake_s: float | None) -> None:
@@ -76,13 +80,22 @@ class Meter:
         """Upstreams were dialled, and the last attempt reached them or did not."""
         self._up.update(upstreams)
 
-    def take(self) -> "Moment":
-        """Return all that is counted now. It copies and leaves the work to `Moment`, which a thread can do."""
+    def tick(self) -> None:
+        """Count the sessions whose service was reached. To be called now and then, so that none finds all at once."""
         for slot in list(self._connecting):
             if (connected_s := self._slots.connected_s(slot)) is not None:
                 self._open(self._sessions[slot], connected_s)
+
+    def take(self) -> "Moment":
+        """Return all that is counted now. It copies and leaves the work to `Moment`, which a thread can do."""
+        self.tick()
         return Moment(
-            self.totals.copy(), dict(self._sessions), self._slots.copy(), self._labels.copy(), self._up.copy()
+            self.totals.copy(),
+            dict(self._sessions),
+            self._slots.copy(),
+            self._labels.copy(),
+            self._roles.copy(),
+            self._up.copy(),
         )
 
     def _open(self, session: Session, connected_s: float) -> None:
@@ -92,6 +105,7 @@ class Meter:
             self._labels[who] = self._written(*who)
         key = self._label(session), session.service
         totals = self.totals
+        self._roles.add((session.service, session.role))
         totals.opened[key] += 1
         totals.received[key] += 0  # series begin at zero, or rate() would miss what comes first
         totals.sent[key] += 0
@@ -102,6 +116,34 @@ class Meter:
 
 
 @dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a scrape tells of the configuration in force; times are seconds since the epoch."""
+
+    sessions_limit: int
+    upstreams: tuple[tuple[str, str], ...]  # service and upstream
+    certificates: Mapping[str, float]
+    crls: Mapping[str, float]
+    loaded_s: float
+    revision: str
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, read_at: datetime) -> "Loaded":
+        """Look it up; `read_at` (aware) is when the files were read."""
+        return cls(
+            snapshot.configuration.capacity.max_sessions,
+            tuple(
+                (service.name, str(upstream))
+                for service in snapshot.policy.services.values()
+                for upstream in service.upstreams
+            ),
+            certificate_expiries(snapshot),
+            crl_expiries(snapshot),
+            read_at.timestamp(),
+            snapshot.revision,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Moment:
     """What was counted at one moment."""
 
@@ -109,6 +151,7 @@ class Moment:
     sessions: Mapping[int, Session]
     cells: memoryview = field(repr=False)  # the slot table
     labels: Mapping[tuple[str, str], str] = field(repr=False)
+    roles: Set[tuple[str, str]]
     up: Mapping[str, bool]
 
     def read(self) -> tuple[Totals, Counter[tuple[str, str]]]:
@@ -116,7 +159,7 @@ class Moment:
 
         To be called once.
         """
-        active: Counter[tuple[str, str]] = Counter()
+        active: Counter[tuple[str, str]] = Counter(dict.fromkeys(self.roles, 0))
         totals, cells = self.totals, self.cells
         for slot, session in self.sessions.items():
             active[session.service, session.role] += 1
@@ -126,3 +169,20 @@ class Moment:
                 totals.received[key] += cells[base + RECEIVED]
                 totals.sent[key] += cells[base + SENT]
         return totals, active
+
+    def reading(self, loaded: Loaded, *, workers: int, draining: bool) -> Reading:
+        """Return what a scrape shows. To be called once."""
+        totals, active = self.read()
+        return Reading(
+            totals=totals,
+            active=active,
+            sessions_limit=loaded.sessions_limit,
+            upstreams={pair: self.up[pair[1]] for pair in loaded.upstreams if pair[1] in self.up},
+            certificates=loaded.certificates,
+            crls=loaded.crls,
+            last_load_successful=True,  # what serves was loaded, and nothing is loaded a second time
+            loaded_s=loaded.loaded_s,
+            revision=loaded.revision,
+            workers=workers,
+            draining=draining,
+        )

@@ -96,6 +96,7 @@ class Admit(NamedTuple):
     serial: str
     fingerprint: str
     source: str | None
+    handshake_s: float  # how long the TLS handshake took
 
 
 class TurnedAway(NamedTuple):
@@ -114,9 +115,10 @@ class TurnedAway(NamedTuple):
 
 
 class Gone(NamedTuple):
-    """The connection ended without becoming a session."""
+    """The connection ended without becoming a session. `handshake_s` is None when there was no whole handshake."""
 
     connection: int
+    handshake_s: float | None
 
 
 class Ended(NamedTuple):
@@ -129,6 +131,12 @@ class Ended(NamedTuple):
 
 class Beat(NamedTuple):
     """The worker's loop turns."""
+
+
+class Tried(NamedTuple):
+    """Which upstreams were dialled of late, and whether the last attempt reached them: [["10.0.3.7:5432", true], …]."""
+
+    upstreams: list[tuple[str, bool]]
 
 
 Message = (
@@ -145,6 +153,7 @@ Message = (
     | Gone
     | Ended
     | Beat
+    | Tried
 )
 _TYPES = {kind.__name__: kind for kind in typing.get_args(Message)}
 

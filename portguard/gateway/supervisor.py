@@ -13,7 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from ipaddress import ip_address
 
 import uvloop
@@ -22,7 +23,9 @@ from portguard.errors import ConfigurationError, Problem, Refused
 from portguard.gateway.admission import Account, Admission, Session
 from portguard.gateway.audit_trail import AuditTrail, open_recorder
 from portguard.gateway.bundle import Bundle, read_bundle
-from portguard.gateway.listeners import Listener, bind, listeners
+from portguard.gateway.listeners import Listener, bind, bind_address, listeners, written_address
+from portguard.gateway.meter import Loaded, Meter
+from portguard.gateway.operator_http import OperatorHttp
 from portguard.gateway.protocol import (
     VERSION,
     Accepted,
@@ -39,6 +42,7 @@ from portguard.gateway.protocol import (
     Refusal,
     Stop,
     Ticket,
+    Tried,
     TurnedAway,
 )
 from portguard.gateway.slots import SlotTable
@@ -46,6 +50,7 @@ from portguard.gateway.snapshot import Snapshot, build
 from portguard.observe import log
 from portguard.observe.audit.recorder import Recorder
 from portguard.observe.faults import Faults
+from portguard.observe.metrics import Reading
 from portguard.reasons import Reason
 
 # Connections taken from one listener before the loop turns to something else.
@@ -95,21 +100,23 @@ def serve(configuration_path: str) -> int:
         log.event("warning", "configuration.warning", message=warning)
     _raise_descriptor_limit(configuration_path, snapshot)
     bound = [(listener, bind(listener, configuration_path)) for listener in _listeners(snapshot)]
+    metrics = bind_address(snapshot.configuration.metrics.listen, configuration_path, "metrics.listen")
     recorder = open_recorder(snapshot.configuration)
     floods = log.Floods()
     Faults(floods).watch_process()
-    return uvloop.run(_run(bundle, snapshot, bound, floods, recorder))
+    return uvloop.run(_run(bundle, snapshot, bound, metrics, floods, recorder))
 
 
 async def _run(
     bundle: Bundle,
     snapshot: Snapshot,
     bound: list[tuple[Listener, socket.socket]],
+    metrics: socket.socket,
     floods: log.Floods,
     recorder: Recorder,
 ) -> int:
     trail = AuditTrail(recorder, required=snapshot.configuration.audit.required)
-    return await Supervisor(bundle, snapshot, bound, floods, trail).run()
+    return await Supervisor(bundle, snapshot, bound, metrics, floods, trail).run()
 
 
 def _listeners(snapshot: Snapshot) -> tuple[Listener, ...]:
@@ -152,16 +159,19 @@ class Supervisor:
         bundle: Bundle,
         snapshot: Snapshot,
         bound: list[tuple[Listener, socket.socket]],
+        metrics: socket.socket,
         floods: log.Floods,
         trail: AuditTrail,
     ):
         configuration = snapshot.configuration
         capacity = configuration.capacity
         self._loop = asyncio.get_running_loop()
-        Faults(floods).watch_loop(self._loop)
+        faults = Faults(floods)
+        faults.watch_loop(self._loop)
         self._bundle = bundle
         self._snapshot = snapshot
         self._bound = bound
+        self._metrics = metrics
         self._trail = trail
         self._slots = SlotTable.create(capacity.max_sessions)
         self._admission = Admission(
@@ -171,6 +181,14 @@ class Supervisor:
             # Behind a balancer all clients come from its address.
             exempt=(*capacity.pending_handshakes_exempt, *configuration.gateway.accept_proxy_protocol_from),
         )
+        self._meter = Meter(
+            self._slots,
+            self._admission.sessions,
+            written=snapshot.written,
+            max_identities=configuration.metrics.max_identities,
+        )
+        self._loaded = Loaded.of(snapshot, bundle.read_at)
+        self._http = OperatorHttp(take=self._take_reading, not_ready=self._not_ready, faults=faults)
         self._workers: dict[int, _Worker] = {}
         self._next_worker = 0
         self._deaths_in_a_row = 0
@@ -190,13 +208,14 @@ class Supervisor:
         self._trail.start(self._snapshot.configuration.gateway.name)
         self._trail.loaded(self._bundle, self._snapshot)
         for listener, sock in self._bound:
-            host, port = sock.getsockname()[:2]
             log.event(
                 "info",
                 "gateway.listen",
-                address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+                address=written_address(sock),
                 service=listener.service.name if listener.service is not None else None,
             )
+        log.event("info", "metrics.listen", address=written_address(self._metrics))
+        await self._http.start(self._metrics)
         for _ in range(self._snapshot.configuration.gateway.workers or os.cpu_count() or 1):
             self._start_worker_or_try_later()
         ticker = asyncio.create_task(self._tick(), name="tick")
@@ -210,6 +229,7 @@ class Supervisor:
             for _, sock in self._bound:
                 sock.close()
             await self._reap()
+            await self._http.stop()
         for worker in self._workers.values():
             self._log_lost(worker)
         await self._trail.stop(code)
@@ -265,11 +285,14 @@ class Supervisor:
                 self._admit(worker, message)
             case Ended():
                 account = self._admission.end(message.slot, time.monotonic_ns())
+                self._meter.ended(account, message.reason)
                 self._trail.closed(account, message.reason, message.upstream)
                 self._end_if_drained()
             case TurnedAway():
+                self._meter.refused(message.service, message.reason)
                 self._trail.refused(message, time.monotonic())
             case Gone():
+                self._meter.gone(message.handshake_s)
                 self._admission.gone(message.connection)
             case Hello():
                 self._configure(worker, message.version)
@@ -278,6 +301,8 @@ class Supervisor:
                 self._on_ready()
             case Beat():
                 worker.beat_s = time.monotonic()
+            case Tried():
+                self._meter.tried(message.upstreams)
 
     def _configure(self, worker: _Worker, version: int) -> None:
         try:
@@ -317,16 +342,17 @@ class Supervisor:
         except Refused as refused:
             worker.channel.send(Refusal(request.connection, refused.reason, refused.message, refused.retry_after_s))
         else:
-            self._trail.opens(request, lambda may: self._on_decided(worker, request.connection, session, may=may))
+            self._trail.opens(request, lambda may: self._on_decided(worker, request, session, may=may))
 
-    def _on_decided(self, worker: _Worker, connection: int, session: Session, *, may: bool) -> None:
+    def _on_decided(self, worker: _Worker, request: Admit, session: Session, *, may: bool) -> None:
         if may:
-            worker.channel.send(Ticket(connection, session.slot))
+            self._meter.admitted(session.slot, request.handshake_s)
+            worker.channel.send(Ticket(request.connection, session.slot))
             return
         account = self._admission.end(session.slot, time.monotonic_ns())
         self._trail.closed(account, Reason.AUDIT_UNAVAILABLE, None)
         reason = Reason.AUDIT_UNAVAILABLE
-        worker.channel.send(Refusal(connection, reason, reason.sentence, None))
+        worker.channel.send(Refusal(request.connection, reason, reason.sentence, None))
 
     def _on_ready(self) -> None:
         if self._draining:
@@ -347,6 +373,7 @@ class Supervisor:
             self._stop_accepting()
         if time.monotonic() - worker.started_s > _PROVEN_S:
             self._deaths_in_a_row = 0
+        self._meter.totals.worker_restarts += 1
         self._start_worker_later()
 
     def _log_lost(self, worker: _Worker) -> None:
@@ -358,6 +385,7 @@ class Supervisor:
     def _log_lost_session(self, account: Account) -> None:
         session = account.session
         reason = Reason.GATEWAY_STOPPED if self._stopping else Reason.WORKER_LOST
+        self._meter.ended(account, reason)
         self._trail.closed(account, reason, None)
         log.event(
             "warning",
@@ -366,10 +394,10 @@ class Supervisor:
             identity=self._snapshot.written(session.trust, session.name),
             service=session.service,
             role=session.role,
-            reason=reason,
             received=account.received,
             sent=account.sent,
             duration=account.duration_s,
+            reason=reason,
         )
 
     def _reap_later(self, worker: _Worker) -> None:
@@ -442,9 +470,28 @@ class Supervisor:
                 reason=refused.reason,
                 message=refused.message,
             )
+            self._meter.refused(None, refused.reason)
             self._trail.refused_at_once(address[0], refused.reason, time.monotonic())
             return
         worker.channel.send(Accepted(connection, number, address[0], address[1]), sock.detach())
+
+    # What operators see.
+
+    def _take_reading(self) -> Callable[[], Reading]:
+        return partial(self._meter.take().reading, self._loaded, workers=self._serving, draining=self._draining)
+
+    @property
+    def _serving(self) -> int:
+        return sum(worker.ready for worker in self._workers.values())
+
+    def _not_ready(self) -> list[str]:
+        if self._draining:
+            return ["draining: no new sessions are taken"]
+        if not self._serving:
+            return [f"workers: expected at least one that serves, got none of {len(self._workers)}"]
+        if not self._accepting:
+            return ["listeners: the host has no descriptor left for connections"]
+        return []
 
     # The end.
 
@@ -491,6 +538,7 @@ class Supervisor:
             self._floods.report()
             now_s = time.monotonic()
             self._trail.tick(now_s)
+            self._meter.tick()
             # Who has been stopped itself finds the beats of that time still unread.
             self._end_hung(now_s, heard=now_s - last_s < _TICK_S * 5)
             last_s = now_s

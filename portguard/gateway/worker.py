@@ -37,6 +37,7 @@ from portguard.gateway.protocol import (
     Refusal,
     Stop,
     Ticket,
+    Tried,
     TurnedAway,
     refused,
 )
@@ -49,6 +50,7 @@ from portguard.reasons import Reason
 from portguard.tls.contexts import count_unreadable_names
 
 _SWEEP_S = 1.0
+_MOST_TRIED = 25  # upstreams in one message: a name may have 253 characters
 
 
 class _Lingering(set[Lingering]):
@@ -123,9 +125,9 @@ class Worker:
         if isinstance(answer, Ticket):
             self.ended(answer.slot, Reason.CLIENT_RESET)
 
-    def gone(self, connection: int) -> None:
-        """Say that a connection ended without becoming a session."""
-        self._channel.send(Gone(connection))
+    def gone(self, connection: int, handshake_s: float | None = None) -> None:
+        """Say that a connection ended without becoming a session, and how long its handshake took if it was whole."""
+        self._channel.send(Gone(connection, handshake_s))
 
     def turned_away(self, refusal: TurnedAway) -> None:
         """Say that a client was refused before there was a session."""
@@ -223,6 +225,9 @@ class Worker:
                 live.relay.sweep(now_ns)
             self.floods.report()
             self._channel.send(Beat())
+            tried = [(str(upstream), up) for upstream, up in self.dialer.take_tried().items()]
+            for begin in range(0, len(tried), _MOST_TRIED):
+                self._channel.send(Tried(tried[begin : begin + _MOST_TRIED]))
 
 
 def _adopt(descriptor: int, source_address: str) -> socket.socket:

@@ -173,6 +173,9 @@ policy = "policy.toml"
 state = "state"
 workers = 2
 
+[metrics]
+listen = "127.0.0.1:0"
+
 [trusts.local]
 ca = "ca/ca.crt"
 identity = "spiffe"

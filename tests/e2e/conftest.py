@@ -161,6 +161,7 @@ class Gateway:
     program: Running
     port: int
     ports: dict[str, int]  # of services with a port of their own
+    metrics_port: int
     log_from: int = 0
     name: str = GATEWAY_NAME
 
@@ -225,6 +226,7 @@ def _serve(
     policy: str | None = None,
     configuration: str = "",
     gateway: str = "",
+    metrics: str = "",
 ) -> Gateway:
     folder.mkdir()
     now = datetime.now(UTC)
@@ -242,6 +244,9 @@ state = "state"
 control = "control.sock"
 workers = 2
 {gateway}
+[metrics]
+listen = "127.0.0.1:0"
+{metrics}
 [trusts.local]
 ca = "ca/ca.crt"
 identity = "spiffe"
@@ -257,15 +262,17 @@ trust_domain = "gateway.test"
     program.wait_until_it_says("gateway.ready")
     listening = re.findall(r"gateway\.listen address=\S+:(\d+)(?: service=(\S+))?", program.said)
     ports = {service: int(port) for port, service in listening}
-    return Gateway(folder, authority, program, ports.pop(""), ports)
+    [metrics_port] = re.findall(r"metrics\.listen address=\S+:(\d+)", program.said)
+    return Gateway(folder, authority, program, ports.pop(""), ports, int(metrics_port))
 
 
 @pytest.fixture
 def start_gateway(tmp_path: Path, start: Start) -> StartGateway:
-    """`start_gateway(services, policy="", configuration="", gateway="")` runs `portguard serve`.
+    """`start_gateway(services, policy="", configuration="", gateway="", metrics="")` runs `portguard serve`.
 
     `services` are upstream addresses by name, or the TOML of a service's table. Without `policy`, alice may reach all
-    of them. `gateway` is added to the table [gateway], `configuration` to the end of portguard.toml.
+    of them. `gateway` is added to the table [gateway], `metrics` to [metrics], `configuration` to the end of
+    portguard.toml.
     """
     return partial(_serve, start, tmp_path / "gateway")
 

@@ -465,6 +465,17 @@ async def test_health_tells_what_the_last_attempt_found(backend: Callable[..., B
     assert health[primary.upstream] is True
 
 
+async def test_what_was_tried_is_told_once(backend: Callable[..., Backend]) -> None:
+    primary, second = backend(), backend().listen()
+    dialer = Dialer()
+    await dialed(dialer, service(primary.upstream, second.upstream))
+    assert dialer.take_tried() == {primary.upstream: False, second.upstream: True}
+    assert dialer.take_tried() == {}
+    primary.listen()
+    await dialed(dialer, service(primary.upstream))
+    assert dialer.take_tried() == {primary.upstream: True}
+
+
 async def test_what_is_no_longer_configured_is_forgotten(backend: Callable[..., Backend]) -> None:
     gone, kept, alive = backend(), backend(), backend().listen()
     dialer = Dialer(first=lambda _: 0)

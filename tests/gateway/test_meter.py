@@ -79,7 +79,7 @@ def test_a_session_counts_as_opened_once_bytes_can_pass_and_once_only(gateway):
     assert totals.closed == {("db", "client_closed"): 1}
     assert observed(totals.connects["db"]) == (1, 0.02)
     assert observed(totals.durations["db"]) == (1, 1.0)
-    assert (active, totals.refused) == ({}, {})
+    assert (active, totals.refused) == ({("db", "team"): 0}, {})
 
 
 def test_a_session_that_begins_and_ends_between_two_scrapes_is_counted_whole(gateway):

@@ -4,12 +4,13 @@ import socket
 
 import pytest
 
-from portguard.gateway.protocol import Accepted, Admit, Channel, Ended, Refusal, TurnedAway, decode, encode
+from portguard.gateway.protocol import Accepted, Admit, Channel, Ended, Refusal, Tried, TurnedAway, decode, encode
 from portguard.reasons import Reason
 
 MESSAGES = [
     Accepted(7, 1, "2001:db8::1", 50000),
-    Admit(7, "ab" * 16, "corp", "älice\n\x00", "orders-db", "dba", ["ops"], "1f", "cd" * 32, "192.0.2.1"),
+    Admit(7, "ab" * 16, "corp", "älice\n\x00", "orders-db", "dba", ["ops"], "1f", "cd" * 32, "192.0.2.1", 0.25),
+    Tried([["10.0.3.7:5432", True]]),
     TurnedAway("ab" * 16, None, None, None, None, None, None, None, Reason.CERTIFICATE_MISSING, "none"),
     Refusal(7, Reason.CONNECT_RATE, "too often", 1.5),
     Ended(3, Reason.CLIENT_CLOSED, "10.0.3.7:5432"),
