@@ -1,0 +1,169 @@
+"""When a session may begin for its line's sake, and what is recorded of whom."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+
+from portguard.gateway import audit_trail
+from portguard.gateway.audit_trail import AuditTrail
+from portguard.gateway.connection import _MOST_GROUPS_BYTES, _listed
+from portguard.gateway.protocol import TurnedAway
+from portguard.identity.names import Group
+from portguard.reasons import Reason
+
+SESSION = "ab" * 16
+STRANGER = TurnedAway("cd" * 16, *[None] * 7, Reason.CERTIFICATE_MISSING, "none")
+BOB = TurnedAway("ef" * 16, "local", "bob", ["ops"], "1f", "aa" * 32, "192.0.2.1", "db", Reason.NO_ROLE, "no role")
+
+
+class Writer:
+    """Keeps what it gets. Nothing is written until a test says so."""
+
+    def __init__(self):
+        self.entries = []
+        self.failing = None
+        self.withdrawable = True
+
+    def append(self, event, fields, on_written=None):
+        entry = SimpleNamespace(event=event, fields=fields, on_written=on_written, withdrawn=False)
+        self.entries.append(entry)
+        return entry
+
+    def withdraw(self, entry):
+        entry.withdrawn = self.withdrawable
+        return entry.withdrawn
+
+    def failing_s(self):
+        return self.failing
+
+    def wake(self):
+        pass
+
+    @property
+    def events(self):
+        return [entry.event for entry in self.entries if not entry.withdrawn]
+
+
+@pytest.fixture
+def writer():
+    return Writer()
+
+
+@pytest.fixture
+async def trail(writer, monkeypatch):
+    monkeypatch.setattr(audit_trail, "Writer", lambda recorder, deliver: writer)
+    monkeypatch.setattr(audit_trail, "PATIENCE_S", 0.02)
+    return lambda *, required=True: AuditTrail(None, required=required)
+
+
+def opens(trail):
+    decided = asyncio.get_running_loop().create_future()
+    request = SimpleNamespace(
+        session=SESSION,
+        trust="local",
+        name="alice",
+        source="192.0.2.1",
+        service="db",
+        role="team",
+        groups=["ops"],
+        serial="1f",
+        fingerprint="aa" * 32,
+    )
+    trail.opens(request, decided.set_result)
+    return decided
+
+
+def account():
+    return SimpleNamespace(session=SimpleNamespace(id=SESSION), received=1, sent=2, duration_s=0.5)
+
+
+async def test_a_session_may_begin_when_its_line_is_written_and_not_before(trail, writer):
+    trail = trail()
+    decided = opens(trail)
+    assert not decided.done()
+    writer.entries[0].on_written(True)
+    assert await decided is True
+    trail.closed(account(), Reason.CLIENT_CLOSED, "10.0.0.1:5432")
+    assert writer.events == ["session.open", "session.close"]
+    assert writer.entries[0].fields["groups"] == ["ops"]
+    closed = writer.entries[1].fields
+    assert (closed["identity"], closed["upstream"], closed["received"], closed["sent"]) == (
+        "alice",
+        "10.0.0.1:5432",
+        1,
+        2,
+    )
+
+
+async def test_a_line_that_may_not_be_on_the_disk_lets_nobody_in_and_is_closed(trail, writer):
+    trail = trail()
+    decided = opens(trail)
+    writer.entries[0].on_written(False)
+    assert await decided is False
+    trail.closed(account(), Reason.AUDIT_UNAVAILABLE, None)
+    assert writer.events == ["session.open", "session.close"]
+
+
+async def test_a_line_that_takes_too_long_is_withdrawn_and_leaves_no_trace(trail, writer):
+    trail = trail()
+    assert await opens(trail) is False
+    trail.closed(account(), Reason.AUDIT_UNAVAILABLE, None)
+    assert writer.events == []
+
+
+async def test_a_line_that_is_just_being_written_when_time_is_up_gets_an_end(trail, writer):
+    trail = trail()
+    writer.withdrawable = False
+    assert await opens(trail) is False
+    trail.closed(account(), Reason.AUDIT_UNAVAILABLE, None)
+    assert writer.events == ["session.open", "session.close"]
+    writer.entries[0].on_written(True)  # too late: nothing is decided twice
+
+
+async def test_a_session_that_ends_before_its_line_is_written_is_not_decided(trail, writer):
+    trail = trail()
+    decided = opens(trail)
+    trail.closed(account(), Reason.WORKER_LOST, None)
+    writer.entries[0].on_written(True)
+    await asyncio.sleep(0)
+    assert not decided.done()
+    assert writer.events == []
+
+
+async def test_while_the_log_has_failed_for_long_sessions_are_refused_at_once(trail, writer):
+    trail = trail()
+    writer.failing = 5.0
+    decided = opens(trail)
+    assert decided.result() is False
+    assert writer.entries == []
+
+
+async def test_where_the_audit_is_not_required_nobody_waits(trail, writer):
+    trail = trail(required=False)
+    writer.failing = 5.0
+    assert opens(trail).result() is True
+    assert writer.events == ["session.open"]
+
+
+async def test_refusals_name_who_is_known_and_strangers_share_one_bound(trail, writer):
+    trail = trail()
+    for _ in range(30):
+        trail.refused(STRANGER, 0.0)
+        trail.refused_at_once("192.0.2.9", Reason.ADDRESS_LIMIT, 0.0)
+    assert writer.events == ["handshake.fail"] * 20
+    trail.refused(BOB, 0.0)
+    last = writer.entries[-1]
+    assert (last.event, last.fields["identity"], last.fields["reason"]) == ("session.refuse", "bob", "no_role")
+    trail.tick(0.0)
+    trail.tick(60.0)
+    assert (writer.entries[-1].event, writer.entries[-1].fields) == ("handshake.fail.flood", {"held_back": 40})
+
+
+def test_very_many_groups_are_cut_and_counted():
+    groups = frozenset(Group("local", f"group-{number:04}-\n") for number in range(1000))
+    names = _listed(groups)
+    assert names[0] == "group-0000-\n"
+    assert names[-1] == f"… and {1000 - len(names) + 1} more"
+    assert len(names) < _MOST_GROUPS_BYTES / 14
+    assert _listed(frozenset([Group("local", "b"), Group("local", "a")])) == ["a", "b"]
