@@ -286,3 +286,26 @@ def test_logrotate_renames_and_the_log_goes_on_in_a_new_file(start_gateway, echo
     shutil.move(f"{log_path(gateway)}.1", gateway.folder / "away")
     assert verify(gateway)["ok"]
     assert "in files that are not here" in verify(gateway)["notes"][0]["message"]
+
+
+def test_following_shows_sessions_as_they_come_until_interrupted(start_gateway, echo, start):
+    gateway = start_gateway({"echo": echo})
+    assert connects(gateway)
+    command = [
+        *PORTGUARD,
+        "audit",
+        "tail",
+        "--follow",
+        "--event",
+        "session",
+        "-c",
+        str(gateway.folder / "portguard.toml"),
+    ]
+    tail = start(command, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    tail.wait_until_it_says("session.open")
+    log_path(gateway).rename(f"{log_path(gateway)}.1")
+    assert connects(gateway)
+    tail.wait_until(lambda: tail.said.count("session.close") == 2, "the second session")
+    assert tail.said.count("session.open") == 2
+    assert tail.stop(signal.SIGINT) == 0
+    assert "Traceback" not in tail.said
