@@ -260,7 +260,7 @@ def _sign(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number() if serial is None else serial)
-        .not_valid_before(not_before or now() - timedelta(minutes=5))
+        .not_valid_before(not_before or now() - timedelta(hours=12))
         .not_valid_after(not_after or now() + timedelta(days=30))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(authority_key_identifier, critical=False)
