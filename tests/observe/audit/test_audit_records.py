@@ -86,3 +86,11 @@ def test_a_head_says_how_far_the_log_goes_and_cannot_be_made_up():
     line, _ = encode_checkpoint(BEGINNING, NOON, "stop", KEY)
     with pytest.raises(NotARecord):
         records.parse_head(json.dumps(json.loads(line) | {"hash": "cd" * 32}).encode(), KEYS)
+
+
+def test_a_signature_has_one_spelling_only():
+    line, _ = encode_checkpoint(BEGINNING, NOON, "stop", KEY)
+    assert line.endswith(b'=="}')
+    last = line[-5:-4]  # of it, four bits are no part of the signature
+    other = {b"A": b"B", b"Q": b"R", b"g": b"h", b"w": b"x"}[last]
+    assert not records.is_signed(parse(line[:-5] + other + line[-4:]), KEYS)
