@@ -5,7 +5,7 @@ leave in the session's slot. So nothing that was counted is lost with a worker, 
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -18,6 +18,8 @@ from portguard.reasons import Reason
 
 # A session that ends so before its service is reached was not refused: one side of it went away.
 _WENT_AWAY = {Reason.CLIENT_RESET, Reason.WORKER_LOST}
+
+_SESSIONS_AT_A_TIME = 1000  # about a millisecond
 
 
 class Meter:
@@ -87,14 +89,14 @@ class Meter:
                 self._open(self._sessions[slot], connected_s)
 
     def take(self) -> "Moment":
-        """Return all that is counted now. It copies and leaves the work to `Moment`, which a thread can do."""
+        """Return all that is counted now. It copies, which is quick, and leaves the work to `Moment`."""
         self.tick()
         return Moment(
             self.totals.copy(),
             dict(self._sessions),
             self._slots.copy(),
             self._labels.copy(),
-            self._roles.copy(),
+            Counter(dict.fromkeys(self._roles, 0)),
             self._up.copy(),
         )
 
@@ -145,37 +147,33 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What was counted at one moment."""
+    """What was counted at one moment. Bytes of live sessions are among the totals once `add_live` has run through."""
 
-    totals: Totals  # of sessions that have ended, until `read`
+    totals: Totals
     sessions: Mapping[int, Session]
     cells: memoryview = field(repr=False)  # the slot table
     labels: Mapping[tuple[str, str], str] = field(repr=False)
-    roles: Set[tuple[str, str]]
+    active: Counter[tuple[str, str]]  # live sessions by service and role
     up: Mapping[str, bool]
 
-    def read(self) -> tuple[Totals, Counter[tuple[str, str]]]:
-        """Return the totals with what live sessions have moved, and how many there are by service and role.
-
-        To be called once.
-        """
-        active: Counter[tuple[str, str]] = Counter(dict.fromkeys(self.roles, 0))
+    def add_live(self) -> Iterator[None]:
+        """Add what live sessions have moved, some at a time: with thousands, others want to run in between."""
         totals, cells = self.totals, self.cells
-        for slot, session in self.sessions.items():
-            active[session.service, session.role] += 1
+        for number, (slot, session) in enumerate(self.sessions.items(), start=1):
+            self.active[session.service, session.role] += 1
             base = SlotTable.base(slot)
             if cells[base + CONNECTED]:
                 key = self.labels.get((session.trust, session.name), OTHER), session.service
                 totals.received[key] += cells[base + RECEIVED]
                 totals.sent[key] += cells[base + SENT]
-        return totals, active
+            if number % _SESSIONS_AT_A_TIME == 0:
+                yield
 
     def reading(self, loaded: Loaded, *, workers: int, draining: bool) -> Reading:
-        """Return what a scrape shows. To be called once."""
-        totals, active = self.read()
+        """Return what a scrape shows."""
         return Reading(
-            totals=totals,
-            active=active,
+            totals=self.totals,
+            active=self.active,
             sessions_limit=loaded.sessions_limit,
             upstreams={pair: self.up[pair[1]] for pair in loaded.upstreams if pair[1] in self.up},
             certificates=loaded.certificates,

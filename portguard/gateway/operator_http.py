@@ -6,7 +6,7 @@ Everything is read only. Whoever may connect learns names of identities and serv
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -25,16 +25,16 @@ _silent.addHandler(logging.NullHandler())
 class OperatorHttp:
     """The server. Belongs to one event loop.
 
-    `take()` is called on the loop for each scrape and must be quick; the function that it returns is called in a
-    thread. `not_ready()` answers what keeps the gateway from serving, one sentence each; nothing when it serves.
+    `read()` is what a scrape shows; it must not keep the loop for long at a time. `not_ready()` answers what keeps the
+    gateway from serving, one sentence each; nothing when it serves.
     """
 
     def __init__(
-        self, *, take: Callable[[], Callable[[], Reading]], not_ready: Callable[[], Sequence[str]], faults: Faults
+        self, *, read: Callable[[], Awaitable[Reading]], not_ready: Callable[[], Sequence[str]], faults: Faults
     ):
-        self._take = take
+        self._read = read
         self._not_ready = not_ready
-        # One scrape after the other: many at once would take the processor from the loop.
+        # One scrape after the other: many at once would take the loop from all else.
         self._one_scrape = asyncio.Lock()
         application = web.Application(middlewares=[_reporting(faults)])
         application.add_routes(
@@ -64,8 +64,11 @@ class OperatorHttp:
     async def _metrics(self, request: web.Request) -> web.Response:
         accept = ",".join(request.headers.getall("Accept", []))
         async with self._one_scrape:
-            read = self._take()
-            body, content_type = await asyncio.to_thread(lambda: render(read(), accept))
+            pieces, content_type = render(await self._read(), accept)
+            body = bytearray()
+            for piece in pieces:
+                body += piece
+                await asyncio.sleep(0)  # in a thread it would keep the loop from running for longer
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _healthz(self, _request: web.Request) -> web.Response:

@@ -13,8 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from ipaddress import ip_address
 
 import uvloop
@@ -188,7 +187,7 @@ class Supervisor:
             max_identities=configuration.metrics.max_identities,
         )
         self._loaded = Loaded.of(snapshot, bundle.read_at)
-        self._http = OperatorHttp(take=self._take_reading, not_ready=self._not_ready, faults=faults)
+        self._http = OperatorHttp(read=self._read, not_ready=self._not_ready, faults=faults)
         self._workers: dict[int, _Worker] = {}
         self._next_worker = 0
         self._deaths_in_a_row = 0
@@ -477,8 +476,11 @@ class Supervisor:
 
     # What operators see.
 
-    def _take_reading(self) -> Callable[[], Reading]:
-        return partial(self._meter.take().reading, self._loaded, workers=self._serving, draining=self._draining)
+    async def _read(self) -> Reading:
+        moment, workers, draining = self._meter.take(), self._serving, self._draining
+        for _ in moment.add_live():
+            await asyncio.sleep(0)
+        return moment.reading(self._loaded, workers=workers, draining=draining)
 
     @property
     def _serving(self) -> int:

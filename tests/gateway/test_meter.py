@@ -12,8 +12,8 @@ SECOND_NS = 10**9
 class Gateway:
     """What the supervisor does, as far as it is counted."""
 
-    def __init__(self, max_identities=2):
-        self.slots = SlotTable.create(4)
+    def __init__(self, max_identities=2, capacity=4):
+        self.slots = SlotTable.create(capacity)
         self.admission = Admission(self.slots, max_pending=9, max_pending_per_address=9)
         self.meter = Meter(
             self.slots,
@@ -51,7 +51,14 @@ class Gateway:
         self.meter.ended(self.admission.end(slot, now_ns), reason)
 
     def read(self):
-        return self.meter.take().read()
+        return read(self.meter.take())
+
+
+def read(moment):
+    """The totals with what live sessions have moved, and how many there are."""
+    for _ in moment.add_live():
+        pass
+    return moment.totals, moment.active
 
 
 @pytest.fixture
@@ -118,7 +125,7 @@ def test_what_was_taken_stays_as_it_was(gateway):
     gateway.end(slot)
     gateway.open("bob")
     gateway.meter.refused(None, Reason.HANDSHAKE_FAILED)
-    totals, active = moment.read()
+    totals, active = read(moment)
     assert totals.received == {("corp:alice", "db"): 5}
     assert (totals.closed, totals.refused, active) == ({}, {}, {("db", "team"): 1})
 
@@ -214,3 +221,13 @@ def test_a_value_on_a_bound_belongs_to_it():
     for value in (0.5, 1.0, 1.5, 2.0, 2.5):
         histogram.observe(value)
     assert histogram._counts == [2, 2, 1]
+
+
+def test_many_sessions_are_added_some_at_a_time():
+    gateway = Gateway(capacity=2500)
+    for _ in range(2500):
+        gateway.move(gateway.open(), 1, 0)
+    moment = gateway.meter.take()
+    sums = [moment.totals.received["corp:alice", "db"] for _ in moment.add_live()]
+    assert sums == [1000, 2000]
+    assert moment.totals.received["corp:alice", "db"] == moment.active["db", "team"] == 2500

@@ -1,6 +1,5 @@
 import asyncio
 import socket
-import threading
 
 import aiohttp
 import pytest
@@ -9,6 +8,10 @@ from portguard.gateway.listeners import bind_address
 from portguard.gateway.operator_http import OperatorHttp
 from portguard.observe.metrics import Reading, Totals
 from portguard.policy.addresses import ListenAddress
+
+
+async def answer():
+    return reading()
 
 
 def reading():
@@ -33,20 +36,14 @@ class Gateway:
     def __init__(self):
         self.problems = []
         self.faults = []
-        self.threads = []
         self.at_once = self.most_at_once = 0
-        self.answer = reading
+        self.answer = answer
 
-    def take(self):
-        self.threads.append(threading.current_thread())
-        return self._read
-
-    def _read(self):
-        self.threads.append(threading.current_thread())
+    async def read(self):
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
-            return self.answer()
+            return await self.answer()
         finally:
             self.at_once -= 1
 
@@ -64,7 +61,7 @@ def gateway():
 
 @pytest.fixture
 async def get(gateway):
-    server = OperatorHttp(take=gateway.take, not_ready=gateway.not_ready, faults=gateway)
+    server = OperatorHttp(read=gateway.read, not_ready=gateway.not_ready, faults=gateway)
     listening = bind_address(ListenAddress("127.0.0.1", 0), "portguard.toml", "metrics.listen")
     port = listening.getsockname()[1]
     await server.start(listening)
@@ -93,23 +90,21 @@ async def test_metrics_are_served_in_the_format_that_is_asked_for(get):
     assert text.endswith("# EOF\n")
 
 
-async def test_a_moment_is_taken_on_the_loop_and_written_in_a_thread(get, gateway):
-    await get("/metrics")
-    taken, written = gateway.threads
-    assert taken is threading.current_thread()
-    assert written is not taken
+async def test_one_scrape_waits_for_the_other_and_lets_others_run(get, gateway):
+    go_on = asyncio.Event()
 
-
-async def test_one_scrape_waits_for_the_other(get, gateway):
-    together = threading.Event()
-
-    def wait():
-        together.wait(0.05)  # which nobody sets: time for others to come in, if they could
+    async def wait():
+        await go_on.wait()
         return reading()
 
     gateway.answer = wait
-    answers = await asyncio.gather(*(get("/metrics") for _ in range(3)))
-    assert [status for status, _, _ in answers] == [200] * 3
+    scrapes = [asyncio.create_task(get("/metrics")) for _ in range(3)]
+    while not gateway.at_once:
+        assert (await get("/healthz"))[0] == 200
+    for _ in range(3):  # time for the other scrapes to come in, if they could
+        assert (await get("/healthz"))[0] == 200
+    go_on.set()
+    assert [status for status, _, _ in await asyncio.gather(*scrapes)] == [200] * 3
     assert gateway.most_at_once == 1
 
 
@@ -130,7 +125,7 @@ async def test_nothing_else_is_served(get):
 
 
 async def test_a_fault_is_reported_and_keeps_its_details_from_the_client(get, gateway):
-    def fail():
+    async def fail():
         raise ValueError("inner details")
 
     gateway.answer = fail
@@ -139,7 +134,7 @@ async def test_a_fault_is_reported_and_keeps_its_details_from_the_client(get, ga
     [(message, error)] = gateway.faults
     assert message == "GET /metrics failed"
     assert isinstance(error, ValueError)
-    gateway.answer = reading
+    gateway.answer = answer
     assert (await get("/metrics"))[0] == 200
 
 

@@ -47,7 +47,7 @@ def some_totals():
 
 
 def samples(reading, accept="", parse=parse_text):
-    body, _ = render(reading, accept)
+    body = b"".join(render(reading, accept)[0])
     return {
         (sample.name.removeprefix("portguard_"), *sorted(sample.labels.items())): sample.value
         for family in parse(body.decode())
@@ -108,9 +108,34 @@ def test_a_name_cannot_break_out_of_its_label():
 
 def test_the_format_is_the_one_that_is_asked_for():
     assert render(reading(), "")[1].startswith("text/plain; version=0.0.4")
-    body, content_type = render(reading(), OPENMETRICS)
+    pieces, content_type = render(reading(), OPENMETRICS)
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
-    assert body.endswith(b"# EOF\n")
+    assert b"".join(pieces).endswith(b"# EOF\n")
+    assert b"EOF" not in b"".join(render(reading(), "")[0])
+
+
+@pytest.mark.parametrize(("accept", "parse"), [("", parse_text), (OPENMETRICS, parse_openmetrics)])
+@pytest.mark.parametrize("count", [0, 1, 199, 200, 201, 400, 1001])
+def test_many_series_come_in_pieces_that_fit_together(accept, parse, count):
+    totals = Totals(opened=Counter({(f"user-{number}", "db"): number for number in range(count)}))
+    for number in range(count // 20):
+        totals.connect(f"service-{number}", 0.1)
+    pieces, _ = render(reading(totals), accept)
+    text = b"".join(pieces).decode()
+    lines = text.splitlines()
+    assert len([line for line in lines if line.startswith("# TYPE portguard_sessions_opened")]) == 1
+    assert len([line for line in lines if line.startswith("# HELP portguard_upstream_connect_seconds ")]) == 1
+    families = [family for family in parse(text) if family.name == "portguard_sessions_opened"]
+    found = {sample.labels["identity"]: sample.value for family in families for sample in family.samples}
+    assert found == {f"user-{number}": number for number in range(count)}
+    assert len([line for line in lines if line.startswith("portguard_upstream_connect_seconds_sum")]) == count // 20
+
+
+def test_no_piece_is_large():
+    totals = Totals(opened=Counter({(f"user-{number}", "db"): number for number in range(5000)}))
+    for number in range(500):
+        totals.connect(f"service-{number}", 0.1)
+    assert max(piece.count(b"\n") for piece in render(reading(totals), "")[0]) <= 20 * 16 + 2
 
 
 def test_totals_that_were_copied_stay_as_they_were():
