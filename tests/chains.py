@@ -9,8 +9,8 @@ from portguard.tls.chain import load_chain
 from tests.certificates import Holder
 
 
-def present(gateway: Any, leaf: Holder | None, *others: Holder, service: str = "echo") -> ssl.SSLSocket:
-    """A TLS connection, by server name, of a client that sends these certificates; None for none."""
+def present(gateway: Any, leaf: Holder | None, *others: Holder, service: str | None = "echo") -> ssl.SSLSocket:
+    """A TLS connection to a service by SNI, None to the gateway itself, of a client that sends these certificates."""
     context = gateway.context(None)
     context.set_ciphers("DEFAULT@SECLEVEL=0")  # or OpenSSL would not even load a weak one
     if leaf is not None:

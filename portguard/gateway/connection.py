@@ -150,19 +150,28 @@ class Connection:
         endpoint = await _within(timeouts.handshake_s, Reason.HANDSHAKE_TIMEOUT, self._handshake())
         self._handshake_s = round(time.monotonic() - began_s, 6)
         self._endpoint, self._end = endpoint, TlsEnd(self._sock, endpoint)
-        self._caller = self._setup.snapshot.trusts.identify(endpoint.verified_chain(), endpoint.sent_chain(), _now())
         early, port = b"", None
         service = self._setup.listeners[self._accepted.listener]
-        if service is None:
-            name = server_name(endpoint)
-            self._http = name is None or is_own_name(name, self._setup.snapshot.configuration.gateway.name)
-            if self._http:
-                request = await _within(timeouts.request_s, Reason.REQUEST_TIMEOUT, self._request())
-                if isinstance(request, ApiRequest):
-                    return self._answer(request)
-                service, early, port = self._named(request.host), request.trailing, request.port
-            else:
-                service = self._setup.snapshot.policy.resolve_name(name or "")
+        name = server_name(endpoint)
+        self._http = service is None and (
+            name is None or is_own_name(name, self._setup.snapshot.configuration.gateway.name)
+        )
+        try:
+            self._caller = self._setup.snapshot.trusts.identify(
+                endpoint.verified_chain(), endpoint.sent_chain(), _now()
+            )
+        except Refused:
+            if self._http:  # who asks by HTTP is told why, once the question is there
+                with contextlib.suppress(Refused, OSError):
+                    await _within(timeouts.request_s, Reason.REQUEST_TIMEOUT, self._request())
+            raise
+        if self._http:
+            request = await _within(timeouts.request_s, Reason.REQUEST_TIMEOUT, self._request())
+            if isinstance(request, ApiRequest):
+                return self._answer(request)
+            service, early, port = self._named(request.host), request.trailing, request.port
+        elif service is None:
+            service = self._setup.snapshot.policy.resolve_name(name or "")
         grant = self._decide(service)
         assert service is not None
         _check_port(service, port)

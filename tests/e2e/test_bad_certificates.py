@@ -4,6 +4,7 @@ What is wrong with a certificate by itself is refused in the handshake, with an 
 refused after it, by a connection that breaks.
 """
 
+import json
 import ssl
 from datetime import timedelta
 
@@ -143,6 +144,15 @@ def an_authority_itself(authority):
 def test_a_certificate_without_one_usable_name_breaks_after_the_handshake(gateway, authority, make, logged):
     assert break_of(gateway, make(authority)) == _BREAKS
     gateway.wait_for_log(f"handshake.fail .*reason={logged}")
+
+
+def test_who_asks_by_connect_is_told_what_is_wrong_with_the_name(gateway, authority):
+    with present(gateway, authority.issue(sans=[spiffe("alice"), spiffe("bob")]), service=None) as client:
+        client.sendall(b"CONNECT echo HTTP/1.1\r\nHost: echo\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 403 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["reason"] == "ambiguous_identity"
+    gateway.wait_for_log("handshake.fail .*reason=ambiguous_identity")
 
 
 def test_a_certificate_of_the_same_hand_without_a_flaw_is_served(gateway, authority):
