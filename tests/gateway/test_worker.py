@@ -1,0 +1,346 @@
+"""A worker in the test's own process, under a supervisor that the test plays: what must not happen even when things
+come at the wrong moment."""
+
+import asyncio
+import gc
+import io
+import json
+import os
+import socket
+import ssl
+import struct
+
+import pytest
+
+from portguard.gateway import connection as connection_module
+from portguard.gateway.bundle import read_bundle
+from portguard.gateway.protocol import (
+    Accepted,
+    Admit,
+    Beat,
+    Channel,
+    Configure,
+    Configured,
+    Ended,
+    Gone,
+    Hello,
+    Refusal,
+    Ticket,
+)
+from portguard.gateway.slots import SlotTable
+from portguard.gateway.worker import Worker
+from portguard.observe import log
+from portguard.reasons import Reason
+from portguard.tls.chain import load_chain
+from portguard.tls.endpoint import Endpoint
+from tests.echo import echo_service
+from tests.gateway_folder import NAME, GatewayFolder
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_PATIENCE_S = 20
+
+
+@pytest.fixture
+def echo():
+    with echo_service() as address:
+        yield address
+
+
+@pytest.fixture
+def folder(tmp_path, echo):
+    folder = GatewayFolder(tmp_path)
+    folder.write("policy.toml", (tmp_path / "policy.toml").read_text().replace("10.0.3.7:5432", echo))
+    return folder
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    stderr = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stderr)
+    return lambda name: [line for line in stderr.getvalue().splitlines() if f" {name} " in line]
+
+
+class Supervising:
+    """The supervisor's side of the channel. With `answering`, it admits everybody."""
+
+    def __init__(self, folder, slots):
+        ours, self.theirs = Channel.pair()
+        self.channel = Channel(ours, on_message=self._on_message, on_closed=lambda: None)
+        self.answering = True
+        self.said = []
+        self._said_more = asyncio.Event()
+        self._folder = folder
+        self._slots = slots
+        self._free = list(range(slots.capacity))
+        self._connections = 0
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._contexts = {}
+        self._clients = []
+
+    def _on_message(self, message, _descriptor):
+        match message:
+            case Hello():
+                bundle = os.memfd_create("bundle")
+                os.write(bundle, read_bundle(self._folder.configuration).to_bytes())
+                self.channel.send(Configure(), bundle)
+            case Admit() if self.answering:
+                self.channel.send(self.ticket(message.connection))
+            case Beat():
+                return
+        self.said.append(message)
+        self._said_more.set()
+
+    def ticket(self, connection):
+        slot = self._free.pop()
+        self._slots.open(slot, 0, 1)
+        return Ticket(connection, slot)
+
+    async def hears(self, kind, count=1):
+        """The last of `count` messages of that type, once they have come."""
+        async with asyncio.timeout(_PATIENCE_S):
+            while len(found := [message for message in self.said if isinstance(message, kind)]) < count:
+                self._said_more.clear()
+                await self._said_more.wait()
+        return found[-1]
+
+    async def connection(self, name="alice", server_name="orders-db." + NAME):
+        """A client whose handshake is complete, as far as it can tell; and the number of its connection."""
+        sock = socket.create_connection(self._listening.getsockname(), timeout=_PATIENCE_S)
+        accepted, address = self._listening.accept()
+        self._connections += 1
+        number = self._connections
+        self.channel.send(Accepted(number, 0, *address), accepted.detach())
+        shake_hands = self._context(name).wrap_socket
+        client = await asyncio.to_thread(shake_hands, sock, server_hostname=server_name, suppress_ragged_eofs=False)
+        self._clients.append(client)
+        return client, number
+
+    def _context(self, name):
+        if name not in self._contexts:
+            context = ssl.create_default_context(cadata=self._folder.authority.pem.decode())
+            holder = self._folder.authority.issue(name)
+            load_chain(context, holder.pem, holder.key_pem)
+            self._contexts[name] = context
+        return self._contexts[name]
+
+    def close(self):
+        self.channel.close()
+        self._listening.close()
+        for client in self._clients:
+            client.close()
+
+
+@pytest.fixture
+async def supervisor(folder, lines):
+    supervisor = Supervising(folder, SlotTable.create(50))
+    yield supervisor
+    supervisor.close()
+
+
+@pytest.fixture
+async def worker(supervisor):
+    worker = Worker(supervisor.theirs, supervisor._slots, log.Floods())
+    running = asyncio.create_task(worker.run())
+    await supervisor.hears(Configured)
+    yield worker
+    worker._stop(Reason.GATEWAY_STOPPED)
+    for lingering in list(worker.lingering):
+        lingering.close()
+    async with asyncio.timeout(_PATIENCE_S):
+        await running
+    gc.unfreeze()
+
+
+def say(client, data):
+    client.sendall(data)
+    return client.recv(65536)
+
+
+async def echoed(client):
+    assert await asyncio.to_thread(say, client, b"x") == b"x"
+
+
+def reset(client):
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    client.close()
+
+
+async def ends(client):
+    """Wait for an end that is no good one."""
+    with pytest.raises(OSError, match=r"reset|EOF|alert"):
+        await asyncio.to_thread(client.recv, 1)
+
+
+# Memory.
+
+
+async def close_well(supervisor):
+    client, _ = await supervisor.connection()
+    await echoed(client)
+    await asyncio.to_thread(client.unwrap)
+    client.close()
+
+
+async def break_off(supervisor):
+    client, _ = await supervisor.connection()
+    await echoed(client)
+    reset(client)
+
+
+async def be_refused_by_the_policy(supervisor):
+    client, _ = await supervisor.connection("bob")
+    await ends(client)
+    client.close()
+
+
+async def be_refused_by_the_supervisor(supervisor):
+    supervisor.answering = False
+    before = len([message for message in supervisor.said if isinstance(message, Admit)])
+    client, number = await supervisor.connection()
+    await supervisor.hears(Admit, before + 1)
+    supervisor.channel.send(Refusal(number, Reason.GATEWAY_FULL, "full", None))
+    await ends(client)
+    client.close()
+
+
+async def ask_for_what_there_is_not(supervisor):
+    client, _ = await supervisor.connection(server_name=NAME)
+    answer = await asyncio.to_thread(say, client, b"CONNECT nope HTTP/1.1\r\nHost: nope\r\n\r\n")
+    assert b"unknown_service" in answer
+    client.close()
+
+
+async def show_no_certificate_of_ours(supervisor):
+    context = ssl.create_default_context(cadata=supervisor._folder.authority.pem.decode())
+    supervisor._contexts["stranger"] = context
+    client, _ = await supervisor.connection("stranger")
+    await ends(client)
+    client.close()
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        close_well,
+        break_off,
+        be_refused_by_the_policy,
+        be_refused_by_the_supervisor,
+        ask_for_what_there_is_not,
+        show_no_certificate_of_ours,
+    ],
+    ids=lambda act: act.__name__,
+)
+async def test_a_connection_leaves_nothing_for_the_garbage_collector(worker, supervisor, act):
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            await act(supervisor)
+        await supervisor.hears(Ended | Gone, 3)
+        async with asyncio.timeout(_PATIENCE_S):
+            while worker._tasks or worker.live or worker.lingering:  # noqa: ASYNC110  # no event, only for a test
+                await asyncio.sleep(0.001)
+        gc.unfreeze()
+        assert [thing for thing in gc.get_objects() if isinstance(thing, Endpoint)] == []
+    finally:
+        gc.enable()
+
+
+# Answers that come too late, or with something else.
+
+
+async def test_a_ticket_for_a_connection_that_has_gone_is_given_back(worker, supervisor):
+    supervisor.answering = False
+    _, number = await supervisor.connection()
+    await supervisor.hears(Admit)
+    worker._tasks[number].cancel()
+    assert (await supervisor.hears(Gone)).connection == number
+    ticket = supervisor.ticket(number)
+    supervisor.channel.send(ticket)
+    ended = await supervisor.hears(Ended)
+    assert (ended.slot, ended.reason) == (ticket.slot, Reason.CLIENT_RESET)
+    assert not worker.live
+
+
+async def test_a_refusal_for_a_connection_that_has_gone_is_nothing(worker, supervisor):
+    supervisor.answering = False
+    _, number = await supervisor.connection()
+    await supervisor.hears(Admit)
+    worker._tasks[number].cancel()
+    await supervisor.hears(Gone)
+    supervisor.channel.send(Refusal(number, Reason.GATEWAY_FULL, "full", None))
+    supervisor.answering = True
+    client, _ = await supervisor.connection()
+    await echoed(client)
+    client.close()
+    await supervisor.hears(Ended)
+    assert [type(message) for message in supervisor.said if isinstance(message, Ended | Gone)] == [Gone, Ended]
+
+
+async def test_a_ticket_that_comes_with_the_end_is_given_back(worker, supervisor):
+    supervisor.answering = False
+    _, number = await supervisor.connection()
+    await supervisor.hears(Admit)
+    ticket = supervisor.ticket(number)
+    worker._on_message(ticket, None)
+    worker._tasks[number].cancel()
+    assert (await supervisor.hears(Ended)).slot == ticket.slot
+
+
+async def test_a_connection_whose_descriptor_was_lost_is_given_back_and_told_of(worker, supervisor, lines):
+    supervisor.channel.send(Accepted(7, 0, "192.0.2.1", 50000))
+    assert (await supervisor.hears(Gone)).connection == 7
+    (line,) = lines("connection.refuse")
+    assert "source=192.0.2.1 reason=gateway_full" in line
+
+
+# Faults of our own.
+
+
+async def test_a_fault_ends_its_connection_and_no_other(worker, supervisor, lines, monkeypatch):
+    other, _ = await supervisor.connection()
+    await echoed(other)
+
+    def fail(*_):
+        raise LookupError("nobody expects this")
+
+    monkeypatch.setattr(connection_module, "decide", fail)
+    client, number = await supervisor.connection()
+    await ends(client)
+    assert (await supervisor.hears(Gone)).connection == number
+    await echoed(other)
+    (line,) = lines("gateway.fault")
+    assert "error=LookupError" in line
+    assert "nobody expects this" in json.loads(line.partition("traceback=")[2])
+    other.close()
+    client.close()
+    await supervisor.hears(Ended)
+
+
+async def test_a_message_that_nobody_knows_is_a_fault_and_the_next_one_is_heard(worker, supervisor, lines):
+    supervisor.channel._sock.send(b'["Unheard"]')
+    client, _ = await supervisor.connection()
+    await echoed(client)
+    client.close()
+    await supervisor.hears(Ended)
+    (line,) = lines("gateway.fault")
+    assert "expected a message of version" in line
+
+
+async def test_a_worker_that_cannot_be_configured_ends():
+    ours, theirs = Channel.pair()
+    channel = Channel(ours, on_message=lambda *_: None, on_closed=lambda: None)
+    worker = Worker(theirs, SlotTable.create(1), log.Floods())
+    bundle = os.memfd_create("bundle")
+    os.write(bundle, b"no bundle")
+    channel.send(Configure(), bundle)
+    with pytest.raises(ValueError, match="bundle"):
+        await worker.run()
+    channel.close()
+
+
+async def test_without_its_supervisor_a_worker_ends_at_once(worker, supervisor, monkeypatch):
+    ended = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr(os, "_exit", ended.set_result)
+    supervisor.channel.close()
+    assert await ended == 1
