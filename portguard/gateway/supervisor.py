@@ -344,6 +344,8 @@ class Supervisor:
             self._trail.opens(request, lambda may: self._on_decided(worker, request, session, may=may))
 
     def _on_decided(self, worker: _Worker, request: Admit, session: Session, *, may: bool) -> None:
+        if self._admission.sessions.get(session.slot) is not session:
+            return  # its worker died while the audit was written, and the slot may be another session's by now
         if may:
             self._meter.admitted(session.slot, request.handshake_s)
             worker.channel.send(Ticket(request.connection, session.slot))

@@ -1,0 +1,88 @@
+"""What the supervisor decides when things come in an order that nobody wants."""
+
+import asyncio
+import socket
+from ipaddress import ip_address
+from types import SimpleNamespace
+
+import pytest
+
+from portguard.gateway.bundle import read_bundle
+from portguard.gateway.protocol import Admit, Refusal, Ticket
+from portguard.gateway.snapshot import build
+from portguard.gateway.supervisor import Supervisor
+from portguard.observe import log
+from tests.gateway_folder import GatewayFolder
+
+
+class Trail:
+    """An audit that answers when the test says so."""
+
+    def __init__(self):
+        self.undecided = []
+        self.ended = []
+
+    def opens(self, request, on_decided):
+        self.undecided.append(on_decided)
+
+    def closed(self, account, reason, upstream):
+        self.ended.append((account.session.id, reason))
+
+
+@pytest.fixture
+async def trail():
+    return Trail()
+
+
+@pytest.fixture
+async def supervisor(tmp_path, trail):
+    loop = asyncio.get_running_loop()
+    handler = loop.get_exception_handler()
+    bundle = read_bundle(GatewayFolder(tmp_path).configuration)
+    with socket.socket() as metrics:
+        yield Supervisor(bundle, build(bundle), [], metrics, log.Floods(), trail)
+    loop.set_exception_handler(handler)
+
+
+def worker(number):
+    sent = []
+    return SimpleNamespace(number=number, sent=sent, channel=SimpleNamespace(send=sent.append))
+
+
+def ask(supervisor, worker, session):
+    connection = supervisor._admission.begin(worker.number, ip_address("192.0.2.1"))
+    supervisor._admit(
+        worker, Admit(connection, session, "local", "alice", "orders-db", "dba", [], "1", "ab", None, 0.1)
+    )
+    return connection
+
+
+async def test_a_session_gets_its_ticket_once_the_audit_has_its_line(supervisor, trail):
+    one = worker(1)
+    connection = ask(supervisor, one, "aa" * 16)
+    assert one.sent == []
+    trail.undecided.pop()(True)
+    assert [type(message) for message in one.sent] == [Ticket]
+    assert one.sent[0].connection == connection
+
+
+async def test_without_its_line_a_session_is_refused_and_gives_its_slot_back(supervisor, trail):
+    one = worker(1)
+    ask(supervisor, one, "aa" * 16)
+    trail.undecided.pop()(False)
+    assert [(type(message), message.reason) for message in one.sent] == [(Refusal, "audit_unavailable")]
+    assert trail.ended == [("aa" * 16, "audit_unavailable")]
+    assert supervisor._admission.sessions == {}
+
+
+@pytest.mark.parametrize("may", [True, False])
+async def test_a_decision_for_a_worker_that_died_leaves_the_slots_next_session_alone(supervisor, trail, may):
+    dead, other = worker(1), worker(2)
+    ask(supervisor, dead, "aa" * 16)
+    late = trail.undecided.pop()
+    supervisor._admission.lose(dead.number, 0)
+    ask(supervisor, other, "bb" * 16)
+    late(may)
+    assert dead.sent == []
+    assert trail.ended == []
+    assert [session.id for session in supervisor._admission.sessions.values()] == ["bb" * 16]
