@@ -1,1 +1,1 @@
-"""What is seen from outside: log lines."""
+"""What is seen from outside: log lines, the audit, metrics."""
