@@ -63,6 +63,15 @@ def test_a_connection_that_is_gone_or_admitted_gives_its_place_back(admission):
     assert refusal(admission.begin, 0, HERE) is Reason.ADDRESS_LIMIT
 
 
+def test_a_connection_that_ends_as_it_is_admitted_keeps_its_session_until_that_ends(admission):
+    connection = admission.begin(0, HERE)
+    session = admit(admission, connection)
+    admission.gone(connection)  # which the worker said before it heard of its session
+    assert admission.load(0) == 1
+    assert admission.end(session.slot, SECOND_NS).session == session
+    assert (admission.load(0), admission.pending) == (0, 0)
+
+
 def test_without_a_free_slot_a_session_is_refused_and_stays_pending(admission):
     for _ in range(2):
         admit(admission, admission.begin(0, THERE))

@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import os
 import socket
 
@@ -84,3 +85,131 @@ async def test_a_message_to_a_side_that_has_gone_is_no_error_and_leaks_nothing(s
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(descriptor)
     await one.closed.wait()
+
+
+async def test_a_side_that_dies_with_messages_unread_is_heard_to_the_end():
+    ours, theirs = Channel.pair()
+    side = Side(ours)
+    side.channel.send(MESSAGES[0])  # never read: the kernel then tells of a reset before it tells of what came
+    for number in range(3):
+        theirs.send(encode(Ended(number, Reason.KILLED, None)))
+    theirs.close()
+    await side.closed.wait()
+    assert [side.got.get_nowait()[0].slot for _ in range(3)] == [0, 1, 2]
+    assert side.got.empty()
+
+
+async def test_a_side_that_dies_is_noticed_also_by_who_was_sending_to_it():
+    ours, theirs = Channel.pair()
+    side = Side(ours)
+    side.channel.send(MESSAGES[0])
+    theirs.send(encode(Ended(7, Reason.KILLED, None)))
+    theirs.close()
+    for _ in range(3):
+        side.channel.send(MESSAGES[1])  # which takes the error away that reading would have met
+    await side.closed.wait()
+    assert side.got.get_nowait()[0].slot == 7
+    assert side.got.empty()
+
+
+async def test_flushing_waits_until_the_other_side_has_taken_everything():
+    ours, theirs = Channel.pair()
+    side = Side(ours)
+    for number in range(5000):
+        side.channel.send(Ended(number, Reason.KILLED, None))
+    flushing = asyncio.create_task(side.channel.flush())
+    await asyncio.sleep(0)
+    assert not flushing.done()
+    other = Side(theirs)
+    await flushing
+    assert [(await other.got.get())[0].slot for _ in range(5000)] == list(range(5000))
+    await side.channel.flush()
+    side.channel.close()
+    other.channel.close()
+
+
+async def test_flushing_to_a_side_that_goes_ends():
+    ours, theirs = Channel.pair()
+    side = Side(ours)
+    for number in range(5000):
+        side.channel.send(Ended(number, Reason.KILLED, None))
+    flushing = asyncio.create_task(side.channel.flush())
+    await asyncio.sleep(0)
+    theirs.close()
+    await flushing
+    await side.closed.wait()
+
+
+class Crowded(socket.socket):
+    """A socket that the kernel has no room for, a few times."""
+
+    refusals = 3
+
+    def _refuse(self):
+        if self.refusals:
+            self.refusals -= 1
+            raise OSError(errno.ETOOMANYREFS, "Too many references")
+
+    def send(self, *arguments):
+        self._refuse()
+        return super().send(*arguments)
+
+    def sendmsg(self, *arguments):
+        self._refuse()
+        return super().sendmsg(*arguments)
+
+
+async def test_what_the_kernel_has_no_room_for_is_sent_later_and_nothing_is_lost():
+    ours, theirs = Channel.pair()
+    side, other = Side(Crowded(fileno=ours.detach())), Side(theirs)
+    descriptor = os.dup(0)
+    side.channel.send(MESSAGES[0], descriptor)
+    side.channel.send(MESSAGES[1])
+    message, received = await other.got.get()
+    os.close(received)
+    assert message == MESSAGES[0]
+    assert (await other.got.get())[0] == MESSAGES[1]
+    assert side.channel._sock.refusals == 0
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    side.channel.close()
+    other.channel.close()
+
+
+async def test_a_channel_that_is_closed_while_the_kernel_had_no_room_sends_nothing_later():
+    ours, theirs = Channel.pair()
+    side, other = Side(Crowded(fileno=ours.detach())), Side(theirs)
+    descriptor = os.dup(0)
+    side.channel.send(MESSAGES[0], descriptor)
+    side.channel.close()
+    await other.closed.wait()
+    await asyncio.sleep(0.1)  # for the attempt that would have been made
+    assert other.got.empty()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
+async def test_a_message_that_would_arrive_cut_off_is_refused_where_it_is_made(sides):
+    one, other = sides
+    with pytest.raises(ValueError, match="expected a message of at most 16384 bytes, got"):
+        one.channel.send(Refusal(7, Reason.DENIED, "é" * 3000, None))
+    one.channel.send(MESSAGES[0])
+    assert (await other.got.get())[0] == MESSAGES[0]
+
+
+async def test_a_descriptor_that_comes_with_an_unknown_message_is_closed():
+    ours, theirs = Channel.pair()
+    side = Side(ours)
+    faults = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context["exception"]))
+    near, far = socket.socketpair()
+    socket.send_fds(theirs, [b'["Unheard"]'], [near.fileno()])
+    near.close()
+    theirs.send(encode(MESSAGES[-1]))
+    await side.got.get()
+    far.settimeout(20)
+    assert far.recv(1) == b""
+    assert [type(fault) for fault in faults] == [ValueError]
+    far.close()
+    theirs.close()
+    side.channel.close()
