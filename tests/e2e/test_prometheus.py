@@ -16,7 +16,8 @@ import pytest
 from tests.echo import echo_service
 from tests.unharmed import workers
 
-PAGE = (Path(__file__).parents[2] / "docs/reference/metrics.md").read_text()
+REPOSITORY = Path(__file__).parents[2]
+PAGE = (REPOSITORY / "docs/reference/metrics.md").read_text()
 POLICY = """
 [[roles]]
 name = "team"
@@ -191,6 +192,14 @@ def test_identities_beyond_those_that_have_a_label_are_others(start_gateway, ech
     assert not [name for name in scrape(gateway) if "carol" in name or "dora" in name]
 
 
+def dashboard_queries():
+    """What the Grafana dashboard asks for, its variables filled in."""
+    dashboard = json.loads((REPOSITORY / "grafana/portguard.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    assert len(expressions) > 15
+    return [expression.replace("$__rate_interval", "1m").replace("$job", "portguard") for expression in expressions]
+
+
 def test_prometheus_answers_with_the_right_numbers(gateway, start, free_port, real_program, tmp_path):
     traffic(gateway)
     port = free_port()
@@ -217,7 +226,8 @@ def test_prometheus_answers_with_the_right_numbers(gateway, start, free_port, re
         return {tuple(sorted(one["metric"].items())): float(one["value"][1]) for one in result}
 
     received = "sum by (identity) (portguard_received_bytes_total)"
-    prometheus.wait_until(lambda: query(received), "it has scraped the gateway")
+    twice = "count_over_time(portguard_workers[1m]) > 1"
+    prometheus.wait_until(lambda: query(twice), "it has scraped the gateway twice, as rate() needs")
     assert query("up") == {
         (("__name__", "up"), ("instance", f"127.0.0.1:{gateway.metrics_port}"), ("job", "portguard")): 1
     }
@@ -230,6 +240,9 @@ def test_prometheus_answers_with_the_right_numbers(gateway, start, free_port, re
     [quantile] = query("histogram_quantile(0.99, sum by (le) (portguard_handshake_seconds_bucket))").values()
     assert 0 < quantile < 10
     assert query("portguard_certificate_not_after_timestamp_seconds > time()")
+    for expression in dashboard_queries():
+        answer = query(expression)
+        assert answer or "crl_next_update" in expression, expression
     with gateway.connect("echo") as client:
         exchange(client, 4000)
         prometheus.wait_until(lambda: query(received)[("identity", "alice"),] == 5500, "it saw a live session's bytes")
