@@ -1,12 +1,18 @@
+import contextlib
+import socket
 import ssl
+import subprocess
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 from cryptography import x509
 
 from portguard.tls.chain import UnusableChain, load_chain
+from portguard.tls.endpoint import Endpoint
 from portguard.tls.upstream import upstream_context
 from tests.certificates import SERVER_AUTH, Authority, Holder
+from tests.conftest import RealProgram
 
 
 def server_certificate(authority: Authority, *sans: x509.GeneralName) -> Holder:
@@ -138,3 +144,35 @@ def test_a_certificate_without_its_key_is_refused(authority: Authority) -> None:
         upstream_context(None, None, authority.key_pem)
     with pytest.raises(UnusableChain, match=r"^key: expected the certificate's key"):
         upstream_context(None, authority.pem, authority.issue().key_pem)
+
+
+def test_a_service_that_wants_to_renegotiate_is_told_no_and_bytes_can_go_on(
+    authority: Authority, real_program: RealProgram, tmp_path: Path
+) -> None:
+    """OpenSSL's own server asks for it on a line that begins with r; TLS 1.3 has it no more."""
+    holder = named(authority)
+    (tmp_path / "server.pem").write_bytes(holder.pem + holder.key_pem)
+    command = [real_program("openssl"), "s_server", "-accept", "127.0.0.1:0", "-cert", "server.pem", "-tls1_2", "-msg"]
+    endpoint = Endpoint(
+        upstream_context(authority.pem.decode(), None, None), server_side=False, server_hostname="db.internal"
+    )
+    room = memoryview(bytearray(64 * 1024))
+    server = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with server, contextlib.ExitStack() as cleanup:
+        cleanup.callback(server.kill)
+        assert server.stdin is not None
+        assert server.stdout is not None
+        port = next(line for line in server.stdout if line.startswith(b"ACCEPT")).rpartition(b":")[2]
+        sock = cleanup.enter_context(socket.create_connection(("127.0.0.1", int(port)), timeout=20))
+        while not endpoint.handshake():
+            sock.sendall(endpoint.take())
+            endpoint.receive(sock.recv(16384))
+        sock.sendall(endpoint.take())
+        next(line for line in server.stdout if b">>> TLS 1.2, Handshake" in line and b"Finished" in line)
+        server.stdin.write(b"r\n")
+        server.stdin.flush()
+        assert endpoint.decrypt(memoryview(sock.recv(16384)), room) == 0
+        assert endpoint.has_output
+        sock.sendall(endpoint.take())
+        next(line for line in server.stdout if b"<<< TLS 1.2, Alert" in line and b"no_renegotiation" in line)
+        assert list(endpoint.encrypt(memoryview(b"still here")))
