@@ -28,7 +28,7 @@ def upstream_context(
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies chain and name
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # In the middle of a renegotiation nothing can be written: a session would break or not, as its bytes happen to come.
+    # In the middle of a renegotiation nothing can be written: a session would break or not, as bytes happen to come.
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.hostname_checks_common_name = False
     if ca_pem is None:
