@@ -95,6 +95,12 @@ class AuditTrail:
         """A worker process has ended unasked; `status` is negative for a signal."""
         self._note("worker.exit", {"worker": number, "pid": pid, "status": status})
 
+    @property
+    def refuses(self) -> bool:
+        """Whether sessions are refused at once, because their lines could not be written for a while."""
+        failing_s = self._writer.failing_s()
+        return self._required and failing_s is not None and failing_s > PATIENCE_S
+
     def tick(self, now_s: float) -> None:
         """To be called about once a second."""
         self._report(now_s, at_once=False)

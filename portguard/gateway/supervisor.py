@@ -495,6 +495,8 @@ class Supervisor:
             return [f"workers: expected at least one that serves, got none of {len(self._workers)}"]
         if not self._accepting:
             return ["listeners: the host has no descriptor left for connections"]
+        if self._trail.refuses:
+            return ["audit: its lines cannot be written; the log says why"]
         return []
 
     # The end.

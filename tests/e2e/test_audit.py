@@ -11,6 +11,8 @@ import socket
 import ssl
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -224,6 +226,16 @@ def fill(folder: Path) -> Path:
     return filler
 
 
+def readiness(gateway) -> str:
+    """What /readyz says."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{gateway.metrics_port}/readyz", timeout=20) as response:
+            return response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.read().decode()
+
+
 def connects(gateway) -> bool:
     try:
         with gateway.connect("echo") as client:
@@ -243,8 +255,10 @@ def test_with_a_full_disk_sessions_are_refused_and_go_on_when_there_is_room(star
     gateway.wait_for_log("session.refuse .*identity=alice .*reason=audit_unavailable")
     gateway.wait_for_log("audit.unavailable .*No space left on device")
     assert not connects(gateway)
+    gateway.program.wait_until(lambda: "audit: its lines cannot be written" in readiness(gateway), "it was not ready")
     filler.unlink()
     gateway.program.wait_until(lambda: connects(gateway), "a session after there is room again")
+    gateway.program.wait_until(lambda: readiness(gateway) == "ready\n", "it was ready again")
     gateway.program.stop()
     path = small_disk / "audit.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()]
