@@ -170,13 +170,16 @@ async def session(
         session_s=session_s,
     )
     one = Session(relay, client, upstream, client_end, upstream_end, cells, lingering, reasons)
-    async with asyncio.timeout(PATIENCE_S):
-        yield one
-        await until(lambda: reasons)
-        await one.stop_sending()
-        client.close()
-        upstream.close()
-        await until(lambda: not lingering)
+    with pytest.MonkeyPatch.context() as unhurried:
+        # What lingers ends for a reason, not because its time is up.
+        unhurried.setattr(Lingering, "SILENT_S", 3600.0)
+        async with asyncio.timeout(PATIENCE_S):
+            yield one
+            await until(lambda: reasons)
+            await one.stop_sending()
+            client.close()
+            upstream.close()
+            await until(lambda: not lingering)
     relay.close(Reason.KILLED)
     relay.sweep(time.monotonic_ns() + 10**18)
     assert len(reasons) == 1

@@ -36,14 +36,14 @@ class TruncatedError(ConnectionError):
 class End:
     """A connected, non-blocking socket, and what still has to be sent on it."""
 
-    __slots__ = ("_finished", "_finishing", "backlog", "eof", "failure", "sock")
+    __slots__ = ("_finishing", "backlog", "eof", "failure", "sock")
 
     def __init__(self, sock: socket.socket):
         self.sock = sock
         self.eof = False  # nothing follows what read() answered; a good end, unless `failure` says otherwise
         self.failure: OSError | None = None  # how the connection broke; what came before may still be there to read
         self.backlog: deque[bytes | memoryview] | None = None  # what waits for flush(); None while that is nothing
-        self._finishing = self._finished = False  # finish() was called; and the end of the stream was sent
+        self._finishing = False  # finish() was called
 
     def read(self, limit: int) -> memoryview:
         """Read what came, at most `limit` bytes off the socket; sets `eof`, and `failure`, when nothing will follow.
@@ -93,8 +93,7 @@ class End:
                     return
                 sent -= len(piece)
                 pieces.popleft()
-        if self._finishing and not self._finished:
-            self._finished = True
+        if self._finishing:
             with contextlib.suppress(OSError):  # ENOTCONN: the peer's reset came first, which the reader reports
                 self.sock.shutdown(socket.SHUT_WR)
 

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections import deque
@@ -102,12 +103,14 @@ async def test_an_end_comes_with_what_was_sent_before_it(connect: Connect, kind:
     await peer.send(b"bye")
     await peer.finish()
     data = b""
-    while not end.eof:
-        await asyncio.sleep(0)
-        try:
+
+    def over() -> bool:
+        nonlocal data
+        with contextlib.suppress(BlockingIOError):
             data += end.read(READ)
-        except BlockingIOError:
-            continue
+        return end.eof
+
+    await until(over)
     assert (data, end.failure) == (b"bye", None)
 
 
@@ -373,6 +376,7 @@ async def test_after_close_notify_nothing_is_answered(connect: Connect) -> None:
     end = chatty(plain)
     end.finish()
     assert bytes(end.read_ahead()) == b"x"
+    assert end.failure is None
     assert await peer.receive_all() == (b"closing", "end")
 
 
@@ -453,8 +457,14 @@ async def test_a_key_update_is_answered_and_bytes_go_on(real_program: RealProgra
 # Lingering.
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends does so for a reason, not because its time is up."""
+    monkeypatch.setattr(Lingering, "SILENT_S", 3600.0)
+
+
 @each_kind
-async def test_what_was_written_arrives_although_input_is_unread(connect: Connect, kind: Kind) -> None:
+async def test_what_was_written_arrives_although_input_is_unread(unhurried: None, connect: Connect, kind: Kind) -> None:
     end, peer = connect(kind, "client")
     data = noise(3_000_000)
     end.write(memoryview(data))
@@ -471,7 +481,7 @@ async def test_what_was_written_arrives_although_input_is_unread(connect: Connec
     assert lingering.closed
 
 
-async def test_an_unclean_ending_has_no_close_notify(connect: Connect) -> None:
+async def test_an_unclean_ending_has_no_close_notify(unhurried: None, connect: Connect) -> None:
     end, peer = connect("tls", "client")
     lingering = Lingering(asyncio.get_running_loop(), end, clean=False)
     assert await peer.receive_all() == (b"", "truncated")
@@ -480,7 +490,7 @@ async def test_an_unclean_ending_has_no_close_notify(connect: Connect) -> None:
 
 
 @each_kind
-async def test_a_peer_that_has_finished_still_gets_the_rest(connect: Connect, kind: Kind) -> None:
+async def test_a_peer_that_has_finished_still_gets_the_rest(unhurried: None, connect: Connect, kind: Kind) -> None:
     end, peer = connect(kind, "client", sndbuf=SMALL, rcvbuf=SMALL)
     data = noise(300_000)
     assert written(end, data) > 0
@@ -492,7 +502,7 @@ async def test_a_peer_that_has_finished_still_gets_the_rest(connect: Connect, ki
 
 
 @each_kind
-async def test_a_peer_that_resets_ends_it(connect: Connect, kind: Kind) -> None:
+async def test_a_peer_that_resets_ends_it(unhurried: None, connect: Connect, kind: Kind) -> None:
     end, peer = connect(kind, "client", sndbuf=SMALL, rcvbuf=SMALL)
     assert written(end, noise(300_000)) > 0
     closed: list[Lingering] = []
@@ -517,7 +527,7 @@ async def test_what_a_peer_sent_before_it_reset_does_not_keep_it(
     assert closed == [lingering]
 
 
-async def test_a_connection_that_is_broken_already_is_closed_at_once(connect: Connect) -> None:
+async def test_a_connection_that_is_broken_already_is_closed_at_once(unhurried: None, connect: Connect) -> None:
     end, peer = connect("tls", "client")
     peer.reset()
     await until(end.broken)
@@ -527,7 +537,7 @@ async def test_a_connection_that_is_broken_already_is_closed_at_once(connect: Co
     assert closed == [lingering]
 
 
-async def test_close_closes_and_tells_once(connect: Connect) -> None:
+async def test_close_closes_and_tells_once(unhurried: None, connect: Connect) -> None:
     end, peer = connect("plain", "client")
     closed: list[Lingering] = []
     lingering = Lingering(asyncio.get_running_loop(), end, closed.append, clean=True)

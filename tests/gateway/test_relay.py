@@ -6,7 +6,7 @@ import pytest
 from portguard.gateway.ends import READ_MAX
 from portguard.reasons import Reason
 from tests.peers import Kind, until
-from tests.relayed import SMALL, each_combination, each_kind, noise, session
+from tests.relayed import SMALL, arrived, each_combination, each_kind, noise, session
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])
 
@@ -100,13 +100,24 @@ async def test_an_end_that_came_with_the_handshake_is_an_end() -> None:
 
 
 @each_kind
-async def test_a_greeting_that_was_still_on_its_way_is_sent_before_the_rest(kind: Kind) -> None:
+async def test_a_greeting_that_was_still_on_its_way_is_sent_although_nobody_says_more(kind: Kind) -> None:
     greeting = noise(4_000_000)
     async with session(kind, "plain", client_buffers=SMALL) as s:
         s.client_end.write(memoryview(greeting))
         assert s.client_end.backlog
         s.start()
+        assert await s.client.receive_exactly(len(greeting)) == greeting
+        assert s.sent == 0
+        s.relay.close(Reason.KILLED)
+
+
+async def test_a_greeting_that_was_still_on_its_way_comes_before_the_rest() -> None:
+    greeting = noise(400_000)
+    async with session("tls", "plain", client_buffers=SMALL) as s:
+        s.client_end.write(memoryview(greeting))
         await s.upstream.send(b"220 ready")
+        await arrived(s.upstream_end.sock, 9)
+        s.start()
         assert await s.client.receive_exactly(len(greeting) + 9) == greeting + b"220 ready"
         assert s.sent == 9
         s.relay.close(Reason.KILLED)
