@@ -74,6 +74,7 @@ def test_a_session_counts_as_opened_once_bytes_can_pass_and_once_only(gateway):
     slot = gateway.admit()
     totals, active = gateway.read()
     assert (totals.opened, totals.connects, active) == ({}, {}, {("db", "team"): 1})
+    assert (totals.received, totals.sent) == ({}, {})
     gateway.connect(slot, 0.02)
     for _ in range(2):
         totals, active = gateway.read()
