@@ -257,7 +257,8 @@ class Channel:
                     # The socket is writable all the same: to wait for that would be to spin.
                     self._loop.call_later(_RETRY_S, self._on_writable)
                     return
-                self._break()
+                # It has gone, and the reader must know: the error that it would have met was met here.
+                self._broken = True
             self._queue.popleft()
             if descriptor is not None:
                 os.close(descriptor)
@@ -272,16 +273,6 @@ class Channel:
     def _tell_flushed(self) -> None:
         if self._flushed is not None and not self._flushed.done():
             self._flushed.set_result(None)
-
-    def _break(self) -> None:
-        """The other side has gone: read its last messages, turn by turn.
-
-        uvloop reports the error of a socket once and then watches it no more; and sending, which fails with the same
-        error, takes it away.
-        """
-        if not self._broken:
-            self._broken = True
-            self._loop.call_soon(self._on_readable)
 
     def _on_readable(self) -> None:
         if self._closed:
@@ -300,6 +291,7 @@ class Channel:
             self._on_closed()
             return
         if self._broken:
+            # uvloop reports the error of a socket once and then watches it no more: read on to the end without it.
             self._loop.call_soon(self._on_readable)
         # With the table of descriptors full, the kernel drops what the packet carried and says nothing.
         descriptor: int | None = _INT.unpack(ancillary[0][2])[0] if ancillary else None

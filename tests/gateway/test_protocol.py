@@ -112,6 +112,24 @@ async def test_a_side_that_dies_is_noticed_also_by_who_was_sending_to_it():
     assert side.got.empty()
 
 
+async def test_a_side_that_dies_is_noticed_also_when_sending_met_its_death_first():
+    wake, waker = socket.socketpair()
+    asyncio.get_running_loop().add_reader(wake, lambda: (wake.recv(1), side.channel.send(MESSAGES[1])))
+    ours, theirs = Channel.pair()
+    side = Side(ours)
+    side.channel.send(MESSAGES[0])
+    # All in one turn of the loop: the sender is woken, and then the channel with an error that sending took away.
+    waker.send(b"x")
+    for number in range(3):
+        theirs.send(encode(Ended(number, Reason.KILLED, None)))
+    theirs.close()
+    await side.closed.wait()
+    assert [side.got.get_nowait()[0].slot for _ in range(3)] == [0, 1, 2]
+    asyncio.get_running_loop().remove_reader(wake)
+    wake.close()
+    waker.close()
+
+
 async def test_flushing_waits_until_the_other_side_has_taken_everything():
     ours, theirs = Channel.pair()
     side = Side(ours)
@@ -138,6 +156,18 @@ async def test_flushing_to_a_side_that_goes_ends():
     theirs.close()
     await flushing
     await side.closed.wait()
+
+
+async def test_flushing_ends_when_the_channel_is_closed_here():
+    ours, theirs = Channel.pair()
+    side = Side(ours)
+    for number in range(5000):
+        side.channel.send(Ended(number, Reason.KILLED, None))
+    flushing = asyncio.create_task(side.channel.flush())
+    await asyncio.sleep(0)
+    side.channel.close()
+    await flushing
+    theirs.close()
 
 
 class Crowded(socket.socket):
