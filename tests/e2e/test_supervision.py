@@ -1,0 +1,88 @@
+"""What the supervisor does about workers that hang and about faults of its own.
+
+Neither can be had from outside in reasonable time, so these gateways run with a line of code before them.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import sys
+import time
+
+import pytest
+
+from tests.echo import echo_service
+from tests.unharmed import echoes, workers
+
+_SERVE = "import sys; from portguard.gateway import supervisor; {}; sys.exit(supervisor.serve(sys.argv[1]))"
+
+
+@pytest.fixture
+def echo():
+    with echo_service() as address:
+        yield address
+
+
+@pytest.fixture
+def start_after(start, start_gateway, echo):
+    """`start_after(code)` runs a gateway in whose supervisor `code` was executed before, with the module at hand."""
+
+    def run(code):
+        gateway = start_gateway({"echo": echo})
+        gateway.program.stop()
+        program = start([sys.executable, "-P", "-c", _SERVE.format(code), str(gateway.folder / "portguard.toml")])
+        program.wait_until_it_says("gateway.ready")
+        port = re.search(r"gateway\.listen address=\S+:(\d+)", program.said)[1]
+        return dataclasses.replace(gateway, program=program, port=int(port))
+
+    return run
+
+
+def test_a_worker_that_hangs_is_replaced_and_its_sessions_are_told_of(start_after):
+    gateway = start_after("supervisor._HUNG_S = 2.0")
+    with gateway.connect("echo") as one, gateway.connect("echo") as two:
+        for client in (one, two):
+            client.sendall(b"hello")
+            assert client.recv(100) == b"hello"
+        victim, other = workers(gateway)
+        os.kill(victim, signal.SIGSTOP)
+        gateway.wait_for_log(f"worker.hung worker=[01] pid={victim} ")
+        gateway.wait_for_log("session.close .*received=5 sent=5 .*reason=worker_lost")
+        gateway.wait_for_log(f"worker.exit .*pid={victim} status=-9")
+        gateway.program.wait_until(lambda: len(workers(gateway)) == 2, "another worker came")
+        assert other in workers(gateway)
+    for _ in range(4):
+        echoes(gateway)
+    assert gateway.log.count("worker.hung") == 1
+
+
+def test_workers_are_not_blamed_for_a_supervisor_that_was_stopped(start_after):
+    gateway = start_after("supervisor._HUNG_S = 1.0; supervisor._TICK_S = 0.1")
+    before = workers(gateway)
+    pid = gateway.program.process.pid
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(3.0)  # that the time passes is what matters
+    os.kill(pid, signal.SIGCONT)
+    for _ in range(4):
+        echoes(gateway)
+    assert workers(gateway) == before
+    assert "worker.hung" not in gateway.log
+
+
+def test_a_fault_of_the_supervisor_is_one_line_and_it_goes_on(start_after):
+    gateway = start_after(
+        "original = supervisor.Supervisor._pass_on; "
+        "faults = iter(range(1)); "
+        "supervisor.Supervisor._pass_on = lambda *given: "
+        "{}['nobody expects this'] if next(faults, None) is not None else original(*given)"
+    )
+    with pytest.raises(OSError, match=r"EOF|reset"):
+        gateway.connect("echo")
+    for _ in range(4):
+        echoes(gateway)
+    (line,) = [line for line in gateway.log.splitlines() if " gateway.fault " in line]
+    assert "error=KeyError" in line
+    assert json.loads(line.partition("traceback=")[2]).endswith("KeyError: 'nobody expects this'\n")
+    assert not any(line.startswith(("Traceback", "  File")) for line in gateway.log.splitlines())
