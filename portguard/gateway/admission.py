@@ -16,6 +16,9 @@ from portguard.errors import Refused
 from portguard.gateway.slots import SlotTable
 from portguard.reasons import Reason
 
+MOST_LINGERING = 1024
+"""Connections of one worker that hold no place any more, and a descriptor for as long as their last bytes take."""
+
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 

@@ -19,7 +19,7 @@ below moves bytes and changes no state while they only flow.
 
 import asyncio
 import time
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable, MutableSequence, MutableSet
 
 from portguard.gateway.ends import READ_MAX, End, Lingering, TruncatedError
 from portguard.gateway.slots import ACTIVITY, RECEIVED, SENT
@@ -89,7 +89,7 @@ class Relay:
         cells: Cells,
         base: int,
         on_end: Callable[["Relay", Reason], None],
-        lingering: set[Lingering],
+        lingering: MutableSet[Lingering],
         idle_s: float | None = None,
         half_close_s: float | None = None,
         session_s: float | None = None,

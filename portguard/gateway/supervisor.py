@@ -19,7 +19,7 @@ from ipaddress import ip_address
 import uvloop
 
 from portguard.errors import ConfigurationError, Problem, Refused
-from portguard.gateway.admission import Account, Admission, Session
+from portguard.gateway.admission import MOST_LINGERING, Account, Admission, Session
 from portguard.gateway.audit_trail import AuditTrail, open_recorder
 from portguard.gateway.bundle import Bundle, read_bundle
 from portguard.gateway.listeners import Listener, bind, bind_address, listeners, written_address
@@ -128,11 +128,12 @@ def _raise_descriptor_limit(configuration_path: str, snapshot: Snapshot) -> None
     Any worker may come to carry all sessions, when the others have died.
     """
     capacity = snapshot.configuration.capacity
-    needed = capacity.max_sessions * _DESCRIPTORS_PER_SESSION + capacity.pending_handshakes + _DESCRIPTORS_BESIDE
+    beside = capacity.pending_handshakes + MOST_LINGERING + _DESCRIPTORS_BESIDE
+    needed = capacity.max_sessions * _DESCRIPTORS_PER_SESSION + beside
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard != resource.RLIM_INFINITY and needed > hard:
-        room = (hard - capacity.pending_handshakes - _DESCRIPTORS_BESIDE) // _DESCRIPTORS_PER_SESSION
+        room = (hard - beside) // _DESCRIPTORS_PER_SESSION
         expected = f"at most {max(room, 0)}, which is what the limit of {hard} open files allows"
         raise ConfigurationError(
             [Problem(configuration_path, "capacity.max_sessions", expected, str(capacity.max_sessions))]

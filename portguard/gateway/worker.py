@@ -12,11 +12,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, MutableSet
 
 import uvloop
 
 from portguard.errors import Refused
+from portguard.gateway.admission import MOST_LINGERING
 from portguard.gateway.bundle import Bundle
 from portguard.gateway.connection import Connection, Live
 from portguard.gateway.dial import Dialer
@@ -53,16 +54,35 @@ _SWEEP_S = 1.0
 _MOST_TRIED = 25  # upstreams in one message: a name may have 253 characters
 
 
-class _Lingering(set[Lingering]):
-    """The connections whose last bytes are still on their way; tells when the last one is closed."""
+class _Lingering(MutableSet[Lingering]):
+    """The connections whose last bytes are still on their way; tells when the last one is closed.
+
+    Their sessions count no more, so there is a bound on them here: of more than `MOST_LINGERING` the oldest is closed
+    at once. A client that ends one session after the other and takes nothing of what is left for it could otherwise
+    use up the descriptors of all.
+    """
 
     def __init__(self, on_empty: Callable[[], None]):
-        super().__init__()
         self._on_empty = on_empty
+        self._by_age: dict[Lingering, None] = {}
 
-    def discard(self, element: object) -> None:
-        super().discard(element)
-        if not self:
+    def __contains__(self, one: object) -> bool:
+        return one in self._by_age
+
+    def __iter__(self) -> Iterator[Lingering]:
+        return iter(self._by_age)
+
+    def __len__(self) -> int:
+        return len(self._by_age)
+
+    def add(self, value: Lingering) -> None:
+        self._by_age[value] = None
+        if len(self._by_age) > MOST_LINGERING:
+            next(iter(self._by_age)).close()
+
+    def discard(self, value: Lingering) -> None:
+        self._by_age.pop(value, None)
+        if not self._by_age:
             self._on_empty()
 
 
@@ -74,7 +94,7 @@ class Worker:
         Faults(floods).watch_loop(self.loop)
         self.slots = slots
         self.dialer = Dialer()
-        self.lingering: set[Lingering] = _Lingering(self._finish_if_drained)
+        self.lingering = _Lingering(self._finish_if_drained)
         self.live: dict[int, Live] = {}  # sessions by slot
         self.floods = floods
         self.setup: Setup  # set by Configure, which comes before any connection

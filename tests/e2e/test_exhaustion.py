@@ -75,14 +75,14 @@ def limited(files, *argv):
 
 
 def test_a_capacity_that_the_system_has_no_room_for_is_an_error_at_the_start(start_gateway, echo):
-    gateway = start_gateway({"echo": echo}, configuration="[capacity]\nmax_sessions = 500")
+    gateway = start_gateway({"echo": echo}, configuration="[capacity]\nmax_sessions = 1000")
     configuration = str(gateway.folder / "portguard.toml")
     gateway.program.stop()
-    command = limited(1000, sys.executable, "-P", "-m", "portguard", "serve", "-c", configuration)
+    command = limited(3000, sys.executable, "-P", "-m", "portguard", "serve", "-c", configuration)
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert re.search(
-        r"portguard\.toml: capacity\.max_sessions: expected at most 212, .* limit of 1000 open files .*, got 500\n",
+        r"portguard\.toml: capacity\.max_sessions: expected at most 700, .* limit of 3000 open files .*, got 1000\n",
         done.stderr,
     )
     assert "Traceback" not in done.stderr

@@ -13,6 +13,7 @@ import struct
 import pytest
 
 from portguard.gateway import connection as connection_module
+from portguard.gateway import worker as worker_module
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.protocol import (
     Accepted,
@@ -292,6 +293,24 @@ async def test_a_connection_whose_descriptor_was_lost_is_given_back_and_told_of(
     assert (await supervisor.hears(Gone)).connection == 7
     (line,) = lines("connection.refuse")
     assert "source=192.0.2.1 reason=gateway_full" in line
+
+
+async def test_of_too_many_connections_that_linger_the_oldest_is_closed(worker, supervisor, monkeypatch):
+    monkeypatch.setattr(worker_module, "MOST_LINGERING", 2)
+    clients = []
+    for _ in range(4):
+        client, _ = await supervisor.connection("bob")
+        clients.append(client)
+        await ends(client)  # and then does not end its own side
+    assert (await supervisor.hears(Gone, 2)).connection == 2
+    assert len(worker.lingering) == 2
+    client, _ = await supervisor.connection()
+    await echoed(client)
+    assert len([message for message in supervisor.said if isinstance(message, Gone)]) == 2
+    for client in clients:
+        client.close()
+    assert (await supervisor.hears(Gone, 4)).connection == 4
+    assert not worker.lingering
 
 
 # Faults of our own.
