@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from portguard.errors import Refused
 from portguard.gateway import proxy_protocol
-from portguard.gateway.dial import Dialed, DialFailed
+from portguard.gateway.dial import Dialed, DialFailed, set_tcp_options
 from portguard.gateway.ends import End, Lingering, PlainEnd, TlsEnd
 from portguard.gateway.handshake import handshake, readable, receive, refusal, send
 from portguard.gateway.http_request import ApiRequest, BadRequest, ConnectTarget, NeedMore, RequestReader
@@ -334,6 +334,7 @@ class Connection:
         assert self._end is not None
         assert self._ticket is not None
         worker, timeouts = self._worker, self._setup.snapshot.configuration.timeouts
+        set_tcp_options(self._sock)
         live = Live(
             worker=worker,
             slot=self._ticket.slot,
@@ -358,7 +359,6 @@ class Connection:
         )
         worker.live[live.slot] = live
         self._log("info", "session.open", role=grant.role, upstream=upstream_name)
-        _keep_alive(self._sock)
         live.relay.start(early)
 
     # The ways out.
@@ -504,8 +504,3 @@ def _finite(own_s: float | None, general_s: float | None) -> float | None:
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _keep_alive(sock: socket.socket) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
