@@ -6,7 +6,7 @@
     s.relay.close(Reason.KILLED)
 
 When the block is left the session must have ended, and nothing of it may be there: no watcher on the loop, no
-descriptor, no second end, no count in another session's cells.
+descriptor, no second end, no fault in a callback, no count in another session's cells.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ import termios
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -137,6 +138,8 @@ async def session(
     """A relay that is not started yet. `…_ahead` came with the last message of that side's handshake."""
     descriptors = set(os.listdir("/proc/self/fd"))
     loop = asyncio.get_running_loop()
+    faults: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: faults.append(context))
     client_end, client = connected(
         client_kind,
         "client",
@@ -180,6 +183,7 @@ async def session(
             client.close()
             upstream.close()
             await until(lambda: not lingering)
+    assert faults == []
     relay.close(Reason.KILLED)
     relay.sweep(time.monotonic_ns() + 10**18)
     assert len(reasons) == 1

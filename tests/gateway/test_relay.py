@@ -1,11 +1,13 @@
 import asyncio
 import time
+from collections import deque
 
 import pytest
 
-from portguard.gateway.ends import READ_MAX
+from portguard.gateway.ends import READ_MAX, Lingering, PlainEnd
+from portguard.gateway.relay import Relay
 from portguard.reasons import Reason
-from tests.peers import Kind, until
+from tests.peers import Kind, Peer, connected_sockets, until
 from tests.relayed import SMALL, arrived, each_combination, each_kind, noise, session
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])
@@ -258,3 +260,99 @@ async def test_a_client_that_resets_while_the_upstream_waits_for_it_resets_the_u
         s.client.reset()
         assert await s.reason() is Reason.CLIENT_RESET
         assert (await s.upstream.receive_all())[1] == "reset"
+
+
+# How much is read at a time.
+
+
+class Source(PlainEnd):
+    """Has always as much as is asked for."""
+
+    __slots__ = ("limits",)
+
+    def read(self, limit: int) -> memoryview:
+        self.limits.append(limit)
+        return memoryview(bytes(limit))
+
+
+class Sink(PlainEnd):
+    """Takes everything, until told otherwise."""
+
+    __slots__ = ("stuck",)
+
+    def write(self, data: memoryview) -> None:
+        if self.stuck:
+            self.backlog = deque([data])
+
+
+async def test_little_is_read_until_a_flow_proves_to_be_bulk_and_again_after_it_had_to_wait() -> None:
+    sockets = [*connected_sockets(), *connected_sockets()]
+    source, sink = Source(sockets[0]), Sink(sockets[2])
+    source.limits, sink.stuck = [], False
+    lingering: set[Lingering] = set()
+    relay = Relay(
+        asyncio.get_running_loop(),
+        source,
+        sink,
+        cells=[0] * 8,
+        base=0,
+        on_end=lambda *_: None,
+        lingering=lingering,
+    )
+    for _ in range(5):
+        relay._on_readable(relay._up)
+    sink.stuck = True
+    relay._on_readable(relay._up)
+    sink.backlog, sink.stuck = None, False
+    relay._on_readable(relay._up)
+    kib = 1024
+    assert source.limits == [64 * kib, 128 * kib, 256 * kib, READ_MAX, READ_MAX, READ_MAX, 64 * kib]
+    assert 512 * kib == READ_MAX
+    relay.close(Reason.KILLED)
+    for one in [*lingering]:
+        one.close()
+    for sock in sockets:
+        sock.close()
+
+
+async def test_a_flow_that_trickles_is_read_in_little_pieces() -> None:
+    async with session() as s:
+        s.start()
+        for _ in range(20):
+            await s.client.send(noise(40_000))
+            await s.upstream.receive_exactly(40_000)
+        assert s.relay._up.limit == 64 * 1024
+        s.relay.close(Reason.KILLED)
+
+
+# What TLS itself has to say.
+
+
+ANSWER = noise(300_000)
+
+
+class Answering:
+    """In place of an Endpoint: answers each read, as to a request to renegotiate in TLS 1.2."""
+
+    peer_closed = False
+    failure = None
+    has_output = True
+
+    def decrypt(self, ciphertext: memoryview, _plaintext: memoryview) -> int:
+        return 0
+
+    def take(self) -> bytes:
+        return ANSWER
+
+
+async def test_an_answer_of_tls_is_sent_once_there_is_room_although_nobody_says_more() -> None:
+    async with session("tls", "plain", client_buffers=SMALL) as s:
+        s.start()
+        s.client_end._endpoint = Answering()  # type: ignore[attr-defined]
+        await Peer.send(s.client, b"x")
+        await until(lambda: s.client_end.backlog)
+        received = b""
+        while len(received) < len(ANSWER):
+            received += await Peer.receive(s.client)
+        assert received == ANSWER
+        s.relay.close(Reason.KILLED)

@@ -47,6 +47,7 @@ async def test_a_reset_that_shows_when_writing_is_passed_on_as_one(client_kind: 
         s.start()
         s.relay._on_readable(s.relay._down)
         assert await s.reason() is Reason.CLIENT_RESET
+        assert s.sent == 0
         assert await s.upstream.receive_all() == (b"", "reset")
 
 
@@ -72,6 +73,8 @@ async def test_what_the_upstream_sent_before_its_reset_arrives_at_a_slow_client(
         s.upstream.reset()
         s.start()
         await until(lambda: s.client_end.backlog)
+        await asyncio.sleep(0)
+        assert not asyncio.get_running_loop().remove_reader(s.upstream_end.sock)  # it waits for the client
         assert await s.client.receive_all() == (answer, "truncated")
         assert await s.reason() is Reason.UPSTREAM_RESET
 
@@ -210,8 +213,9 @@ async def test_close_after_one_side_has_finished_leaves_its_good_end() -> None:
 
 
 async def test_a_session_may_end_in_its_start() -> None:
-    async with session("tls", "plain") as s:
+    async with session("tls", "tls", upstream_ahead=b"220 ready") as s:
         assert isinstance(s.client, TlsPeer)
         s.client_end._endpoint.receive(b"GET / HTTP/1.1\r\n\r\n")  # type: ignore[attr-defined]
         s.start()
         assert s.reasons == [Reason.CLIENT_RESET]
+        assert s.sent == 0
