@@ -190,6 +190,17 @@ async def test_an_end_that_comes_with_a_backlog_is_passed_on_after_it() -> None:
         assert await s.reason() is Reason.CLIENT_CLOSED
 
 
+async def test_a_session_is_over_when_its_last_bytes_are_out() -> None:
+    upload = noise(60_000)
+    async with session(client_ahead=upload, client_ahead_end=True, upstream_buffers=SMALL) as s:
+        await s.upstream.finish()
+        s.start()
+        await until(lambda: s.relay._up.over and s.relay._down.over)
+        assert not s.relay.ended
+        assert await s.upstream.receive_all() == (upload, "end")
+        assert await s.reason() is Reason.CLIENT_CLOSED
+
+
 @each_kind
 async def test_a_session_in_which_nothing_was_said_ends_well(kind: Kind) -> None:
     async with session("tls", kind) as s:
