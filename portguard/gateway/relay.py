@@ -10,6 +10,7 @@ Each way, a flow, goes through these states; nothing but the table's events move
     OPEN      writing to the sink failed              BROKEN     the sink's own flow goes on: what it sent is wanted
     PAUSED    flushing to the sink failed             BROKEN     likewise
     FINISHED  flushing to the sink failed             BROKEN     likewise
+    BROKEN    bytes came                              BROKEN     thrown away
     OPEN      reading the source failed               —          the session ends
 
 A session ends when both flows are FINISHED or BROKEN and nothing is left to flush, when a source fails, or when
@@ -244,6 +245,26 @@ class Relay:
         flow.sink.failure = error
         self._loop.call_soon(self._watch_again, flow.back)
         self._end_if_over()
+        if not self.ended and not flow.source.eof:
+            # Who is stuck with sending this may take nothing either, and what is left for it would never get out.
+            self._loop.add_reader(flow.source.sock, self._on_unwanted, flow)
+
+    def _on_unwanted(self, flow: _Flow) -> None:
+        source = flow.source
+        try:
+            source.read(_READ_FIRST)
+            source.broken()
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._source_failed(flow, error)
+            return
+        if source.failure is not None:
+            self._source_failed(flow, source.failure)
+        elif source.eof:
+            self._loop.remove_reader(source.sock)
+        elif source.backlog and flow.back.state == _OPEN:
+            self._loop.add_writer(source.sock, self._on_writable, flow.back)
 
     def _over(self, flow: _Flow, state: int, reason: Reason) -> None:
         flow.state = state

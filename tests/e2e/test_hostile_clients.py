@@ -6,6 +6,7 @@ test_floods.py.
 
 import contextlib
 import os
+import select
 import socket
 import ssl
 import subprocess
@@ -254,10 +255,11 @@ def bytes_echoed(gateway):
 
 
 def bytes_under_way(gateway):
+    """Both ways are full, and the service is stuck with sending."""
     client = gateway.connect("echo")
     client.setblocking(False)
-    with contextlib.suppress(ssl.SSLWantWriteError):
-        while True:
+    while select.select([], [client], [], 0.3)[1]:
+        with contextlib.suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
             client.send(bytes(65536))
     return client
 

@@ -37,6 +37,23 @@ async def test_a_client_that_resets_is_passed_on_as_a_reset(client_kind: Kind, u
 
 
 @each_combination
+async def test_an_upstream_does_not_stay_stuck_with_sending_to_a_client_that_reset(
+    client_kind: Kind, upstream_kind: Kind
+) -> None:
+    """It would never come to read what the client sent before, and never learn of the reset."""
+    async with session(client_kind, upstream_kind) as s:
+        s.start()
+        await s.fill(s.client)
+        await s.fill(s.upstream)
+        from_client, from_upstream = s.sending
+        from_client.cancel()
+        s.client.reset()
+        await from_upstream
+        assert (await s.upstream.receive_all())[1] == "reset"
+        assert await s.reason() is Reason.CLIENT_RESET
+
+
+@each_combination
 async def test_a_reset_that_shows_when_writing_is_passed_on_as_one(client_kind: Kind, upstream_kind: Kind) -> None:
     """The kernel tells of it once: afterwards reading finds an end that looks good."""
     async with session(client_kind, upstream_kind) as s:
