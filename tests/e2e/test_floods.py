@@ -108,13 +108,15 @@ pending_handshakes_exempt = ["127.0.0.3/32"]"""
     gateway = start_gateway({"echo": echo}, configuration=capacity)
     warm_up(gateway)
     with unharmed(gateway), contextlib.ExitStack() as stack:
-        for _ in range(49):
-            stack.enter_context(raw(gateway, "127.0.0.3"))
+        stalled = [stack.enter_context(raw(gateway, "127.0.0.3")) for _ in range(49)]
         echoes_from(gateway, "127.0.0.3")
         stack.enter_context(raw(gateway, "127.0.0.3"))
         refused = stack.enter_context(raw(gateway, "127.0.0.2"))
         assert is_turned_away(refused)
         gateway.wait_for_log("connection.refuse source=127.0.0.2 reason=gateway_full .*50 handshakes are under way")
+        for sock in stalled:
+            sock.close()
+        gateway.program.wait_until(lambda: _is_served(gateway), "it served another address again")
 
 
 def nothing(gateway):

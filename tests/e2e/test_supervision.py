@@ -41,7 +41,7 @@ def start_after(start, start_gateway, echo):
 
 
 def test_a_worker_that_hangs_is_replaced_and_its_sessions_are_told_of(start_after):
-    gateway = start_after("supervisor._HUNG_S = 2.0")
+    gateway = start_after("supervisor._HUNG_S = 4.0")
     with gateway.connect("echo") as one, gateway.connect("echo") as two:
         for client in (one, two):
             client.sendall(b"hello")
@@ -59,11 +59,11 @@ def test_a_worker_that_hangs_is_replaced_and_its_sessions_are_told_of(start_afte
 
 
 def test_workers_are_not_blamed_for_a_supervisor_that_was_stopped(start_after):
-    gateway = start_after("supervisor._HUNG_S = 1.0; supervisor._TICK_S = 0.1")
+    gateway = start_after("supervisor._HUNG_S = 4.0; supervisor._TICK_S = 0.1")
     before = workers(gateway)
     pid = gateway.program.process.pid
     os.kill(pid, signal.SIGSTOP)
-    time.sleep(3.0)  # that the time passes is what matters
+    time.sleep(6.0)  # that the time passes is what matters
     os.kill(pid, signal.SIGCONT)
     for _ in range(4):
         echoes(gateway)
