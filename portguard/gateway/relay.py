@@ -117,9 +117,6 @@ class Relay:
         """Begin. `early` is what the client sent already for the service; it goes first. It may end at once."""
         for flow in (self._up, self._down):
             self._loop.add_reader(flow.source.sock, self._on_readable, flow)
-        for flow in (self._up, self._down):
-            if flow.sink.backlog:  # a greeting that did not go out at once
-                self._pause(flow)
         if early:
             self._deliver(self._up, memoryview(early))
         for flow in (self._up, self._down):
@@ -178,7 +175,7 @@ class Relay:
     def _deliver(self, flow: _Flow, data: memoryview) -> None:
         count = len(data)
         source, sink = flow.source, flow.sink
-        if source.backlog and flow.back.state == _OPEN:  # reading TLS can make it answer
+        if source.backlog and flow.back.state == _OPEN:  # a greeting that is not out yet, or an answer of TLS's own
             self._loop.add_writer(source.sock, self._on_writable, flow.back)
         if count:
             try:

@@ -220,6 +220,8 @@ async def test_what_the_socket_does_not_take_is_kept_and_flushed_in_order(connec
     assert written(end, second) > 0
     _, received = await asyncio.gather(flushed(end), peer.receive_exactly(len(first) + len(second)))
     assert received == first + second
+    end.flush()
+    assert written(end, b"and it goes on") == 0
 
 
 @each_kind

@@ -113,6 +113,17 @@ async def test_a_greeting_that_was_still_on_its_way_is_sent_although_nobody_says
         s.relay.close(Reason.KILLED)
 
 
+async def test_a_greeting_to_the_upstream_is_sent_likewise() -> None:
+    greeting = noise(4_000_000)
+    async with session("tls", "plain", upstream_buffers=SMALL) as s:
+        s.upstream_end.write(memoryview(greeting))
+        assert s.upstream_end.backlog
+        s.start()
+        assert await s.upstream.receive_exactly(len(greeting)) == greeting
+        assert s.received == 0
+        s.relay.close(Reason.KILLED)
+
+
 async def test_a_greeting_that_was_still_on_its_way_comes_before_the_rest() -> None:
     greeting = noise(400_000)
     async with session("tls", "plain", client_buffers=SMALL) as s:
