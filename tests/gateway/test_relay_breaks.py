@@ -192,6 +192,21 @@ async def test_a_unix_socket_that_is_closed_with_unread_input_is_a_reset() -> No
         assert await s.client.receive_all() == (b"", "truncated")
 
 
+async def test_an_upstream_that_stops_reading_may_go_on_sending() -> None:
+    async with session("tls", "plain", family=socket.AF_UNIX) as s:
+        s.start()
+        s.upstream.sock.shutdown(socket.SHUT_RD)
+        await s.client.send(b"to nobody")
+        await until(lambda: s.relay._up.over)
+        assert s.received == 0
+        assert not asyncio.get_running_loop().remove_reader(s.client_end.sock)  # nobody wants more of it
+        await s.upstream.send(b"enough of that")
+        assert await s.client.receive_exactly(14) == b"enough of that"
+        await s.upstream.finish()
+        assert await s.client.receive_all() == (b"", "truncated")
+        assert await s.reason() is Reason.UPSTREAM_RESET
+
+
 # Endings from outside.
 
 
