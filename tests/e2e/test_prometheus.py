@@ -103,6 +103,8 @@ def upstream(gateway, service):
 
 def test_what_happened_is_counted_under_its_names(gateway):
     traffic(gateway)
+    # Workers tell of upstreams once a second, of all else at once.
+    wait_for(gateway, f'upstream_up{{service="echo",upstream="{upstream(gateway, "echo")}"}}', 1)
     found = scrape(gateway)
     expected = {
         'sessions_active{role="team",service="echo"}': 0,
