@@ -240,7 +240,6 @@ class Relay:
         self._loop.remove_writer(flow.sink.sock)
         self._over(flow, _BROKEN, Reason.UPSTREAM_RESET if flow is self._up else Reason.CLIENT_RESET)
         flow.sink.failure = error
-        self._loop.call_soon(self._watch_again, flow.back)
         self._end_if_over()
         if not self.ended and not flow.source.eof:
             # Who is stuck with sending this may take nothing either, and what is left for it would never get out.

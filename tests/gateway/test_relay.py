@@ -8,7 +8,7 @@ from portguard.gateway.ends import READ_MAX, Lingering, PlainEnd
 from portguard.gateway.relay import Relay
 from portguard.reasons import Reason
 from tests.peers import Kind, Peer, connected_sockets, until
-from tests.relayed import SMALL, arrived, each_combination, each_kind, noise, session
+from tests.relayed import SMALL, Session, arrived, each_combination, each_kind, noise, session
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])
 
@@ -199,6 +199,25 @@ async def test_an_end_that_comes_with_a_backlog_is_passed_on_after_it() -> None:
         assert await s.upstream.receive_all() == (upload, "end")
         await s.upstream.finish()
         assert await s.reason() is Reason.CLIENT_CLOSED
+
+
+@each_combination
+async def test_a_session_that_both_sides_have_finished_is_closed_at_its_end(
+    client_kind: Kind, upstream_kind: Kind
+) -> None:
+    async with session(client_kind, upstream_kind) as s:
+        closed: list[bool] = []
+        s.relay._on_end = lambda _, reason: (s.reasons.append(reason), closed.append(closed_sockets(s)))
+        s.start()
+        await s.client.finish()
+        assert await s.upstream.receive_all() == (b"", "end")
+        await s.upstream.finish()
+        await s.reason()
+        assert closed == [True]
+
+
+def closed_sockets(s: Session) -> bool:
+    return s.client_end.sock.fileno() == s.upstream_end.sock.fileno() == -1
 
 
 async def test_a_session_is_over_when_its_last_bytes_are_out() -> None:

@@ -82,6 +82,22 @@ async def test_what_the_upstream_sent_before_its_reset_arrives_and_the_end_is_no
         assert s.sent == len(answer)
 
 
+@each_kind
+async def test_what_the_upstream_sent_arrives_also_when_its_reset_shows_in_a_write_first(kind: Kind) -> None:
+    """The write takes the kernel's word of it away, and a loop that has noted the event may be silent afterwards."""
+    answer = noise(200_000)
+    async with session("tls", kind, upstream_buffers=LARGE) as s:
+        await s.client.send(b"to nobody")
+        await arrived(s.client_end.sock, 9)
+        await s.upstream.send(answer)
+        await arrived(s.upstream_end.sock, len(answer))
+        s.upstream.reset()
+        s.start()
+        assert await s.client.receive_all() == (answer, "truncated")
+        assert await s.reason() is Reason.UPSTREAM_RESET
+        assert (s.received, s.sent) == (0, len(answer))
+
+
 async def test_what_the_upstream_sent_before_its_reset_arrives_at_a_slow_client() -> None:
     answer = noise(200_000)
     async with session("tls", "plain", upstream_buffers=LARGE, client_buffers=SMALL) as s:
@@ -170,6 +186,27 @@ async def test_what_the_upstream_sent_before_it_broke_the_protocol_arrives() -> 
         s.start()
         assert await s.client.receive_all() == (b"half an answ", "truncated")
         assert await s.reason() is Reason.UPSTREAM_RESET
+
+
+async def test_what_was_counted_arrives_at_an_upstream_that_ends_without_close_notify() -> None:
+    async with session("tls", "tls") as s:
+        s.start()
+        await s.fill(s.client)
+        await s.upstream.truncate()
+        assert await s.reason() is Reason.UPSTREAM_RESET
+        received, ending = await s.upstream.receive_all()
+        assert (len(received), ending) == (s.received, "truncated")
+
+
+@each_kind
+async def test_the_reason_is_the_first_thing_that_happened(kind: Kind) -> None:
+    async with session("tls", kind) as s:
+        s.start()
+        await s.client.finish()
+        assert await s.upstream.receive_all() == (b"", "end")
+        s.upstream.reset()
+        assert await s.client.receive_all() == (b"", "truncated")
+        assert await s.reason() is Reason.CLIENT_CLOSED
 
 
 async def test_a_client_that_breaks_the_protocol_is_told_and_the_upstream_gets_a_reset() -> None:
