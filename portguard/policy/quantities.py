@@ -1,7 +1,8 @@
 """Durations, sizes, rates, bandwidths and quotas as people write them in a policy or a configuration.
 
 Every `parse_*` takes the whole text and nothing around it, is exact (no binary fractions on the way), and raises
-`Unexpected`. Every `format_*` is its inverse: parsing what it returns gives the same value again.
+`Unexpected`. Every `format_*` is its inverse: parsing what it returns gives the same value again. What is `written_*`
+is for sentences, and may be rounded.
 """
 
 import re
@@ -18,17 +19,9 @@ MAX_SIZE_BYTES = 2**63 - 1
 _NUMBER = re.compile(r"(?P<number>[0-9]{1,19}(?:\.[0-9]{1,19})?)(?P<unit>[A-Za-z]*)", re.ASCII)
 
 _MILLISECONDS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
-_BYTES = {
-    "TB": 10**12,
-    "GB": 10**9,
-    "MB": 10**6,
-    "kB": 10**3,
-    "TiB": 2**40,
-    "GiB": 2**30,
-    "MiB": 2**20,
-    "KiB": 2**10,
-    "B": 1,
-}
+_DECIMAL = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "kB": 10**3}
+_BINARY = {"TiB": 2**40, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
+_BYTES = {**_DECIMAL, **_BINARY, "B": 1}
 _RATE_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
@@ -107,14 +100,27 @@ def parse_size(text: str) -> int:
 
 
 def format_size(size_bytes: int) -> str:
-    """The inverse of `parse_size`: the shortest text that is exact; the larger and the decimal unit where two tie."""
+    """The inverse of `parse_size`: the shortest text that is exact; the larger and the decimal unit where two tie.
+
+    No number is below 1: "200GB", where "0.2TB" would be as short.
+    """
     candidates = []
     for unit, unit_bytes in _BYTES.items():
-        whole, rest = divmod(size_bytes * 1000, unit_bytes)
-        if rest == 0:
-            fraction = f"{whole % 1000:03}".rstrip("0")
-            candidates.append(f"{whole // 1000}{'.' if fraction else ''}{fraction}{unit}")
+        if size_bytes >= unit_bytes and (number := _thousandths(size_bytes, unit_bytes)) is not None:
+            candidates.append(f"{number}{unit}")
     return min(candidates, key=len) if size_bytes else "0B"
+
+
+def written_size(size_bytes: int) -> str:
+    """A size in a sentence for people: "20 GB", "64 MiB", or to three digits, "12.3 GB", where it is not that round."""
+    rounded = round(size_bytes, 3 - len(str(size_bytes)))
+    binary = next((unit for unit, unit_bytes in _BINARY.items() if size_bytes >= unit_bytes), None)
+    if rounded != size_bytes and binary is not None:
+        number = _thousandths(size_bytes, _BINARY[binary])
+        if number is not None and ("." not in number or len(number) <= len("1.25")):
+            return f"{number} {binary}"
+    unit = next((unit for unit, unit_bytes in _DECIMAL.items() if rounded >= unit_bytes), "B")
+    return f"{_thousandths(rounded, _BYTES[unit])} {unit}"
 
 
 def parse_rate(text: str) -> Rate:
@@ -165,6 +171,15 @@ def _positive(size: str, expected: str) -> int:
     if size_bytes == 0:
         raise Unexpected(f"{expected}, of at least one byte")
     return size_bytes
+
+
+def _thousandths(size_bytes: int, unit_bytes: int) -> str | None:
+    """How many units the size is, with at most three decimals; None when that is not exact."""
+    whole, rest = divmod(size_bytes * 1000, unit_bytes)
+    if rest:
+        return None
+    fraction = f"{whole % 1000:03}".rstrip("0")
+    return f"{whole // 1000}{'.' if fraction else ''}{fraction}"
 
 
 def _scaled(text: str, units: dict[str, int]) -> Fraction | None:

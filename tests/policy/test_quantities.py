@@ -20,6 +20,7 @@ from portguard.policy.quantities import (
     parse_quota,
     parse_rate,
     parse_size,
+    written_size,
 )
 
 
@@ -139,10 +140,43 @@ def test_a_size_is_whole_bytes_and_fits_64_bits():
         (1_500_000_000, "1.5GB"),
         (1_234_567, "1234567B"),
         (2**40, "1TiB"),
+        (200_000_000_000, "200GB"),
+        (500_000_000_000, "500GB"),
+        (1_200_000_000_000, "1.2TB"),
+        (300, "300B"),
+        (512 * 2**10, "512KiB"),
     ],
 )
-def test_a_size_is_written_in_the_shortest_exact_form(size_bytes, text):
+def test_a_size_is_written_in_the_shortest_exact_form_without_a_leading_zero(size_bytes, text):
     assert format_size(size_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (0, "0 B"),
+        (1, "1 B"),
+        (999, "999 B"),
+        (1000, "1 kB"),
+        (1023, "1.02 kB"),
+        (1024, "1 KiB"),
+        (1536, "1.5 KiB"),
+        (512 * 2**10, "512 KiB"),
+        (1000 * 2**10, "1000 KiB"),
+        (1025 * 2**10, "1.05 MB"),
+        (8192 * 2**40, "8192 TiB"),
+        (20_000_000_000, "20 GB"),
+        (200_000_000_000, "200 GB"),
+        (1_500_000_000_000, "1.5 TB"),
+        (12_345_678_901, "12.3 GB"),
+        (12_010_000_000, "12 GB"),
+        (999_499, "999 kB"),
+        (999_999, "1 MB"),
+        (MAX_SIZE_BYTES, "9220000 TB"),
+    ],
+)
+def test_a_size_in_a_sentence_is_exact_when_round_and_else_has_three_digits(size_bytes, text):
+    assert written_size(size_bytes) == text
 
 
 @pytest.mark.parametrize(
