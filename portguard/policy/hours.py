@@ -78,7 +78,7 @@ class Hours:
             if end.astimezone(zone).utcoffset() == local.utcoffset():
                 return end
             # The clock is put forward or back on the way, perhaps past the end or to before it.
-            moment = _change(zone, moment, end)
+            moment = offset_change(zone, moment, end)
 
     def _minutes_left(self, minute: int) -> int:
         for start, end in self.spans:
@@ -114,7 +114,7 @@ def minute_of_week(local: datetime) -> int:
     return (local.weekday() * 24 + local.hour) * 60 + local.minute
 
 
-def _change(zone: tzinfo, before: datetime, after: datetime) -> datetime:
+def offset_change(zone: tzinfo, before: datetime, after: datetime) -> datetime:
     """The instant in (before, after] at which the zone's offset stops being that of `before`, to the second."""
     offset = before.astimezone(zone).utcoffset()
     low, high = 0, int((after - before.replace(microsecond=0)).total_seconds())
