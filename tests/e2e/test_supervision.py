@@ -16,7 +16,7 @@ import pytest
 from tests.echo import echo_service
 from tests.unharmed import echoes, workers
 
-_SERVE = "import sys; from portguard.gateway import supervisor; {}; sys.exit(supervisor.serve(sys.argv[1]))"
+_SERVE = "import sys; from portguard.gateway import supervisor, workers; {}; sys.exit(supervisor.serve(sys.argv[1]))"
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def echo():
 
 @pytest.fixture
 def start_after(start, start_gateway, echo):
-    """`start_after(code)` runs a gateway in whose supervisor `code` was executed before, with the module at hand."""
+    """`start_after(code)` runs a gateway in whose supervisor `code` was executed before, with the modules at hand."""
 
     def run(code):
         gateway = start_gateway({"echo": echo})
@@ -41,7 +41,7 @@ def start_after(start, start_gateway, echo):
 
 
 def test_a_worker_that_hangs_is_replaced_and_its_sessions_are_told_of(start_after):
-    gateway = start_after("supervisor._HUNG_S = 4.0")
+    gateway = start_after("workers._HUNG_S = 4.0")
     with gateway.connect("echo") as one, gateway.connect("echo") as two:
         for client in (one, two):
             client.sendall(b"hello")
@@ -59,7 +59,7 @@ def test_a_worker_that_hangs_is_replaced_and_its_sessions_are_told_of(start_afte
 
 
 def test_workers_are_not_blamed_for_a_supervisor_that_was_stopped(start_after):
-    gateway = start_after("supervisor._HUNG_S = 4.0; supervisor._TICK_S = 0.1")
+    gateway = start_after("workers._HUNG_S = 4.0; workers._UNHEARD_S = 0.5; supervisor._TICK_S = 0.1")
     before = workers(gateway)
     pid = gateway.program.process.pid
     os.kill(pid, signal.SIGSTOP)

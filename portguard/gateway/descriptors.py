@@ -1,0 +1,27 @@
+"""How many descriptors a process of the gateway may have open."""
+
+import resource
+
+from portguard.errors import ConfigurationError, Problem
+from portguard.gateway.admission import MOST_LINGERING
+from portguard.gateway.configuration import Capacity
+
+# Beside its sessions a process has descriptors for the channel, listeners, epoll, log and such.
+_BESIDE = 64
+_PER_SESSION = 2
+
+
+def raise_descriptor_limit(capacity: Capacity, file: str) -> None:
+    """Take all descriptors that the system gives.
+
+    Raises ConfigurationError naming `file` when the capacity does not fit in them. Any worker may come to carry all
+    sessions, when the others have died.
+    """
+    beside = capacity.pending_handshakes + MOST_LINGERING + _BESIDE
+    needed = capacity.max_sessions * _PER_SESSION + beside
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        room = (hard - beside) // _PER_SESSION
+        expected = f"at most {max(room, 0)}, which is what the limit of {hard} open files allows"
+        raise ConfigurationError([Problem(file, "capacity.max_sessions", expected, str(capacity.max_sessions))])

@@ -1,0 +1,217 @@
+"""The worker processes as the supervisor has them: started, configured, watched, and replaced when they die."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from portguard.gateway.bundle import Bundle
+from portguard.gateway.protocol import VERSION, Beat, Channel, Configure, Configured, Drain, Hello, Message
+from portguard.gateway.slots import SlotTable
+from portguard.observe import log
+
+_BACK_OFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)  # before a dead worker's replacement, by deaths in a row
+_PROVEN_S = 30.0  # a worker that lived so long starts a new row
+_HUNG_S = 30.0  # without a beat; reading a very large policy takes a good part of it
+_UNHEARD_S = 5.0  # between two ticks: the supervisor itself was stopped
+_EXIT_S = 5.0  # for the process of a worker that has closed its channel
+
+
+class Worker:
+    """A worker as the supervisor sees it. What it is told goes through `channel`."""
+
+    def __init__(self, number: int, process: subprocess.Popen[bytes]):
+        self.number = number
+        self.process = process
+        self.started_s = self.beat_s = time.monotonic()
+        self.channel: Channel  # set right after
+
+
+class Workers:
+    """All workers. Iterating gives those whose channel is open. Belongs to the running loop.
+
+    `on_message(worker, message)` gets what is not about the process itself. `on_ready()` is called when a worker has
+    begun to serve, `on_gone(worker)` when one is no more, after its last message. `on_exit(worker, status)` has the
+    exit status of one that ended unasked, negative for a signal.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        slots: SlotTable,
+        *,
+        on_message: Callable[[Worker, Message], None],
+        on_ready: Callable[[], None],
+        on_gone: Callable[[Worker], None],
+        on_exit: Callable[[Worker, int], None],
+    ):
+        self.serving: dict[int, Worker] = {}  # by number, those that have said that they work by the configuration
+        self._bundle = bundle
+        self._slots = slots
+        self._on_message = on_message
+        self._on_ready = on_ready
+        self._on_gone = on_gone
+        self._on_exit = on_exit
+        self._loop = asyncio.get_running_loop()
+        self._all: dict[int, Worker] = {}  # by number
+        self._next_number = 0
+        self._deaths_in_a_row = 0
+        self._draining = False
+        self._ticked_s = time.monotonic()
+        self._reaping: set[asyncio.Task[None]] = set()
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._all.values())
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def start(self, count: int) -> None:
+        """Start so many. What cannot be started now is tried again later."""
+        for _ in range(count):
+            self._start_one_or_try_later()
+
+    def tell(self, message: Message) -> None:
+        """Send a message to all."""
+        for worker in self:
+            worker.channel.send(message)
+
+    def drain(self) -> None:
+        """Let each end when its last session has. From now on none is replaced, and the end of one is no news."""
+        self._draining = True
+        self.tell(Drain())
+
+    def tick(self, now_s: float) -> None:
+        """Kill the workers that hang. To be called about once a second with time.monotonic()."""
+        # Who has been stopped itself finds the beats of that time still unread.
+        heard = now_s - self._ticked_s < _UNHEARD_S
+        self._ticked_s = now_s
+        for worker in self:
+            if not heard:
+                worker.beat_s = now_s
+            elif now_s - worker.beat_s > _HUNG_S:
+                log.event("error", "worker.hung", worker=worker.number, pid=worker.process.pid, seconds=_HUNG_S)
+                worker.beat_s = now_s
+                worker.process.kill()
+
+    async def close(self) -> None:
+        """End the processes and wait for them. Who was still there stays in the iteration; `on_gone` is not called."""
+        self._draining = True
+        for task in self._reaping:
+            task.cancel()
+        for worker in self:
+            worker.channel.close()  # which ends the worker, whatever it does
+        for worker in self:
+            await asyncio.to_thread(_wait_or_kill, worker.process)
+
+    # One process.
+
+    def _start_one_or_try_later(self) -> None:
+        try:
+            self._start_one()
+        except OSError as error:  # no descriptor, memory or process left
+            log.event("error", "worker.start_failed", message=error.strerror)
+            self._start_one_later()
+
+    def _start_one_later(self) -> None:
+        delay_s = _BACK_OFF_S[min(self._deaths_in_a_row, len(_BACK_OFF_S) - 1)]
+        self._deaths_in_a_row += 1
+        self._loop.call_later(delay_s, self._replace)
+
+    def _replace(self) -> None:
+        if not self._draining:
+            self._start_one_or_try_later()
+
+    def _start_one(self) -> None:
+        """Start one more. Raises OSError."""
+        ours, theirs = Channel.pair()
+        command = [sys.executable, "-P", "-m", "portguard.gateway.worker"]
+        arguments = [theirs.fileno(), self._slots.descriptor, self._slots.capacity]
+        try:
+            with theirs:
+                process = subprocess.Popen(
+                    [*command, *map(str, arguments)],
+                    pass_fds=(theirs.fileno(), self._slots.descriptor),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                )
+        except OSError:
+            ours.close()
+            raise
+        worker = Worker(self._next_number, process)
+        self._next_number += 1
+        self._all[worker.number] = worker
+        worker.channel = Channel(
+            ours,
+            on_message=lambda message, _: self._on_said(worker, message),
+            on_closed=lambda: self._on_closed(worker),
+        )
+
+    def _on_said(self, worker: Worker, message: Message) -> None:
+        match message:
+            case Beat():
+                worker.beat_s = time.monotonic()
+            case Hello():
+                self._configure(worker, message.version)
+            case Configured():
+                self.serving[worker.number] = worker
+                self._on_ready()
+            case _:
+                self._on_message(worker, message)
+
+    def _configure(self, worker: Worker, version: int) -> None:
+        try:
+            if version != VERSION:
+                raise OSError(f"expected a worker of version {VERSION}, got {version}")
+            descriptor = _memory_file(self._bundle)
+        except OSError as error:
+            log.event("error", "worker.start_failed", worker=worker.number, message=error.strerror or str(error))
+            worker.process.kill()  # another one is started in its place
+            return
+        worker.channel.send(Configure(), descriptor)
+
+    def _on_closed(self, worker: Worker) -> None:
+        del self._all[worker.number]
+        self.serving.pop(worker.number, None)
+        self._reap_later(worker)
+        if not self._draining:
+            if time.monotonic() - worker.started_s > _PROVEN_S:
+                self._deaths_in_a_row = 0
+            self._start_one_later()
+        self._on_gone(worker)
+
+    def _reap_later(self, worker: Worker) -> None:
+        """Collect the process, which is ending or has."""
+
+        async def reap() -> None:
+            status = await asyncio.to_thread(_wait_or_kill, worker.process)
+            if not self._draining:
+                log.event("error", "worker.exit", worker=worker.number, pid=worker.process.pid, status=status)
+                self._on_exit(worker, status)
+
+        task = asyncio.create_task(reap(), name=f"reap worker {worker.number}")
+        self._reaping.add(task)
+        task.add_done_callback(self._reaping.discard)
+
+
+def _memory_file(bundle: Bundle) -> int:
+    """Return the bundle as a memory file: workers use the very bytes that were checked here. Raises OSError."""
+    descriptor = os.memfd_create("portguard-bundle", os.MFD_CLOEXEC)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(bundle.to_bytes())
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _wait_or_kill(process: subprocess.Popen[bytes]) -> int:
+    """Return the exit status of a process that is ending; what does not end is made to."""
+    try:
+        return process.wait(_EXIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
