@@ -151,6 +151,13 @@ def test_clocks_that_change_by_half_an_hour_leave_half_an_hour(at, start, end):
     assert bounds(Period.HOUR, at, "Australia/Lord_Howe") == (start, end)
 
 
+def test_clocks_that_change_after_a_minute_leave_a_minute():
+    zone = ZoneInfo("America/St_Johns")
+    start = instant("2006-10-29T00:00-02:30")
+    assert span_at(Period.HOUR, start + 30, zone) == Span(start, start + 60)
+    assert span_at(Period.HOUR, start + 60, zone) == Span(start + 60, start + HOUR_S)
+
+
 def test_offsets_of_seconds_make_no_gap():
     # Zurich's mean time, 29 minutes and 46 seconds ahead, ended when Central European Time came.
     zone = ZoneInfo("Europe/Zurich")

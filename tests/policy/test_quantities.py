@@ -164,6 +164,7 @@ def test_a_size_is_written_in_the_shortest_exact_form_without_a_leading_zero(siz
         (512 * 2**10, "512 KiB"),
         (1000 * 2**10, "1000 KiB"),
         (1025 * 2**10, "1.05 MB"),
+        (1152 * 2**10, "1.18 MB"),
         (8192 * 2**40, "8192 TiB"),
         (20_000_000_000, "20 GB"),
         (200_000_000_000, "200 GB"),
