@@ -1,0 +1,353 @@
+"""The workers as the supervisor has them; the processes are played by the test."""
+
+import asyncio
+import errno
+import io
+import os
+import re
+import socket
+import subprocess
+import time
+
+import pytest
+
+from portguard.gateway import workers as workers_module
+from portguard.gateway.bundle import Bundle, read_bundle
+from portguard.gateway.protocol import VERSION, Beat, Channel, Configure, Configured, Drain, Gone, Hello, Stop
+from portguard.gateway.slots import SlotTable
+from portguard.gateway.workers import Workers
+from portguard.observe import log
+from tests.gateway_folder import GatewayFolder
+
+_PATIENCE_S = 20
+
+
+class Process:
+    """What subprocess.Popen returns: a worker that does nothing by itself."""
+
+    def __init__(self, command, *, pass_fds, **_):
+        self.pid = 1000 + int(command[-3])
+        self.killed = False
+        self.deaf = False  # it does not end when its channel does
+        self.heard = []
+        self._sock = socket.socket(fileno=os.dup(pass_fds[0]))
+        self.channel = Channel(self._sock, on_message=self._on_message, on_closed=lambda: None)
+
+    def _on_message(self, message, descriptor):
+        if descriptor is not None:
+            with open(descriptor, "rb") as file:
+                file.seek(0)
+                self.bundle = Bundle.from_bytes(file.read())
+        self.heard.append(message)
+
+    def kill(self):
+        self.killed = True
+        self.channel.close()
+
+    def wait(self, timeout_s=None):
+        if self.deaf and not self.killed:
+            raise subprocess.TimeoutExpired("worker", timeout_s)
+        return -9 if self.killed else 0
+
+
+class Told:
+    """What the workers called back with."""
+
+    def __init__(self):
+        self.happened = []
+        self._more = asyncio.Event()
+
+    def __call__(self, *what):
+        self.happened.append(what)
+        self._more.set()
+
+    async def until(self, condition):
+        async with asyncio.timeout(_PATIENCE_S):
+            while not condition():
+                self._more.clear()
+                await self._more.wait()
+
+    def all(self, kind):
+        return [rest for first, *rest in self.happened if first == kind]
+
+
+@pytest.fixture
+async def told():
+    return Told()
+
+
+@pytest.fixture
+async def processes(monkeypatch, told):
+    """Those that were started; an OSError put among `failures` is what the next start meets."""
+
+    class Processes(list):
+        def __init__(self):
+            super().__init__()
+            self.failures = []
+
+        def __call__(self, *given, **named):
+            if self.failures:
+                raise self.failures.pop(0)
+            self.append(Process(*given, **named))
+            told("started")
+            return self[-1]
+
+    processes = Processes()
+    monkeypatch.setattr(subprocess, "Popen", processes)
+    yield processes
+    for process in processes:
+        process.channel.close()
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    stderr = io.StringIO()
+    monkeypatch.setattr("sys.stderr", stderr)
+    log.configure(json_lines=False, level="info")
+    return lambda name: [line for line in stderr.getvalue().splitlines() if f" {name} " in line]
+
+
+@pytest.fixture
+def delays(monkeypatch):
+    """The delays before replacements, which the tests do not wait for."""
+    asked = []
+
+    class BackOff(tuple):
+        def __getitem__(self, index):
+            asked.append(super().__getitem__(index))
+            return 0.0
+
+    monkeypatch.setattr(workers_module, "_BACK_OFF_S", BackOff(workers_module._BACK_OFF_S))
+    return asked
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return read_bundle(GatewayFolder(tmp_path).configuration)
+
+
+@pytest.fixture
+async def workers(bundle, told, processes, delays, lines):
+    workers = Workers(
+        bundle,
+        SlotTable.create(1),
+        on_message=lambda worker, message: told("message", worker.number, message),
+        on_ready=lambda: told("ready"),
+        on_gone=lambda worker: told("gone", worker.number),
+        on_exit=lambda worker, status: told("exit", worker.number, status),
+    )
+    yield workers
+    await workers.close()
+
+
+async def make_ready(process, told):
+    before = len(told.all("ready"))
+    process.channel.send(Configured())
+    await told.until(lambda: len(told.all("ready")) > before)
+
+
+async def heard(process, count):
+    async with asyncio.timeout(_PATIENCE_S):
+        while len(process.heard) < count:  # noqa: ASYNC110  # no event, only for a test
+            await asyncio.sleep(0.001)
+    return process.heard
+
+
+def numbers(workers):
+    return [worker.number for worker in workers]
+
+
+# Starting.
+
+
+async def test_a_worker_gets_the_very_bundle_and_serves_once_it_says_so(workers, processes, told, bundle):
+    workers.start(2)
+    one, other = processes
+    one.channel.send(Hello(VERSION))
+    assert await heard(one, 1) == [Configure()]
+    assert one.bundle == bundle
+    assert (numbers(workers), list(workers.serving)) == ([0, 1], [])
+    await make_ready(one, told)
+    assert list(workers.serving) == [0]
+    await make_ready(other, told)
+    assert list(workers.serving) == [0, 1]
+
+
+async def test_a_worker_of_another_version_is_killed_and_replaced(workers, processes, told, lines):
+    workers.start(1)
+    processes[0].channel.send(Hello(VERSION + 1))
+    await told.until(lambda: len(processes) == 2)
+    assert processes[0].killed
+    assert processes[0].heard == []
+    (line,) = lines("worker.start_failed")
+    assert f'worker=0 message="expected a worker of version {VERSION}, got {VERSION + 1}"' in line
+
+
+async def test_without_memory_for_the_bundle_a_worker_is_killed_and_replaced(
+    workers, processes, told, lines, monkeypatch
+):
+    def fail(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "memfd_create", fail)
+    workers.start(1)
+    processes[0].channel.send(Hello(VERSION))
+    await told.until(lambda: len(processes) == 2)
+    assert processes[0].killed
+    assert len(lines("worker.start_failed")) == 1
+
+
+async def test_a_worker_that_cannot_be_started_is_tried_again_later(workers, processes, told, delays, lines):
+    processes.failures = [OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) for _ in range(7)]
+    workers.start(1)
+    await told.until(lambda: len(processes) == 1)
+    assert delays == [0.1, 0.5, 1.0, 2.0, 5.0, 5.0, 5.0]
+    assert len(lines("worker.start_failed")) == 7
+    assert numbers(workers) == [0]
+
+
+async def test_a_failed_start_leaves_no_descriptor_behind(workers, processes):
+    before = set(os.listdir("/proc/self/fd"))
+    processes.failures = [OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))]
+    workers._start_one_or_try_later()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+# What they say.
+
+
+async def test_what_is_not_about_the_process_is_passed_on(workers, processes, told):
+    workers.start(1)
+    for message in (Hello(VERSION), Beat(), Gone(7, None)):
+        processes[0].channel.send(message)
+    await told.until(lambda: told.all("message"))
+    assert told.all("message") == [[0, Gone(7, None)]]
+
+
+async def test_all_are_told(workers, processes):
+    workers.start(2)
+    workers.tell(Stop("killed"))
+    for process in processes:
+        assert await heard(process, 1) == [Stop("killed")]
+
+
+# Dying.
+
+
+async def test_a_worker_that_dies_is_replaced_after_its_last_message(workers, processes, told, lines):
+    workers.start(2)
+    await make_ready(processes[0], told)
+    processes[0].channel.send(Gone(7, None))
+    processes[0].kill()
+    await told.until(lambda: len(processes) == 3 and told.all("exit"))
+    said = [what[0] for what in told.happened]
+    assert said.index("message") < said.index("gone")
+    assert told.all("gone") == [[0]]
+    assert told.all("exit") == [[0, -9]]
+    assert (numbers(workers), list(workers.serving)) == ([1, 2], [])
+    (line,) = lines("worker.exit")
+    assert line.endswith(f"worker=0 pid={processes[0].pid} status=-9")
+
+
+async def test_a_process_that_outlives_its_channel_is_killed(workers, processes, told):
+    workers.start(1)
+    processes[0].deaf = True
+    processes[0].channel.close()
+    await told.until(lambda: told.all("exit"))
+    assert told.all("exit") == [[0, -9]]
+
+
+async def test_deaths_in_a_row_are_replaced_ever_later(workers, processes, told, delays):
+    workers.start(1)
+    for number in range(6):
+        processes[number].kill()
+        await told.until(lambda number=number: len(processes) == number + 2)
+    assert delays == [0.1, 0.5, 1.0, 2.0, 5.0, 5.0]
+
+
+async def test_a_worker_that_lived_long_starts_a_new_row(workers, processes, told, delays):
+    workers.start(1)
+    processes[0].kill()
+    await told.until(lambda: len(processes) == 2)
+    (worker,) = workers
+    worker.started_s -= workers_module._PROVEN_S
+    processes[1].kill()
+    await told.until(lambda: len(processes) == 3)
+    assert delays == [0.1, 0.1]
+
+
+# Hanging.
+
+
+async def test_a_worker_without_a_beat_is_killed_once_and_the_others_are_left_alone(workers, processes, told, lines):
+    workers.start(2)
+    hung, other = workers
+    now_s = time.monotonic()
+    hung.beat_s = now_s
+    for after_s in range(31):
+        other.beat_s = now_s + after_s
+        workers.tick(now_s + after_s)
+    assert not processes[0].killed
+    processes[0].kill = lambda: told("killed")  # and it does not die of it at once
+    other.beat_s = now_s + 31
+    workers.tick(now_s + 31)
+    workers.tick(now_s + 32)
+    assert len(told.all("killed")) == 1
+    assert not processes[1].killed
+    (line,) = lines("worker.hung")
+    assert re.search(rf"worker=0 pid={processes[0].pid} ", line)
+
+
+async def test_a_beat_keeps_a_worker_alive(workers, processes):
+    workers.start(1)
+    (worker,) = workers
+    worker.beat_s = 0.0
+    processes[0].channel.send(Beat())
+    async with asyncio.timeout(_PATIENCE_S):
+        while not worker.beat_s:  # noqa: ASYNC110  # no event, only for a test
+            await asyncio.sleep(0.001)
+    workers.tick(time.monotonic())
+    assert not processes[0].killed
+
+
+async def test_workers_are_not_blamed_for_the_time_that_the_supervisor_was_stopped(workers, processes, lines):
+    workers.start(1)
+    now_s = time.monotonic()
+    workers.tick(now_s)
+    workers.tick(now_s + 100)
+    workers.tick(now_s + 101)
+    assert not processes[0].killed
+    assert lines("worker.hung") == []
+
+
+# The end.
+
+
+async def test_who_drains_is_not_replaced_and_its_end_is_no_news(workers, processes, told, lines):
+    workers.start(2)
+    workers.drain()
+    for process in processes:
+        assert await heard(process, 1) == [Drain()]
+        process.channel.close()
+    await told.until(lambda: len(told.all("gone")) == 2)
+    await asyncio.gather(*workers._reaping)
+    assert len(workers) == 0
+    assert len(processes) == 2
+    assert told.all("exit") == []
+    assert lines("worker.exit") == []
+
+
+async def test_a_replacement_that_is_due_after_the_drain_is_not_started(workers, processes):
+    workers.start(1)
+    workers.drain()
+    workers._replace()
+    assert len(processes) == 1
+
+
+async def test_the_close_ends_processes_and_tells_of_none(workers, processes, told):
+    workers.start(2)
+    processes[1].deaf = True
+    await workers.close()
+    assert [process.killed for process in processes] == [False, True]
+    assert told.all("gone") == []
+    assert numbers(workers) == [0, 1]
