@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, MutableSet
+from dataclasses import dataclass
 
 import uvloop
 
@@ -51,6 +52,7 @@ from portguard.reasons import Reason
 from portguard.tls.contexts import count_unreadable_names
 
 _SWEEP_S = 1.0
+_ANSWER_S = 10.0  # for the supervisor to decide about a session; the audit has 2 s of it
 _MOST_TRIED = 25  # upstreams in one message: a name may have 253 characters
 
 
@@ -86,6 +88,14 @@ class _Lingering(MutableSet[Lingering]):
             self._on_empty()
 
 
+@dataclass(slots=True)
+class _Asked:
+    """A connection that waits for the supervisor to decide."""
+
+    deadline_s: float
+    answer: asyncio.Future[Ticket | Refusal]
+
+
 class Worker:
     """What the connections and sessions of one worker share."""
 
@@ -99,7 +109,7 @@ class Worker:
         self.floods = floods
         self.setup: Setup  # set by Configure, which comes before any connection
         self._tasks: dict[int, asyncio.Task[None]] = {}  # connections that are not sessions yet
-        self._answers: dict[int, asyncio.Future[Ticket | Refusal]] = {}
+        self._asked: dict[int, _Asked] = {}  # by connection, in the order of their deadlines
         self._draining = False
         self._done: asyncio.Future[None] = self.loop.create_future()
         self._channel = Channel(channel, on_message=self._on_message, on_closed=self._on_supervisor_gone)
@@ -121,9 +131,12 @@ class Worker:
     # What connections ask for.
 
     async def admit(self, request: Admit) -> Ticket:
-        """Ask the supervisor for a session. Raises Refused. *Fails closed*: no answer, no session."""
+        """Ask the supervisor for a session. Raises Refused.
+
+        *Fails closed*: no answer, no session. With none after 10 s, or up to a second more, it is `ledger_unavailable`.
+        """
         answer: asyncio.Future[Ticket | Refusal] = self.loop.create_future()
-        self._answers[request.connection] = answer
+        self._asked[request.connection] = _Asked(time.monotonic() + _ANSWER_S, answer)
         try:
             self._channel.send(request)
             message = await answer
@@ -132,7 +145,7 @@ class Worker:
                 self._decline(answer.result())
             raise
         finally:
-            del self._answers[request.connection]
+            del self._asked[request.connection]
         # Not an exception of the future: it would hold this frame, which holds the future, and with them the
         # connection's memory until the garbage collector comes by.
         if isinstance(message, Refusal):
@@ -144,6 +157,14 @@ class Worker:
         """Give back what nobody needs any more."""
         if isinstance(answer, Ticket):
             self.ended(answer.slot, Reason.CLIENT_RESET)
+
+    def _refuse_unanswered(self, now_s: float) -> None:
+        for connection, asked in self._asked.items():
+            if asked.deadline_s > now_s:
+                return
+            if not asked.answer.done():
+                message = f"supervisor: expected an answer within {_ANSWER_S:.0f} s, got none"
+                asked.answer.set_result(Refusal(connection, Reason.LEDGER_UNAVAILABLE, message, None))
 
     def gone(self, connection: int, handshake_s: float | None = None) -> None:
         """Say that a connection ended without becoming a session, and how long its handshake took if it was whole."""
@@ -166,9 +187,9 @@ class Worker:
             case Accepted():
                 self._accept(message, descriptor)
             case Ticket() | Refusal():
-                if (answer := self._answers.get(message.connection)) is not None and not answer.done():
-                    answer.set_result(message)
-                else:  # the connection ended while the supervisor decided
+                if (asked := self._asked.get(message.connection)) is not None and not asked.answer.done():
+                    asked.answer.set_result(message)
+                else:  # the connection ended, or gave up waiting, while the supervisor decided
                     self._decline(message)
             case Configure():
                 try:
@@ -243,6 +264,7 @@ class Worker:
             now_ns = time.monotonic_ns()
             for live in list(self.live.values()):
                 live.relay.sweep(now_ns)
+            self._refuse_unanswered(now_ns / 1e9)
             self.floods.report()
             self._channel.send(Beat())
             tried = [(str(upstream), up) for upstream, up in self.dialer.take_tried().items()]

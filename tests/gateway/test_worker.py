@@ -9,11 +9,13 @@ import os
 import socket
 import ssl
 import struct
+import time
 
 import pytest
 
 from portguard.gateway import connection as connection_module
 from portguard.gateway import worker as worker_module
+from portguard.gateway.audit_trail import PATIENCE_S
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.protocol import (
     Accepted,
@@ -27,6 +29,7 @@ from portguard.gateway.protocol import (
     Hello,
     Refusal,
     Ticket,
+    TurnedAway,
 )
 from portguard.gateway.slots import SlotTable
 from portguard.gateway.worker import Worker
@@ -286,6 +289,66 @@ async def test_a_ticket_that_comes_with_the_end_is_given_back(worker, supervisor
     worker._on_message(ticket, None)
     worker._tasks[number].cancel()
     assert (await supervisor.hears(Ended)).slot == ticket.slot
+
+
+async def test_a_session_that_nobody_decides_about_is_refused(worker, supervisor, monkeypatch):
+    monkeypatch.setattr(worker_module, "_ANSWER_S", 0.0)
+    supervisor.answering = False
+    client, number = await supervisor.connection()
+    refusal = await supervisor.hears(TurnedAway)
+    assert (refusal.name, refusal.service, refusal.reason) == ("alice", "orders-db", Reason.LEDGER_UNAVAILABLE)
+    assert refusal.message == "supervisor: expected an answer within 0 s, got none"
+    await ends(client)
+    client.close()
+    assert (await supervisor.hears(Gone)).connection == number
+
+
+async def test_only_those_are_refused_who_waited_long_enough(worker, supervisor):
+    supervisor.answering = False
+    early, late = await supervisor.connection(), await supervisor.connection()
+    await supervisor.hears(Admit, 2)
+    asked = {number: worker._asked[number].deadline_s for _, number in (early, late)}
+    worker._refuse_unanswered(asked[early[1]] - 0.001)
+    assert not any(asked.answer.done() for asked in worker._asked.values())
+    worker._refuse_unanswered(asked[early[1]])
+    await supervisor.hears(TurnedAway)
+    supervisor.channel.send(supervisor.ticket(late[1]))
+    await echoed(late[0])
+    assert len([message for message in supervisor.said if isinstance(message, TurnedAway)]) == 1
+
+
+async def test_a_session_is_waited_for_as_long_as_the_audit_may_take(worker, supervisor):
+    supervisor.answering = False
+    _, number = await supervisor.connection()
+    await supervisor.hears(Admit)
+    assert worker._asked[number].deadline_s > time.monotonic() + PATIENCE_S
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_ticket_for_a_session_that_was_refused_for_want_of_it_is_given_back(worker, supervisor, at_once):
+    supervisor.answering = False
+    client, number = await supervisor.connection()
+    await supervisor.hears(Admit)
+    ticket = supervisor.ticket(number)
+    worker._refuse_unanswered(time.monotonic() + 60)
+    if at_once:
+        worker._on_message(ticket, None)
+    else:
+        await supervisor.hears(TurnedAway)
+        supervisor.channel.send(ticket)
+    ended = await supervisor.hears(Ended)
+    assert (ended.slot, ended.reason) == (ticket.slot, Reason.CLIENT_RESET)
+    await ends(client)
+    assert not worker.live
+
+
+async def test_an_answer_that_came_with_the_deadline_counts(worker, supervisor):
+    supervisor.answering = False
+    client, number = await supervisor.connection()
+    await supervisor.hears(Admit)
+    worker._on_message(supervisor.ticket(number), None)
+    worker._refuse_unanswered(time.monotonic() + 60)
+    await echoed(client)
 
 
 async def test_a_connection_whose_descriptor_was_lost_is_given_back_and_told_of(worker, supervisor, lines):
