@@ -161,12 +161,15 @@ async def test_of_many_connections_a_batch_is_taken_at_a_time(acceptor, listenin
 
 
 @pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN])
-async def test_a_connection_that_broke_already_is_passed_over(acceptor, listening, taken, connect, lines, number):
+async def test_a_connection_that_broke_already_is_passed_over(
+    acceptor, listening, taken, connect, lines, faults, number
+):
     listening[0].failures = [number]
     client = connect(listening[0])
     acceptor.start()
     assert await taken.next() == (0, client)
     assert lines() == []
+    assert faults.empty()
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
