@@ -1,0 +1,325 @@
+"""The accounts of bytes: what identities and roles have used of each calendar period, leases included.
+
+An account counts in every period, quota or not, so that a quota that comes later counts from the period's beginning.
+What is leased and not used yet counts as used, for as long as it is out. At the turn of a period it is taken off the
+new one: a byte belongs to the period in which it was leased, and one that nobody leased to that in which it is noted.
+
+Time is seconds since the epoch, the calendar's. Nothing here does I/O: `take_rows` tells what is to be written.
+"""
+
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import tzinfo
+from typing import NamedTuple
+
+from portguard.errors import Refused
+from portguard.limits.ledger import Owner, UsageRow
+from portguard.limits.periods import span_at, written_end, written_period
+from portguard.policy.model import NO_LIMITS, Limits
+from portguard.policy.quantities import Period, Quota, written_size
+from portguard.reasons import Reason
+
+PERIODS = tuple(Period)
+
+_WARN_AT = 0.8
+
+
+class Warned(NamedTuple):
+    """An owner has used most of a quota. Told once a period."""
+
+    owner: Owner
+    quota: Quota
+    used_bytes: int
+
+
+class QuotaLine(NamedTuple):
+    """How an owner stands in one period. `limit_bytes` None: it is only counted."""
+
+    owner: Owner
+    period: Period
+    limit_bytes: int | None
+    granted_bytes: int  # beyond the limit, for this period
+    used_bytes: int
+    outstanding_bytes: int  # leased, and not used yet
+    end_s: int
+
+
+class Holding:
+    """What one worker holds of an identity's account. `moved(slot)` is what a live session has moved, both ways."""
+
+    __slots__ = ("leased", "moved", "next_bytes", "owner", "recalled", "slots", "spent", "waiting", "worker")
+
+    def __init__(self, owner: Owner, worker: int, moved: Callable[[int], int], first_bytes: int):
+        self.owner = owner
+        self.worker = worker
+        self.moved = moved
+        self.slots: set[int] = set()
+        self.leased = 0  # since it began, less what was given back
+        self.spent = 0  # by those of its sessions that have ended
+        self.next_bytes = first_bytes
+        self.recalled = False  # and has not answered yet
+        self.waiting = False
+
+    def unspent(self) -> int:
+        """What is leased and not used yet."""
+        return self.leased - self.spent - sum(map(self.moved, self.slots))
+
+
+def _zeros() -> list[int]:
+    return [0] * len(PERIODS)
+
+
+@dataclass(slots=True)
+class Account:
+    """One owner's account. The numbers of a list are those of `PERIODS`."""
+
+    owner: Owner
+    used: list[int] = field(default_factory=_zeros)  # or leased
+    granted: list[int] = field(default_factory=_zeros)
+    asked: list[int] = field(default_factory=_zeros)  # what the ledger is to hold: at least `used`, once it is told
+    safe: list[int] = field(default_factory=_zeros)  # what the ledger surely holds
+    warned: set[Period] = field(default_factory=set)
+    holdings: dict[tuple[Owner, int], Holding] = field(default_factory=dict)  # by identity's owner and worker
+
+    def outstanding(self) -> int:
+        """What is leased and not used yet."""
+        return sum(holding.unspent() for holding in self.holdings.values())
+
+
+class Accounts:
+    """All accounts. `limits` are those of the roles, by name."""
+
+    def __init__(self, limits: Mapping[str, Limits], zone: tzinfo, now_s: float):
+        self._limits = limits
+        self._zone = zone
+        self._spans = [span_at(period, now_s, zone) for period in PERIODS]
+        self._accounts: dict[Owner, Account] = {}
+        self._changed: dict[Owner, Account] = {}  # what the ledger is to be told
+        self._ahead: dict[Owner, Account] = {}  # of which the ledger holds more than is used
+        self._to_check: dict[Owner, Account] = {}  # whose use may have come near a quota
+
+    def load(self, rows: Iterable[UsageRow]) -> None:
+        """Take over what a ledger held. To be called once, before all else.
+
+        A row counts whose period began at another time, as the policy had another zone then.
+        """
+        for row in rows:
+            account = self.account(row.owner)
+            number = PERIODS.index(row.period)
+            account.used[number] = account.asked[number] = account.safe[number] = row.used_bytes
+            account.granted[number] = row.granted_bytes
+            if (row.start_s, row.end_s) != self._spans[number]:
+                account.safe[number] = 0
+                self._changed[row.owner] = account
+        for role in {owner.role for owner in self._accounts}:
+            self._count_members(role)
+        for account in self._accounts.values():  # who was warned before a restart need not be warned again
+            account.warned = {quota.period for quota in self.quotas(account.owner) if _is_high(account, quota)}
+
+    def account(self, owner: Owner) -> Account:
+        """The owner's account; a new one if there is none."""
+        account = self._accounts.get(owner)
+        if account is None:
+            account = self._accounts[owner] = Account(owner)
+        return account
+
+    def owners(self) -> Collection[Owner]:
+        """Whoever has an account."""
+        return tuple(self._accounts)
+
+    # Quotas.
+
+    def limits(self, role: str) -> Limits:
+        """The limits of a role; none for a role that is not known."""
+        return self._limits.get(role, NO_LIMITS)
+
+    def quotas(self, owner: Owner) -> tuple[Quota, ...]:
+        """The owner's own quotas: an identity's, or those that a role shares."""
+        limits = self.limits(owner.role)
+        return limits.pooled_quota if owner.is_pool else limits.quota
+
+    def quota_periods(self, owner: Owner) -> Collection[Period]:
+        """The periods in which the owner has a quota."""
+        return {quota.period for quota in self.quotas(owner)}
+
+    def charged(self, owner: Owner) -> tuple[Account, ...]:
+        """The accounts that an identity's leases are taken off: its own, and its role's if that has quotas."""
+        account = self.account(owner)
+        return (account, self.account(owner.pool)) if self.limits(owner.role).pooled_quota else (account,)
+
+    def left(self, owner: Owner) -> int:
+        """What may still be leased to an identity; negative when a quota became smaller."""
+        return min(
+            (
+                quota.size_bytes + account.granted[number] - account.used[number]
+                for account in self.charged(owner)
+                for quota in self.quotas(account.owner)
+                for number in [PERIODS.index(quota.period)]
+            ),
+            default=sys.maxsize,
+        )
+
+    def exhausted(self, owner: Owner, now_s: float) -> Refused:
+        """Say which quota of an identity is used up; of several, the one that renews last."""
+        end_s, number, whose, quota = max(
+            (self._spans[number].end_s, number, account.owner, quota)
+            for account in self.charged(owner)
+            for quota in self.quotas(account.owner)
+            for number in [PERIODS.index(quota.period)]
+            if quota.size_bytes + account.granted[number] <= account.used[number]
+        )
+        kind = f"{written_period(quota.period)} quota of {written_size(quota.size_bytes)}"
+        return Refused(
+            Reason.QUOTA_EXHAUSTED,
+            f"{f'the {kind} that role {owner.role} shares' if whose.is_pool else kind} is used up; "
+            f"it renews at {written_end(self._spans[number], self._zone, now_s)}",
+            retry_after_s=end_s - now_s,
+        )
+
+    # Use.
+
+    def use(self, account: Account, used_bytes: int) -> None:
+        """Enter what moved without a lease."""
+        for number in range(len(PERIODS)):
+            account.used[number] += used_bytes
+        self._changed[account.owner] = self._to_check[account.owner] = account
+
+    def lease(self, owner: Owner, lease_bytes: int) -> bool:
+        """Take a lease off the accounts that it concerns; return whether the ledger holds that much already.
+
+        If not, `rows_for` are to be written before a byte of it may be used.
+        """
+        safe = True
+        for account in self.charged(owner):
+            self._ahead[account.owner] = self._to_check[account.owner] = account
+            for number in range(len(PERIODS)):
+                account.used[number] += lease_bytes
+                if account.used[number] > account.asked[number]:
+                    # As much again: the next lease then need not wait for the ledger.
+                    account.asked[number] = account.used[number] + lease_bytes
+                safe = safe and account.used[number] <= account.safe[number]
+        return safe
+
+    def put_back(self, owner: Owner, unused_bytes: int) -> None:
+        """Enter that so much of a lease will not be used."""
+        for account in self.charged(owner):
+            for number in range(len(PERIODS)):
+                account.used[number] -= unused_bytes
+
+    def roll(self, now_s: float) -> None:
+        """Begin the periods that have come. A clock that steps back begins none anew: bytes would be had twice."""
+        for number, (period, span) in enumerate(zip(PERIODS, self._spans, strict=True)):
+            if now_s < span.end_s:
+                continue
+            self._spans[number] = span_at(period, now_s, self._zone)
+            for account in self._accounts.values():
+                if account.used[number] or account.granted[number]:
+                    self._changed[account.owner] = account
+                account.used[number] = account.outstanding()
+                account.granted[number] = account.asked[number] = account.safe[number] = 0
+                account.warned.discard(period)
+
+    def warnings(self) -> list[Warned]:
+        """Whoever has come to use most of a quota since the last call."""
+        warned = []
+        accounts, self._to_check = self._to_check, {}
+        for account in accounts.values():
+            for quota in self.quotas(account.owner):
+                if quota.period not in account.warned and _is_high(account, quota):
+                    account.warned.add(quota.period)
+                    used = account.used[PERIODS.index(quota.period)] - account.outstanding()
+                    warned.append(Warned(account.owner, quota, used))
+            if account.holdings:
+                self._to_check[account.owner] = account
+        return warned
+
+    # What operators see and do.
+
+    def lines(self, wanted: Callable[[Owner], bool], now_s: float) -> Iterator[QuotaLine]:
+        """How each wanted owner stands, in every period in which it has a quota or has used anything.
+
+        It may be taken slowly, with other things done in between.
+        """
+        for owner in self.owners():
+            if not wanted(owner):
+                continue
+            self.roll(now_s)
+            account = self._accounts[owner]
+            limits: dict[Period, int] = {}
+            for quota in self.quotas(owner):
+                limits[quota.period] = min(quota.size_bytes, limits.get(quota.period, quota.size_bytes))
+            if owner.is_pool and not limits:
+                continue
+            outstanding = account.outstanding()
+            for number, (period, span) in enumerate(zip(PERIODS, self._spans, strict=True)):
+                used, granted = account.used[number] - outstanding, account.granted[number]
+                if period in limits or used:
+                    yield QuotaLine(owner, period, limits.get(period), granted, used, outstanding, span.end_s)
+
+    def reset(self, owner: Owner, periods: Collection[Period], now_s: float) -> None:
+        """Forget what the owner has used in the running periods; what is leased and not used stays taken."""
+        self.roll(now_s)
+        account = self.account(owner)
+        for period in periods:
+            account.used[PERIODS.index(period)] = account.outstanding()
+        account.warned -= set(periods)
+        self._changed[owner] = self._ahead[owner] = account
+
+    def grant(self, owner: Owner, periods: Collection[Period], extra_bytes: int, now_s: float) -> None:
+        """Give an owner bytes beyond its quotas, until the running periods end."""
+        self.roll(now_s)
+        account = self.account(owner)
+        for period in periods:
+            account.granted[PERIODS.index(period)] += extra_bytes
+        account.warned -= set(periods)
+        self._changed[owner] = account
+
+    # What the ledger is told.
+
+    def take_rows(self, now_s: float) -> list[UsageRow]:
+        """Return the rows that have changed since the last call, all of which are to be written."""
+        self.roll(now_s)
+        changed, self._changed = self._changed, {}
+        return [row for account in changed.values() for row in self._rows(account)]
+
+    def settle(self) -> None:
+        """Have the ledger told what is used, and no more, of accounts that nobody draws on. Every few seconds."""
+        for owner, account in list(self._ahead.items()):
+            if not account.holdings:
+                del self._ahead[owner]
+                account.asked = account.used.copy()
+                account.safe = list(map(min, account.safe, account.asked))
+                self._changed[owner] = account
+
+    def rows_for(self, owner: Owner) -> list[UsageRow]:
+        """The rows that are to be written before what was leased to an identity may be used."""
+        return [row for account in self.charged(owner) for row in self._rows(account)]
+
+    def written(self, rows: Iterable[UsageRow]) -> None:
+        """The ledger has these rows, of `rows_for` a lease that is not used yet."""
+        for row in rows:
+            number = PERIODS.index(row.period)
+            if row.start_s == self._spans[number].start_s:
+                account = self._accounts[row.owner]
+                account.safe[number] = max(account.safe[number], row.used_bytes)
+
+    def _rows(self, account: Account) -> list[UsageRow]:
+        account.asked = list(map(max, account.asked, account.used))
+        return [
+            UsageRow(account.owner, period, *self._spans[number], account.asked[number], account.granted[number])
+            for number, period in enumerate(PERIODS)
+        ]
+
+    def _count_members(self, role: str) -> None:
+        """Have a role's own account count what its identities used before the role had a quota to share."""
+        pool = self.account(Owner(role, "", ""))
+        members = [account for owner, account in self._accounts.items() if owner.role == role and not owner.is_pool]
+        for number in range(len(PERIODS)):
+            pool.used[number] = max(pool.used[number], sum(account.used[number] for account in members))
+
+
+def _is_high(account: Account, quota: Quota) -> bool:
+    number = PERIODS.index(quota.period)
+    used = account.used[number] - account.outstanding()
+    return used >= _WARN_AT * (quota.size_bytes + account.granted[number])

@@ -1,0 +1,240 @@
+"""Leases: where a role has a quota, no byte moves that is not leased, so all workers together never pass it.
+
+A lease is taken off every quota that it falls under, of the identity and of its role as a whole, before it is given.
+A worker holds that of an identity in a role for all the sessions of the two that it carries. It
+
+    asks        when it has used half of its lease, and once more when it has nothing left
+    is leased   bytes, fewer as the quota nears its end; or it waits, while others hold what is left
+    is recalled and gives back what it has not used, because somebody else has nothing
+    is refused  when nothing is left, and nobody holds anything
+
+and gives back what is left with the last session. How much it has used is told by its sessions' counts, also after it
+was killed. Time is seconds since the epoch.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from portguard.errors import Refused
+from portguard.limits.accounts import Account, Accounts, Holding
+from portguard.limits.ledger import Owner
+
+FIRST_BYTES = 256 * 1024
+LARGEST_BYTES = 32 * 1024 * 1024
+SMALLEST_BYTES = 64 * 1024
+"""What is left is shared out in no smaller pieces: the last one goes to one worker as a whole."""
+
+_SHARES = 4  # a lease is at most this part of what is left, for each worker that holds one
+
+
+class Lease(NamedTuple):
+    """A worker may use so many bytes more. Not `safe`: only once the ledger has the accounts' `rows_for` the owner."""
+
+    worker: int
+    owner: Owner
+    lease_bytes: int
+    safe: bool
+
+
+class Recall(NamedTuple):
+    """A worker shall give back what it has not used."""
+
+    worker: int
+    owner: Owner
+
+
+class Exhausted(NamedTuple):
+    """There is nothing for a worker any more, until the period ends."""
+
+    worker: int
+    owner: Owner
+    refused: Refused
+
+
+Answer = Lease | Recall | Exhausted
+
+
+@dataclass(slots=True)
+class _Session:
+    account: Account
+    holding: Holding | None  # None: its role has no quota
+    noted: int = 0  # of a session without holding: how much is in the account
+
+
+class Leases:
+    """All leases. `moved(slot)` is how many bytes a live session has moved so far, both ways together."""
+
+    def __init__(self, accounts: Accounts, moved: Callable[[int], int]):
+        self._accounts = accounts
+        self._moved = moved
+        self._sessions: dict[int, _Session] = {}  # by slot
+        self._holdings: dict[tuple[Owner, int], Holding] = {}
+        self._waiting: dict[str, list[Holding]] = {}  # by role, first come first served
+
+    def are_needed(self, role: str) -> bool:
+        """Whether sessions of the role may move leased bytes only."""
+        limits = self._accounts.limits(role)
+        return bool(limits.quota or limits.pooled_quota)
+
+    def check(self, owner: Owner, now_s: float) -> None:
+        """Raise Refused with `quota_exhausted` if a session would find nothing to use. *Fails closed*."""
+        self._accounts.roll(now_s)
+        if (
+            self.are_needed(owner.role)
+            and self._accounts.left(owner) <= 0
+            and not any(rival.unspent() for rival in self._rivals(owner))
+        ):
+            raise self._accounts.exhausted(owner, now_s)
+
+    # Sessions.
+
+    def open(self, slot: int, worker: int, owner: Owner, now_s: float) -> list[Answer]:
+        """A session begins. Its first lease is among the answers, if it needs one and there is one."""
+        self._accounts.roll(now_s)
+        account = self._accounts.account(owner)
+        if not self.are_needed(owner.role):
+            self._sessions[slot] = _Session(account, None)
+            return []
+        holding = self._holdings.get((owner, worker))
+        if holding is None:
+            holding = self._hold(owner, worker)
+        holding.slots.add(slot)
+        self._sessions[slot] = _Session(account, holding)
+        if holding.waiting or holding.unspent() > 0 or self._accounts.left(owner) <= 0:
+            return []
+        return [self._lease(holding)]
+
+    def end(self, slot: int, moved_bytes: int, now_s: float) -> None:
+        """A session has ended, and has moved so much altogether. Raises KeyError for one that never began."""
+        self._accounts.roll(now_s)
+        session = self._sessions.pop(slot)
+        if session.holding is None:
+            self._accounts.use(session.account, moved_bytes - session.noted)
+            return
+        session.holding.slots.remove(slot)
+        session.holding.spent += moved_bytes
+        self._drop_if_over(session.holding)
+
+    def slots(self) -> Collection[int]:
+        """The slots of all sessions."""
+        return tuple(self._sessions)
+
+    def note(self, slot: int, now_s: float) -> None:
+        """Enter what a live session without a lease has moved; nothing for others, and for one that has ended."""
+        self._accounts.roll(now_s)
+        session = self._sessions.get(slot)
+        if session is not None and session.holding is None and (moved := self._moved(slot)) != session.noted:
+            self._accounts.use(session.account, moved - session.noted)
+            session.noted = moved
+
+    # Leases.
+
+    def ask(self, worker: int, owner: Owner, now_s: float, *, empty: bool) -> list[Answer]:
+        """A worker wants more; `empty`: it has nothing left, and sessions wait."""
+        self._accounts.roll(now_s)
+        holding = self._holdings.get((owner, worker))
+        if holding is None or holding.waiting or (empty and holding.unspent() > 0):
+            return []  # what it asks for is on its way, or will be
+        if self._accounts.left(owner) > 0:
+            return [self._lease(holding)]
+        if not empty:
+            return []  # it will say when it is
+        holding.waiting = True
+        self._waiting.setdefault(owner.role, []).append(holding)
+        return self.serve_waiting(owner.role, now_s)
+
+    def give_back(self, worker: int, owner: Owner, unused_bytes: int, now_s: float) -> list[Answer]:
+        """A worker gives back what it has not used of a lease, of its own accord or because it was recalled."""
+        self._accounts.roll(now_s)
+        holding = self._holdings.get((owner, worker))
+        if holding is None:
+            return []
+        holding.recalled = False
+        self._put_back(holding, unused_bytes)
+        self._drop_if_over(holding)
+        return self.serve_waiting(owner.role, now_s)
+
+    def cancel(self, lease: Lease) -> None:
+        """A lease could not be written, and its worker was not told of it."""
+        holding = self._holdings.get((lease.owner, lease.worker))
+        if holding is not None:
+            self._put_back(holding, lease.lease_bytes)
+            self._drop_if_over(holding)
+
+    def lose(self, worker: int, now_s: float) -> list[Answer]:
+        """A worker is no more, and its sessions have been ended: nobody will use what it still held."""
+        self._accounts.roll(now_s)
+        lost = [holding for holding in self._holdings.values() if holding.worker == worker]
+        for holding in lost:
+            self._put_back(holding, holding.unspent())
+            self._drop(holding)
+        roles = {holding.owner.role for holding in lost}
+        return [answer for role in roles for answer in self.serve_waiting(role, now_s)]
+
+    def lease_anyway(self, worker: int, owner: Owner) -> list[Answer]:
+        """Lease on, whatever the quotas say: the ledger is unavailable, and sessions shall go on."""
+        holding = self._holdings.get((owner, worker))
+        return [] if holding is None else [self._lease(holding, bounded=False)._replace(safe=True)]
+
+    def serve_waiting(self, role: str, now_s: float) -> list[Answer]:
+        """Give to those who wait what there is for them by now."""
+        answers: list[Answer] = []
+        still: list[Holding] = []
+        for holding in self._waiting.pop(role, []):
+            if self._accounts.left(holding.owner) > 0:
+                holding.waiting = False
+                answers.append(self._lease(holding))
+                continue
+            rivals = [rival for rival in self._rivals(holding.owner) if rival is not holding and rival.unspent() > 0]
+            if not rivals:
+                holding.waiting = False
+                answers.append(Exhausted(holding.worker, holding.owner, self._accounts.exhausted(holding.owner, now_s)))
+                continue
+            still.append(holding)
+            for rival in rivals:
+                if not rival.recalled:
+                    rival.recalled = True
+                    answers.append(Recall(rival.worker, rival.owner))
+        if still:
+            self._waiting[role] = still
+        return answers
+
+    # Holdings.
+
+    def _hold(self, owner: Owner, worker: int) -> Holding:
+        key = owner, worker
+        holding = self._holdings[key] = Holding(owner, worker, self._moved, FIRST_BYTES)
+        for account in self._accounts.charged(owner):
+            account.holdings[key] = holding
+        return holding
+
+    def _drop_if_over(self, holding: Holding) -> None:
+        if not holding.slots and holding.leased == holding.spent:
+            self._drop(holding)
+
+    def _drop(self, holding: Holding) -> None:
+        key = holding.owner, holding.worker
+        if holding.waiting:
+            self._waiting[holding.owner.role].remove(holding)
+        del self._holdings[key]
+        for account in self._accounts.charged(holding.owner):
+            del account.holdings[key]
+
+    def _rivals(self, owner: Owner) -> Collection[Holding]:
+        """Those who draw on the same quotas, itself among them."""
+        return self._accounts.charged(owner)[-1].holdings.values()
+
+    def _lease(self, holding: Holding, *, bounded: bool = True) -> Lease:
+        size = holding.next_bytes
+        holding.next_bytes = min(size * 2, LARGEST_BYTES)
+        if bounded:
+            left = self._accounts.left(holding.owner)
+            share = left // (_SHARES * len(self._rivals(holding.owner)))
+            size = min(left, size, max(SMALLEST_BYTES, share))
+        holding.leased += size
+        return Lease(holding.worker, holding.owner, size, self._accounts.lease(holding.owner, size))
+
+    def _put_back(self, holding: Holding, unused_bytes: int) -> None:
+        holding.leased -= unused_bytes
+        self._accounts.put_back(holding.owner, unused_bytes)
