@@ -6,6 +6,8 @@ Each way, a flow, goes through these states; nothing but the table's events move
     OPEN      bytes came                              OPEN       written to the sink, counted
     OPEN      the sink did not take all               PAUSED     the source is not read
     PAUSED    the sink took the rest                  OPEN       the source is read again
+    OPEN      its allowance is used up                WAITING    the source is not read, what was read is held
+    WAITING   there is an allowance again             OPEN       what was held goes first
     OPEN      the source finished                     FINISHED   the sink is told once its backlog is out
     OPEN      writing to the sink failed              BROKEN     the sink's own flow goes on: what it sent is wanted
     PAUSED    flushing to the sink failed             BROKEN     likewise
@@ -23,13 +25,14 @@ import time
 from collections.abc import Callable, MutableSequence, MutableSet
 
 from portguard.gateway.ends import READ_MAX, End, Lingering, TruncatedError
+from portguard.gateway.gates import Gate
 from portguard.gateway.slots import ACTIVITY, RECEIVED, SENT
 from portguard.reasons import Reason
 
 # How much is read at a time: little until a flow proves to be bulk, since a sink that blocks makes it backlog.
 _READ_FIRST = 64 * 1024
 
-_OPEN, _PAUSED, _FINISHED, _BROKEN = range(4)
+_OPEN, _WAITING, _PAUSED, _FINISHED, _BROKEN = range(5)
 
 _NS = 1_000_000_000
 
@@ -39,14 +42,15 @@ Cells = memoryview | MutableSequence[int]
 class _Flow:
     """Bytes one way."""
 
-    __slots__ = ("back", "counter", "limit", "sink", "source", "state")
+    __slots__ = ("back", "counter", "gate", "limit", "sink", "source", "state")
 
     back: "_Flow"  # the other way
 
-    def __init__(self, source: End, sink: End, counter: int):
+    def __init__(self, source: End, sink: End, counter: int, gate: Gate | None):
         self.source = source
         self.sink = sink
         self.counter = counter  # where in the cells its bytes are counted
+        self.gate = gate  # None: it may move what it likes
         self.limit = _READ_FIRST
         self.state = _OPEN
 
@@ -58,7 +62,8 @@ class _Flow:
 class Relay:
     """The relay of one session. After start() has begun, `on_end(relay, reason)` is called exactly once.
 
-    `cells[base + RECEIVED]` and `[base + SENT]` count the bytes from and to the client that were passed on;
+    `cells[base + RECEIVED]` and `[base + SENT]` count the bytes from and to the client that were passed on, each
+    before it is, so that a process that is killed has counted at least what it passed on. `gates` are those of the two;
     `[base + ACTIVITY]` is when a byte last moved or a side finished, in nanoseconds of the monotonic clock. The
     timeouts are seconds, None for never: `idle_s` without activity in either direction, `half_close_s` likewise once
     one side has finished, `session_s` altogether. They act when sweep() is called.
@@ -94,6 +99,7 @@ class Relay:
         idle_s: float | None = None,
         half_close_s: float | None = None,
         session_s: float | None = None,
+        gates: tuple[Gate | None, Gate | None] = (None, None),
     ):
         self._loop = loop
         self._client = client
@@ -102,8 +108,8 @@ class Relay:
         self._base = base
         self._on_end = on_end
         self._lingering = lingering
-        self._up = _Flow(client, upstream, base + RECEIVED)
-        self._down = _Flow(upstream, client, base + SENT)
+        self._up = _Flow(client, upstream, base + RECEIVED, gates[0])
+        self._down = _Flow(upstream, client, base + SENT, gates[1])
         self._up.back, self._down.back = self._down, self._up
         self._reason: Reason | None = None
         self.ended = False
@@ -142,9 +148,12 @@ class Relay:
     # The way of the bytes.
 
     def _on_readable(self, flow: _Flow) -> None:
-        source = flow.source
+        source, limit = flow.source, flow.limit
+        if flow.gate is not None and not (limit := flow.gate.clip(limit)):
+            self._wait(flow)
+            return
         try:
-            data = source.read(flow.limit)
+            data = source.read(limit)
             broken = source.broken()
         except (BlockingIOError, InterruptedError):
             return
@@ -175,23 +184,49 @@ class Relay:
     def _deliver(self, flow: _Flow, data: memoryview) -> None:
         count = len(data)
         source, sink = flow.source, flow.sink
-        if source.backlog and flow.back.state == _OPEN:  # a greeting that is not out yet, or an answer of TLS's own
+        if source.backlog and flow.back.state <= _WAITING:  # a greeting that is not out yet, or an answer of TLS's own
             self._loop.add_writer(source.sock, self._on_writable, flow.back)
+        if count and flow.gate is not None:
+            data = flow.gate.take(data)
+            count = len(data)
         if count:
-            try:
-                sink.write(data)
-            except OSError as error:
-                self._sink_failed(flow, error)
-                return
             cells = self._cells
             cells[flow.counter] += count
             cells[self._base + ACTIVITY] = time.monotonic_ns()
+            try:
+                sink.write(data)
+            except OSError as error:
+                cells[flow.counter] -= count
+                if flow.gate is not None:
+                    flow.gate.give_back(count)
+                self._sink_failed(flow, error)
+                return
             if sink.backlog:
                 self._pause(flow)
             elif flow.limit < READ_MAX and count > flow.limit - flow.limit // 8:  # of ciphertext, a little is lost
                 flow.limit *= 2
-        if source.eof:
+        if flow.gate is not None and flow.gate.held:
+            self._wait(flow)
+        elif source.eof:
             self._source_ended(flow)
+
+    def _wait(self, flow: _Flow) -> None:
+        if flow.state == _OPEN:  # else it is paused, and will come by here once its sink takes more
+            assert flow.gate is not None
+            flow.state = _WAITING
+            self._loop.remove_reader(flow.source.sock)
+            flow.gate.wait(self._on_allowed, flow)
+
+    def _on_allowed(self, flow: _Flow) -> None:
+        if flow.state == _WAITING and not self.ended:
+            self._open(flow)
+
+    def _open(self, flow: _Flow) -> None:
+        """Read the source again, and pass on first what was held."""
+        flow.state = _OPEN
+        self._loop.add_reader(flow.source.sock, self._on_readable, flow)
+        if flow.gate is not None and flow.gate.held:
+            self._deliver(flow, flow.gate.take_held())
 
     def _pause(self, flow: _Flow) -> None:
         flow.limit = _READ_FIRST
@@ -212,8 +247,7 @@ class Relay:
             return
         self._loop.remove_writer(flow.sink.sock)
         if flow.state == _PAUSED:
-            flow.state = _OPEN
-            self._loop.add_reader(flow.source.sock, self._on_readable, flow)
+            self._open(flow)
         self._end_if_over()
 
     # What ends a flow, and the session.
@@ -259,7 +293,7 @@ class Relay:
             self._source_failed(flow, source.failure)
         elif source.eof:
             self._loop.remove_reader(source.sock)
-        elif source.backlog and flow.back.state == _OPEN:
+        elif source.backlog and flow.back.state <= _WAITING:
             self._loop.add_writer(source.sock, self._on_writable, flow.back)
 
     def _over(self, flow: _Flow, state: int, reason: Reason) -> None:

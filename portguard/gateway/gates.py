@@ -1,0 +1,105 @@
+"""What a flow of bytes has to pass when its session may not move what it likes: allowances, and the gate before them."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+# A read of fewer bytes than a TLS record has would yield nothing for a long while. What was read too much is held.
+_LEAST_READ = 16 * 1024
+
+_NOT_ASKED, _ASKED, _ASKED_EMPTY = range(3)
+
+
+class Allowance:
+    """Bytes that flows may move, and those that wait for more. `ask(empty)` asks for more.
+
+    With `ahead` it is asked for while half is left, so that most often nobody waits.
+    """
+
+    __slots__ = ("_ahead", "_ask", "_asked", "_low", "_waiting", "left")
+
+    def __init__(self, ask: Callable[[bool], None], *, ahead: bool):
+        self._ask = ask
+        self._ahead = ahead
+        self._asked = _NOT_ASKED
+        self._low = 0 if ahead else -1  # when no more than this is left, more is asked for
+        self._waiting: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self.left = 0
+
+    def take(self, count: int) -> None:
+        """Use `count` bytes of those that are left."""
+        self.left -= count
+        if self.left <= self._low and self._asked == _NOT_ASKED:
+            self._asked = _ASKED
+            self._ask(False)
+
+    def wait(self, go_on: Callable[[Any], None], flow: object) -> None:
+        """Have `go_on(flow)` called once there is something again. Nothing is left now."""
+        self._waiting.append((go_on, flow))
+        if self._asked != _ASKED_EMPTY:
+            self._asked = _ASKED_EMPTY
+            self._ask(True)
+
+    def add(self, count: int) -> None:
+        """More came. Those who wait go on, one after the other, as far as it lasts."""
+        self.left += count
+        self._low = self.left // 2 if self._ahead else -1
+        self._asked = _NOT_ASKED
+        for _ in range(len(self._waiting)):
+            if self.left <= 0:
+                break
+            go_on, flow = self._waiting.popleft()
+            go_on(flow)
+        if self._waiting and self.left <= 0 and self._asked != _ASKED_EMPTY:
+            self._asked = _ASKED_EMPTY
+            self._ask(True)
+
+    def take_all(self) -> int:
+        """Give up what is left; return how much that is."""
+        left, self.left = self.left, 0
+        return left
+
+
+class Gate:
+    """What one flow has to pass: the allowances of its account that concern it."""
+
+    __slots__ = ("_allowances", "held")
+
+    def __init__(self, *allowances: Allowance):
+        self._allowances = allowances
+        self.held = b""  # was read, and may not be passed on yet
+
+    def clip(self, limit: int) -> int:
+        """How much to read at most, given that `limit` would be read otherwise; 0: the flow has to wait."""
+        room = self._room()
+        return min(limit, max(room, _LEAST_READ)) if room > 0 else 0
+
+    def take(self, data: memoryview) -> memoryview:
+        """Return what of `data` may be passed on now, which is used by that; the rest is held."""
+        if self.held:
+            self.held += data
+            return data[:0]
+        count = min(len(data), max(0, self._room()))
+        if count < len(data):
+            self.held = bytes(data[count:])
+        if count:
+            for allowance in self._allowances:
+                allowance.take(count)
+        return data[:count]
+
+    def take_held(self) -> memoryview:
+        """Return what was held, and hold it no longer."""
+        held, self.held = self.held, b""
+        return memoryview(held)
+
+    def give_back(self, count: int) -> None:
+        """Of what was taken, `count` bytes were not passed on."""
+        for allowance in self._allowances:
+            allowance.left += count
+
+    def wait(self, go_on: Callable[[Any], None], flow: object) -> None:
+        """Have `go_on(flow)` called once it may be worth while to try again."""
+        min(self._allowances, key=lambda allowance: allowance.left).wait(go_on, flow)
+
+    def _room(self) -> int:
+        return min(allowance.left for allowance in self._allowances)
