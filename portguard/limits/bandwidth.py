@@ -74,7 +74,6 @@ class Bucket:
         """From now on another rate applies, also to those who wait."""
         self._fill(now_s)
         self._bytes_per_s = bytes_per_s
-        self._tokens = min(self._tokens, self._depth)
 
     def idle(self, now_s: float) -> bool:
         """Whether a new bucket in its place would be the same: it is full, nobody waits or may hold anything."""

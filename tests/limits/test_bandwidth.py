@@ -119,11 +119,20 @@ def test_a_grant_that_has_lapsed_is_held_by_nobody():
 
 
 def test_who_waits_long_still_counts():
-    bucket = Bucket(1, START_S)
-    bucket.ask(1, START_S)
-    bucket.ask(2, START_S)
-    assert bucket.grants(START_S) == [(1, 1)]
-    assert bucket.grants(START_S + 10) == [(2, 1)]
+    bucket = Bucket(RATE, START_S)
+    drain(bucket, 1, START_S)
+    later_s = START_S + 5 * LAPSE_S
+    bucket.ask(2, later_s)
+    assert bucket.grants(later_s) == [(1, GRANT_BYTES // 2), (2, GRANT_BYTES // 2)]
+
+
+def test_a_grant_is_held_from_when_it_was_made_and_not_from_when_it_was_asked_for():
+    bucket = Bucket(RATE, START_S)
+    drain(bucket, 1, START_S)
+    later_s = START_S + 5 * LAPSE_S
+    assert bucket.grants(later_s) == [(1, GRANT_BYTES)]
+    bucket.ask(2, later_s + LAPSE_S / 2)
+    assert bucket.grants(later_s + LAPSE_S / 2) == [(2, GRANT_BYTES // 2)]
 
 
 def test_who_is_forgotten_neither_waits_nor_counts():
