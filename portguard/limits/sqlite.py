@@ -1,0 +1,250 @@
+"""The ledger in an SQLite file, written by a thread of its own: no event loop waits for the disk.
+
+Rows are kept by what they are about, so that the newest takes the place of those before it; a batch is all that waits,
+in one transaction. While the file cannot be written, rows stay, who waits is told so at once, and it is tried again
+until it works.
+"""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from portguard.limits import sqlite_schema
+from portguard.limits.ledger import LATEST_S, Contents, Owner, RateRow, Row, UsageRow
+from portguard.limits.sqlite_file import LedgerFile, Misplaced, because, unusable
+from portguard.limits.sqlite_schema import NotALedger
+from portguard.observe import log
+from portguard.policy.quantities import Period
+
+_RETRY_S = 0.5
+_STUCK_S = 2.0
+"""A write that takes longer counts as failing: a disk that hangs raises nothing."""
+
+_DELETE_EVERY_S = 600.0
+
+Answers = Sequence[tuple[Callable[[bool], None], bool]]
+
+_Key = tuple[Owner, Period | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Trouble:
+    since_s: float
+    message: str
+
+
+class SqliteStore:
+    """A `ledger.Store`. Make it with `open`, before the event loop runs: that waits for the disk."""
+
+    def __init__(self, file: LedgerFile):
+        self._file = file
+        self._deliver: Callable[[Answers], None] = _discard
+        self._wake = threading.Condition()
+        self._rows: dict[_Key, Row] = {}
+        self._oldest_s = 0.0  # since when the first of them waits
+        self._waiting: list[Callable[[bool], None]] = []
+        self._refused: list[Callable[[bool], None]] = []  # their rows can never be written
+        self._began_s: float | None = None  # the write that is going on
+        self._retry_at_s = 0.0
+        self._delete_at_s = time.monotonic() + _DELETE_EVERY_S
+        self._close_by_s: float | None = None
+        self._trouble: _Trouble | None = None
+        self.errors = 0
+        self._complete = False  # ended, with everything written
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+
+    @classmethod
+    def open(cls, path: str, now_s: float) -> "SqliteStore":
+        """Open the file, or make it, for this process alone; other processes may read it.
+
+        `now_s` is since the epoch: what was over by then is deleted. Raises ConfigurationError for a place that cannot
+        be used, a file that is no ledger, is damaged, cannot be written, or is locked for two seconds; and when
+        another gateway uses it.
+        """
+        return cls(LedgerFile(path, now_s))
+
+    def contents(self, now_s: float) -> Contents:
+        """Return what is there and not over at `now_s`, since the epoch. To be called before `start`.
+
+        Raises ConfigurationError for rows that portguard has not written.
+        """
+        try:
+            connection = self._file.connection()
+            usage = sqlite_schema.usage_rows(connection, now_s)
+            return Contents(usage, sqlite_schema.rate_rows(connection, now_s))
+        except (sqlite3.Error, OSError, NotALedger, Misplaced) as error:
+            raise unusable(self._file.path, error) from error
+
+    def start(self, deliver: Callable[[Answers], None]) -> None:
+        """Begin to write. `deliver` gets the answers, in the writer's thread, a batch at a time."""
+        self._deliver = deliver
+        self._thread.start()
+
+    def write(self, rows: Sequence[Row], on_written: Callable[[bool], None] | None = None) -> None:
+        """Put the rows in place of those that they follow; return at once. See `ledger.Store`.
+
+        A text that is no valid Unicode cannot be written, ever: then none of these rows are, on_written(False) comes,
+        and they are not tried again. After `flush_and_close` nothing more is written.
+        """
+        possible = all(map(_is_possible, rows))
+        with self._wake:
+            # The first row sets off the wait for others; those after it need not wake anybody.
+            notify = on_written is not None or not self._rows
+            if possible:
+                if not self._rows:
+                    self._oldest_s = time.monotonic()
+                for row in rows:
+                    self._rows[_key(row)] = row
+            else:
+                self.errors += 1
+            if on_written is not None:
+                (self._waiting if possible else self._refused).append(on_written)
+            if notify:
+                self._wake.notify()
+
+    def failing_s(self) -> float | None:
+        """For how many seconds nothing could be written; None when it could."""
+        failing = self._failing()
+        return None if failing is None else time.monotonic() - failing.since_s
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be written now, for people; None when it can."""
+        failing = self._failing()
+        return None if failing is None else failing.message
+
+    def flush_and_close(self, timeout_s: float) -> bool:
+        """Write what waits, and end; return False when that was not possible in time."""
+        if self._complete:
+            return True
+        with self._wake:
+            self._close_by_s = time.monotonic() + timeout_s
+            self._retry_at_s = 0.0
+            self._wake.notify()
+        if self._thread.ident is None:
+            self._run()
+        else:
+            self._thread.join(timeout_s)
+        return self._complete
+
+    def _failing(self) -> _Trouble | None:
+        # In this order: a write that ends in between sets the one before it clears the other.
+        began_s, trouble = self._began_s, self._trouble
+        if trouble is None and began_s is not None and time.monotonic() - began_s > _STUCK_S:
+            return _Trouble(began_s, "a write that does not end")
+        return trouble
+
+    # In the thread.
+
+    def _run(self) -> None:
+        try:
+            self._write_until_closed()
+        finally:
+            if not self._complete and self._trouble is None:
+                # Fails closed: whatever ended the thread, nobody may take it for one that writes.
+                self._trouble = _Trouble(time.monotonic(), "a writer that has ended")
+            self._file.close()
+
+    def _write_until_closed(self) -> None:
+        while True:
+            with self._wake:
+                while (pause_s := self._pause_s(time.monotonic())) is None or pause_s > 0:
+                    self._wake.wait(pause_s)
+                hopeless = self._take_hopeless()
+                if not hopeless:
+                    rows, self._rows = self._rows, {}
+                    waiting, self._waiting = self._waiting, []
+                    began_s = self._began_s = time.monotonic()
+                    close_by_s = self._close_by_s
+            if hopeless:
+                self._deliver([(on_written, False) for on_written in hopeless])
+                continue
+            cause = self._attempt(list(rows.values()))
+            self._settle(rows, began_s, cause)
+            if waiting:
+                self._deliver([(on_written, cause is None) for on_written in waiting])
+            if close_by_s is not None and self._is_done(close_by_s, cause):
+                return
+
+    def _pause_s(self, now_s: float) -> float | None:
+        """For how long there is nothing to do; None: until somebody calls."""
+        if self._refused or (self._trouble is not None and self._waiting):
+            return 0.0
+        if self._trouble is not None:
+            return self._retry_at_s - now_s
+        if self._waiting or self._close_by_s is not None:
+            return 0.0
+        return self._oldest_s + LATEST_S - now_s if self._rows else None
+
+    def _take_hopeless(self) -> list[Callable[[bool], None]]:
+        """Take those whose answer needs no attempt: it is known to be no."""
+        hopeless, self._refused = self._refused, []
+        if self._trouble is not None and time.monotonic() < self._retry_at_s:
+            hopeless += self._waiting
+            self._waiting = []
+        return hopeless
+
+    def _attempt(self, rows: Sequence[Row]) -> str | None:
+        """Write the rows, all or none; return what kept them from being written."""
+        if not rows:
+            return None
+        try:
+            connection = self._file.connection()
+            with sqlite_schema.transaction(connection):
+                sqlite_schema.put(connection, rows)
+                if time.monotonic() >= self._delete_at_s:
+                    sqlite_schema.delete_over(connection, time.time())
+                    self._delete_at_s = time.monotonic() + _DELETE_EVERY_S
+        except (sqlite3.Error, OSError, NotALedger, Misplaced) as error:
+            self._file.note(error)
+            return because(error)
+        return None
+
+    def _settle(self, rows: dict[_Key, Row], began_s: float, cause: str | None) -> None:
+        now_s = time.monotonic()
+        with self._wake:
+            before = self._trouble
+            if cause is None:
+                self._trouble = None
+            else:
+                self.errors += 1
+                self._rows = {**rows, **self._rows}  # newer ones may have come meanwhile
+                self._retry_at_s = now_s + _RETRY_S
+                self._trouble = _Trouble(began_s, cause) if before is None else replace(before, message=cause)
+            self._began_s = None
+        if before is None and cause is not None:
+            log.event("error", "ledger.unavailable", file=self._file.path, message=cause)
+        elif before is not None and cause is None:
+            log.event("info", "ledger.resume", seconds=now_s - before.since_s)
+
+    def _is_done(self, close_by_s: float, cause: str | None) -> bool:
+        """Whether the thread shall end, since all is written or there is no time to try again."""
+        if cause is not None:
+            return time.monotonic() + _RETRY_S >= close_by_s
+        try:
+            self._file.checkpoint()
+        except sqlite3.Error as error:
+            # All is safe in the write-ahead log; the next start takes it from there.
+            log.event("warning", "ledger.checkpoint_failed", file=self._file.path, message=because(error))
+        self._complete = True
+        return True
+
+
+def _key(row: Row) -> _Key:
+    return row.owner, row.period if isinstance(row, UsageRow) else None
+
+
+def _is_possible(row: Row) -> bool:
+    try:
+        "".join(row.owner).encode()
+        if isinstance(row, RateRow):
+            row.connects.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _discard(_answers: Answers) -> None:
+    pass
