@@ -1,0 +1,175 @@
+"""How often an owner may connect: a sliding window over the wall clock, which outlives restarts.
+
+At most `count` are admitted in any `per_s` seconds, and never one more. Each is remembered for `per_s`; where many are,
+those of the same sixtieth of `per_s` are remembered together until the last of them is over. So it may refuse for up to
+a sixtieth of `per_s` longer than need be, and never needs more than `MAX_ENTRIES`.
+
+The wall clock is set now and then. What lies in its future when it was put back counts as of now: that neither forgives
+nor refuses for longer than `per_s`. Putting it forward forgives.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from itertools import accumulate
+
+from portguard.limits.ledger import Owner, RateRow
+from portguard.policy.quantities import Rate
+
+CELLS = 60
+MAX_ENTRIES = CELLS + 1
+"""A window that starts amidst a cell ends amidst another."""
+
+_TEXT = re.compile(r"(?P<per_s>[0-9]{1,5}):(?P<last_ms>[0-9]{1,15}):(?P<entries>[0-9x,]+)", re.ASCII)
+_ENTRY = re.compile(r"(?P<before_ms>[0-9]{1,15})(?:x(?P<count>[0-9]{1,9}))?", re.ASCII)
+_EXPECTED = 'connects such as "60:1795478400250:2000,250,0x3"'
+_FEW_OWNERS = 1024
+
+
+class Connects:
+    """When one owner connected of late, as far as a rate needs it. Every `now_s` is of the wall clock."""
+
+    __slots__ = ("_entries", "_per_s")
+
+    def __init__(self) -> None:
+        self._per_s = 1
+        # (when the last of them was, in milliseconds since the epoch, rounded up; how many), in the order of time.
+        self._entries: list[tuple[int, int]] = []
+
+    def admit(self, now_s: float, rate: Rate) -> float:
+        """0.0, and it is counted; or, if that would be one too many, after how many seconds (above 0) to try again.
+
+        What is refused is not counted. After a change of the rate, what is still remembered counts against the new one.
+        *Fails closed*: whatever is not known to the millisecond is taken to be later.
+        """
+        self.put_back(now_s)
+        self._per_s = rate.per_s
+        per_ms = rate.per_s * 1000
+        floor_ms = math.floor(now_s * 1000)
+        self._entries = [entry for entry in self._entries if entry[0] + per_ms > floor_ms]
+        surplus = sum(count for _, count in self._entries) + 1 - rate.count
+        if surplus <= 0:
+            self._entries.append((math.ceil(now_s * 1000), 1))
+            if len(self._entries) > MAX_ENTRIES:
+                self._merge_cells(per_ms)
+            return 0.0
+        over_by = accumulate(count for _, count in self._entries)
+        last_ms = next(last_ms for (last_ms, _), over in zip(self._entries, over_by, strict=True) if over >= surplus)
+        # A millisecond more: the sum of two floats may lie just below the instant that is meant.
+        return (last_ms + per_ms - floor_ms + 1) / 1000
+
+    def put_back(self, now_s: float) -> None:
+        """Count as of now what the clock, if it was put back, has in its future."""
+        now_ms = math.ceil(now_s * 1000)
+        future = sum(count for last_ms, count in self._entries if last_ms > now_ms)
+        if future:
+            self._entries = [entry for entry in self._entries if entry[0] <= now_ms] + [(now_ms, future)]
+
+    def idle(self, now_s: float) -> bool:
+        """Whether nothing is remembered any more."""
+        return now_s >= self.end_s
+
+    @property
+    def end_s(self) -> int:
+        """When it will be idle (whole seconds since the epoch, rounded up), if no more come; 0 when none came."""
+        return math.ceil(self._entries[-1][0] / 1000) + self._per_s if self._entries else 0
+
+    def to_text(self) -> str:
+        """Compact, for the ledger: the window, the last instant, and how long before it how many came. "" for none."""
+        if not self._entries:
+            return ""
+        newest_ms = self._entries[-1][0]
+        entries = ",".join(
+            f"{newest_ms - last_ms}x{count}" if count > 1 else f"{newest_ms - last_ms}"
+            for last_ms, count in self._entries
+        )
+        return f"{self._per_s}:{newest_ms}:{entries}"
+
+    @classmethod
+    def from_text(cls, text: str) -> "Connects":
+        """The inverse of `to_text`. Raises ValueError."""
+        connects = cls()
+        if text and not connects._read(text):
+            raise ValueError(f"expected {_EXPECTED}, got {text[:100]!a}")
+        return connects
+
+    def _read(self, text: str) -> bool:
+        match = _TEXT.fullmatch(text)
+        written = match["entries"].split(",") if match else []
+        entries = [entry for entry in map(_ENTRY.fullmatch, written) if entry]
+        if match is None or len(entries) != len(written) or len(entries) > MAX_ENTRIES:
+            return False
+        self._per_s = int(match["per_s"])
+        last_ms = int(match["last_ms"])
+        self._entries = [(last_ms - int(entry["before_ms"]), int(entry["count"] or 1)) for entry in entries]
+        times_ms = [0, *(at_ms for at_ms, _ in self._entries)]
+        counts = [count for _, count in self._entries]
+        return (
+            1 <= self._per_s <= 86_400 and times_ms == sorted(times_ms) and times_ms[-1] == last_ms and min(counts) > 0
+        )
+
+    def _merge_cells(self, per_ms: int) -> None:
+        merged: dict[int, tuple[int, int]] = {}
+        for last_ms, count in self._entries:
+            cell = last_ms * CELLS // per_ms
+            merged[cell] = (last_ms, count + (merged[cell][1] if cell in merged else 0))
+        self._entries = list(merged.values())
+
+
+class ConnectRates:
+    """The connects of every owner. It forgets those who are idle, and tells the ledger what has changed."""
+
+    def __init__(self) -> None:
+        self._connects: dict[Owner, Connects] = {}
+        self._changed: dict[Owner, None] = {}
+        self._many = _FEW_OWNERS
+
+    def admit(self, owner: Owner, rate: Rate, now_s: float) -> float:
+        """As `Connects.admit`."""
+        connects = self._connects.get(owner)
+        if connects is None:
+            if len(self._connects) >= self._many:
+                self.forget_idle(now_s)
+                # Not again before as many more have come: to look at all of them takes its time.
+                self._many = max(_FEW_OWNERS, 2 * len(self._connects))
+            connects = self._connects[owner] = Connects()
+        end_s = connects.end_s
+        wait_s = connects.admit(now_s, rate)
+        # Without an admission it ends at another time when the clock was put back, or the rate has another window.
+        if not wait_s or connects.end_s != end_s:
+            self._changed[owner] = None
+        return wait_s
+
+    def load(self, rows: Iterable[RateRow]) -> None:
+        """Remember what the ledger has. Raises ValueError, and remembers none of them, when one is nonsense."""
+        loaded = {}
+        for row in rows:
+            try:
+                loaded[row.owner] = Connects.from_text(row.connects)
+            except ValueError as error:
+                raise ValueError(f"connects of {row.owner.name!a} in role {row.owner.role!a}: {error}") from None
+        self._connects.update(loaded)
+
+    def changed(self) -> list[RateRow]:
+        """The rows to write: of those whose connects have changed since the last call. One that is over says ""."""
+        rows = []
+        for owner in self._changed:
+            connects = self._connects.get(owner) or Connects()
+            rows.append(RateRow(owner, connects.to_text(), connects.end_s))
+        self._changed.clear()
+        return rows
+
+    def reset(self, owner: Owner) -> None:
+        """Forget how often the owner has connected."""
+        if self._connects.pop(owner, None) is not None:
+            self._changed[owner] = None
+
+    def forget_idle(self, now_s: float) -> None:
+        """Forget those of whom nothing is remembered any more."""
+        for owner, connects in list(self._connects.items()):
+            end_s = connects.end_s
+            connects.put_back(now_s)
+            if connects.end_s != end_s:
+                self._changed[owner] = None
+            if connects.idle(now_s):
+                del self._connects[owner]
