@@ -135,7 +135,7 @@ def _covering(policy: Policy, number: int, role: Role) -> Entry | None:
         candidates &= index.services[name]
     while candidates:
         earlier = policy.entries[first(candidates)]
-        if not isinstance(earlier, Role) or _covers(earlier, role):
+        if not isinstance(earlier, Role) or covers(earlier, role):
             return earlier
         candidates &= candidates - 1
     return None
@@ -145,7 +145,7 @@ def _is_empty(policy: Policy, entry: Entry) -> bool:
     return all(isinstance(member, PolicyGroup) and not policy.groups[member.name] for member in entry.members)
 
 
-def _covers(wide: Role, narrow: Role) -> bool:
+def covers(wide: Role, narrow: Role) -> bool:
     """Whether source, hours and expiry of `wide` hold whenever those of `narrow` do."""
     if wide.expires is not None and (narrow.expires is None or narrow.expires > wide.expires):
         return False
