@@ -220,6 +220,17 @@ def test_closing_writes_what_waits_and_leaves_one_file_behind(path, monkeypatch)
     assert used(path) == {"alice": 1000}
 
 
+def test_closing_leaves_nothing_in_the_write_ahead_log_even_while_somebody_reads(path):
+    ledger = Ledger(path)
+    ledger.write(usage())
+    ledger.answer()
+    reader = sqlite3.connect(path)
+    assert reader.execute("SELECT used_bytes FROM usage").fetchall() == [(1000,)]
+    assert ledger.close()
+    assert os.path.getsize(f"{path}-wal") == 0
+    reader.close()
+
+
 def test_a_store_that_never_started_writes_what_waits_when_it_is_closed(path):
     ledger = Ledger(path, start=False)
     ledger.store.write([usage()])
@@ -359,6 +370,17 @@ def test_a_ledger_that_lost_its_end_is_refused(path):
     damaged(path)
     os.truncate(path, 8192)
     assert problem(path)[2].startswith("a damaged database")
+
+
+def test_a_ledger_whose_free_pages_are_lost_is_refused(path):
+    contents(path)
+    with open(path, "r+b") as file:
+        file.seek(36)  # how many there are
+        file.write((5).to_bytes(4, "big"))
+    _, expected, found = problem(path)
+    assert expected == "the ledger"
+    assert found.startswith("a damaged database (")
+    assert found.endswith("reelist: size is 0 but should be 5)")
 
 
 @pytest.mark.parametrize(
@@ -602,17 +624,28 @@ def test_a_file_that_cannot_grow_is_an_error_at_start(path, program, exists):
     assert contents(path) == Contents((), ())
 
 
-def test_a_file_that_was_removed_is_trouble_and_goes_on_when_it_is_back(ledger, tmp_path):
+def test_opening_writes_something_so_that_a_full_disk_shows_at_once(path):
+    contents(path)
+    assert not os.path.exists(f"{path}-wal")
+    ledger = Ledger(path, start=False)
+    assert os.path.getsize(f"{path}-wal") > 0
+    ledger.close()
+
+
+def test_a_file_that_was_removed_is_trouble_and_goes_on_when_it_is_back(ledger, tmp_path, monkeypatch, events):
+    monkeypatch.setattr(sqlite, "_RETRY_S", 0.01)
     for end in ("", "-wal", "-shm"):
         os.rename(ledger.path + end, tmp_path / f"away{end}")
     ledger.write(usage())
     assert ledger.answer() == ("written", False)
     assert ledger.store.trouble == "no file any more, put it back or restart the gateway"
+    eventually(lambda: ledger.store.errors > 3)
     assert not os.path.exists(ledger.path), "no empty ledger takes its place"
     for end in ("", "-wal", "-shm"):
         os.rename(tmp_path / f"away{end}", ledger.path + end)
-    eventually(lambda: ledger.store.trouble is None)
+    eventually(lambda: len(events) > 1)
     assert used(ledger.path) == {"alice": 1000}
+    assert [name for _, name, _ in events] == ["ledger.unavailable", "ledger.resume"]
 
 
 def test_a_file_that_was_replaced_is_trouble_and_is_not_written(ledger, tmp_path):
@@ -638,6 +671,22 @@ def test_a_write_ahead_log_that_was_removed_costs_nothing(path):
     ledger.close()
 
 
+def test_a_write_ahead_log_that_was_removed_is_not_given_up_while_a_reader_keeps_it_from_being_saved(ledger):
+    ledger.write(usage())
+    ledger.answer()
+    reader = sqlite3.connect(ledger.path, isolation_level=None)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT name FROM usage").fetchall() == [("alice",)]
+    os.unlink(f"{ledger.path}-wal")
+    os.unlink(f"{ledger.path}-shm")
+    ledger.write(usage(BOB))
+    assert ledger.answer() == ("written", False)
+    assert ledger.store.trouble == "no write-ahead log beside it any more, while another process reads it"
+    reader.close()
+    eventually(lambda: ledger.store.trouble is None)
+    assert used(ledger.path) == {"alice": 1000, "bob": 1000}
+
+
 def test_a_write_that_hangs_counts_as_failing(ledger, monkeypatch):
     monkeypatch.setattr(sqlite, "_STUCK_S", 0.01)
     disk_answers = threading.Event()
@@ -650,6 +699,22 @@ def test_a_write_that_hangs_counts_as_failing(ledger, monkeypatch):
     disk_answers.set()
     assert ledger.answer() == ("written", True)
     eventually(lambda: ledger.store.failing_s() is None)
+
+
+def test_a_row_that_came_during_a_write_that_failed_is_the_one_to_be_written(ledger):
+    writing, fail = threading.Event(), threading.Event()
+
+    def interrupt():
+        writing.set()
+        return fail.wait(PATIENCE_S)
+
+    ledger.hook().set_progress_handler(interrupt, 1)
+    ledger.write(usage(used_bytes=1), usage(BOB, 1))
+    assert writing.wait(PATIENCE_S)
+    ledger.store.write([usage(used_bytes=2)])
+    fail.set()
+    assert ledger.answer() == ("written", False)
+    eventually(lambda: used(ledger.path) == {"alice": 2, "bob": 1})
 
 
 def test_a_writer_that_has_ended_for_whatever_reason_counts_as_failing(path, monkeypatch):
