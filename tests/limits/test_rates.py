@@ -42,6 +42,22 @@ def test_the_answer_is_how_long_to_wait():
     assert connects.admit(NOW_S + 12.3456 + wait_s, THREE_A_MINUTE) == 0.0
 
 
+def test_the_wait_suffices_where_floats_fall_short():
+    # Without the margin the sum is the float below 1600077131.361, and a millisecond too early.
+    connects, rate, now_s = Connects(), Rate(1, 86_400), 1_600_047_767.067
+    connects.admit(1_600_077_131.361 - 86_400, rate)
+    wait_s = connects.admit(now_s, rate)
+    assert connects.admit(now_s + wait_s - 0.002, rate) > 0
+    assert connects.admit(now_s + wait_s, rate) == 0.0
+
+
+def test_a_part_of_a_millisecond_too_early_is_too_early():
+    connects, rate = Connects(), Rate(1, 60)
+    connects.admit(NOW_S + 0.0007, rate)
+    assert connects.admit(NOW_S + 60.0003, rate) > 0
+    assert connects.admit(NOW_S + 60.0012, rate) == 0.0
+
+
 def test_what_is_refused_is_not_counted():
     connects = Connects()
     fill(connects, THREE_A_MINUTE)
