@@ -10,6 +10,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 from urllib.parse import urlsplit
 
+from portguard.control.access import Principal
 from portguard.errors import Problem
 from portguard.identity.names import SOURCES, Malformed, Namespace, Source, check_trust_domain, check_trust_name
 from portguard.policy.addresses import ListenAddress, parse_host_name
@@ -120,17 +121,6 @@ class AuditSettings:
     rotate_age_s: float | None  # None: off
     sync: Literal["written", "disk"]
     copy: Literal["none", "journal"]
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Principal:
-    """A user or group of the host, `user:anna` or `group:audit`. Whether it exists is known when it is used."""
-
-    kind: Literal["user", "group"]
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from ipaddress import ip_network
 
 import pytest
 
+from portguard.control.access import Principal
 from portguard.gateway.configuration import (
     NOT_ACTED_ON,
     AuditSettings,
@@ -12,7 +13,6 @@ from portguard.gateway.configuration import (
     ControlSettings,
     LogSettings,
     MetricsSettings,
-    Principal,
     Timeouts,
     TrustSettings,
     read_configuration,

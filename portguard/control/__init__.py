@@ -1,0 +1,1 @@
+"""The operator's HTTP and JSON on a unix socket: server and client."""
