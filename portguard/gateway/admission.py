@@ -11,13 +11,17 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TypeVar
 
 from portguard.errors import Refused
 from portguard.gateway.slots import SlotTable
+from portguard.limits.ledger import Owner
 from portguard.reasons import Reason
 
 MOST_LINGERING = 1024
 """Connections of one worker that hold no place any more, and a descriptor for as long as their last bytes take."""
+
+_Key = TypeVar("_Key")
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -30,10 +34,8 @@ class Session:
     id: str  # 128 random bits, lower-case hex
     slot: int
     worker: int
-    trust: str
-    name: str
+    owner: Owner  # the identity, in the role that let it in
     service: str
-    role: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ class Admission:
         self._pending: dict[int, _Pending] = {}  # by connection
         self._per_address: Counter[Address] = Counter()
         self._per_worker: Counter[int] = Counter()
+        self._per_owner: Counter[Owner] = Counter()
+        self._per_service: Counter[str] = Counter()
         self._last_connection = 0
 
     @property
@@ -101,10 +105,24 @@ class Admission:
         self._per_worker[worker] += 1
         return self._last_connection
 
-    def admit(
-        self, connection: int, *, session_id: str, trust: str, name: str, service: str, role: str, now_ns: int
-    ) -> Session:
-        """Make a session of a pending connection, whose client the policy lets in.
+    def check_room(self, owner: Owner, service: str, *, most_of_owner: int | None, most_of_service: int | None) -> None:
+        """Raise Refused with `max_sessions` or `service_full` where there are as many sessions already; None: no bound.
+
+        `owner` is the identity in its role. *Fails closed*.
+        """
+        if most_of_owner is not None and self._per_owner[owner] >= most_of_owner:
+            raise Refused(
+                Reason.MAX_SESSIONS,
+                f"role {owner.role} allows {_sessions(most_of_owner)} at once, and as many are open",
+            )
+        if most_of_service is not None and self._per_service[service] >= most_of_service:
+            raise Refused(
+                Reason.SERVICE_FULL,
+                f"service {service} allows {_sessions(most_of_service)} at once, and as many are open",
+            )
+
+    def admit(self, connection: int, *, session_id: str, owner: Owner, service: str, now_ns: int) -> Session:
+        """Make a session of a pending connection, whose client the policy lets in as `owner`.
 
         Raises Refused with `gateway_full`; the connection is then still pending. *Fails closed*: KeyError for a
         connection that is not pending.
@@ -115,9 +133,11 @@ class Admission:
         self._forget(connection)
         slot = self._free.pop()
         self._slots.open(slot, pending.worker, now_ns)
-        session = Session(session_id, slot, pending.worker, trust, name, service, role)
+        session = Session(session_id, slot, pending.worker, owner, service)
         self.sessions[slot] = session
         self._per_worker[pending.worker] += 1
+        self._per_owner[owner] += 1
+        self._per_service[service] += 1
         return session
 
     def gone(self, connection: int) -> None:
@@ -132,6 +152,8 @@ class Admission:
         """End a session; return what it moved. Raises KeyError when there is none in the slot."""
         session = self.sessions.pop(slot)
         self._per_worker[session.worker] -= 1
+        _discount(self._per_owner, session.owner)
+        _discount(self._per_service, session.service)
         opened_ns, connected_s = self._slots.opened_ns(slot), self._slots.connected_s(slot)
         received, sent = self._slots.free(slot)
         self._free.append(slot)
@@ -149,6 +171,14 @@ class Admission:
         pending = self._pending.pop(connection)
         self._per_worker[pending.worker] -= 1
         if pending.counted is not None:
-            self._per_address[pending.counted] -= 1
-            if not self._per_address[pending.counted]:
-                del self._per_address[pending.counted]  # or every address that ever came would stay
+            _discount(self._per_address, pending.counted)
+
+
+def _discount(counts: Counter[_Key], key: _Key) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]  # or everything that ever was would stay
+
+
+def _sessions(count: int) -> str:
+    return f"{count} session" if count == 1 else f"{count} sessions"

@@ -14,11 +14,13 @@ from portguard.gateway.configuration import Configuration
 from portguard.gateway.kept_policies import keep_policy
 from portguard.gateway.protocol import Admit, TurnedAway
 from portguard.gateway.snapshot import Snapshot
+from portguard.limits.accounts import Warned
 from portguard.observe import log
 from portguard.observe.audit.floods import RefusalGates
 from portguard.observe.audit.recorder import Entry, Recorder, Settings
 from portguard.observe.audit.records import Fields
 from portguard.observe.audit.writer import Answers, Writer
+from portguard.policy.quantities import format_quota
 from portguard.reasons import Reason
 
 PATIENCE_S = 2.0
@@ -95,11 +97,31 @@ class AuditTrail:
         """A worker process has ended unasked; `status` is negative for a signal."""
         self._note("worker.exit", {"worker": number, "pid": pid, "status": status})
 
+    def quota_warning(self, warned: Warned) -> None:
+        """Somebody has used most of a quota."""
+        owner = warned.owner
+        self._note(
+            "quota.warning",
+            {
+                "trust": owner.trust or None,
+                "identity": owner.name or None,
+                "role": owner.role,
+                "quota": format_quota(warned.quota),
+                "used": warned.used_bytes,
+                "policy": self._policy,
+            },
+        )
+
     @property
     def refuses(self) -> bool:
         """Whether sessions are refused at once, because their lines could not be written for a while."""
         failing_s = self._writer.failing_s()
         return self._required and failing_s is not None and failing_s > PATIENCE_S
+
+    @property
+    def failures(self) -> int:
+        """How many attempts at writing have failed."""
+        return self._writer.failures
 
     def tick(self, now_s: float) -> None:
         """To be called about once a second."""

@@ -356,6 +356,7 @@ class Connection:
             idle_s=_finite(service.idle_s, timeouts.idle_s),
             half_close_s=timeouts.half_close_s,
             session_s=_finite(grant.session_s, timeouts.session_s),
+            gates=worker.allowances.gates(self._ticket.slot),
         )
         worker.live[live.slot] = live
         self._log("info", "session.open", role=grant.role, upstream=upstream_name)

@@ -1,4 +1,4 @@
-"""What a flow of bytes has to pass when its session may not move what it likes: allowances, and the gate before them."""
+"""What a flow has to pass when its session may not move all that it likes: allowances, and the gate before them."""
 
 from collections import deque
 from collections.abc import Callable
@@ -16,7 +16,7 @@ class Allowance:
     With `ahead` it is asked for while half is left, so that most often nobody waits.
     """
 
-    __slots__ = ("_ahead", "_ask", "_asked", "_low", "_waiting", "left")
+    __slots__ = ("_ahead", "_ask", "_asked", "_fresh", "_low", "_waiting", "left")
 
     def __init__(self, ask: Callable[[bool], None], *, ahead: bool):
         self._ask = ask
@@ -24,6 +24,7 @@ class Allowance:
         self._asked = _NOT_ASKED
         self._low = 0 if ahead else -1  # when no more than this is left, more is asked for
         self._waiting: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self._fresh = False  # some came since the last lapse()
         self.left = 0
 
     def take(self, count: int) -> None:
@@ -43,6 +44,7 @@ class Allowance:
     def add(self, count: int) -> None:
         """More came. Those who wait go on, one after the other, as far as it lasts."""
         self.left += count
+        self._fresh = True
         self._low = self.left // 2 if self._ahead else -1
         self._asked = _NOT_ASKED
         for _ in range(len(self._waiting)):
@@ -53,6 +55,18 @@ class Allowance:
         if self._waiting and self.left <= 0 and self._asked != _ASKED_EMPTY:
             self._asked = _ASKED_EMPTY
             self._ask(True)
+
+    def refused(self) -> None:
+        """What was asked for will not come. Who waits is about to end; who comes next asks anew."""
+        self._waiting.clear()
+        self._asked = _NOT_ASKED
+
+    def lapse(self) -> None:
+        """Give up what came before the last call and is not used."""
+        if self._fresh:
+            self._fresh = False
+        else:
+            self.left = 0
 
     def take_all(self) -> int:
         """Give up what is left; return how much that is."""

@@ -1,10 +1,15 @@
-"""The sockets that clients connect to: the gateway's own, and those of services with a port of their own."""
+"""The sockets that clients connect to: the gateway's own, and those of services with a port of their own.
+
+They are bound here, unless systemd has handed them over (`activation`).
+"""
 
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 
 from portguard.errors import ConfigurationError, Problem
+from portguard.gateway.activation import GATEWAY, METRICS, HandedOver, Wanted, assign
 from portguard.gateway.configuration import Configuration
 from portguard.policy.addresses import ListenAddress
 from portguard.policy.decide import Policy
@@ -29,6 +34,24 @@ def listeners(configuration: Configuration, policy: Policy) -> tuple[Listener, .
         Listener(address, service) for _, service in sorted(policy.services.items()) for address in service.listen
     ]
     return (*own, *of_services)
+
+
+def listen(
+    configuration: Configuration, policy: Policy, handed_over: Iterable[HandedOver]
+) -> tuple[list[tuple[Listener, socket.socket]], socket.socket]:
+    """All `listeners` in their order, each with its socket, and the socket of `[metrics]`.
+
+    They do not block. Raises ConfigurationError.
+    """
+    everywhere = listeners(configuration, policy)
+    wanted = [Wanted(GATEWAY if one.service is None else one.service.name, one.address) for one in everywhere]
+    at = configuration.metrics.listen
+    *given, metrics = assign(handed_over, [*wanted, Wanted(METRICS, at)])
+    bound = [
+        (listener, bind(listener, configuration.path) if sock is None else sock)
+        for listener, sock in zip(everywhere, given, strict=True)
+    ]
+    return bound, bind_address(at, configuration.path, "metrics.listen") if metrics is None else metrics
 
 
 def bind(listener: Listener, file: str) -> socket.socket:

@@ -5,7 +5,7 @@ leave in the session's slot. So nothing that was counted is lost with a worker, 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -13,13 +13,15 @@ from portguard.gateway.admission import Account, Session
 from portguard.gateway.expiries import certificate_expiries, crl_expiries
 from portguard.gateway.slots import CONNECTED, RECEIVED, SENT, SlotTable
 from portguard.gateway.snapshot import Snapshot
-from portguard.observe.metrics import OTHER, Reading, Totals
+from portguard.limits.accounts import QuotaLine
+from portguard.observe.metrics import OTHER, QuotaUse, Reading, Totals
 from portguard.reasons import Reason
 
 # A session that ends so before its service is reached was not refused: one side of it went away.
 _WENT_AWAY = {Reason.CLIENT_RESET, Reason.WORKER_LOST}
 
 _SESSIONS_AT_A_TIME = 1000  # about a millisecond
+_LINES_AT_A_TIME = 200  # likewise
 
 
 class Meter:
@@ -102,19 +104,19 @@ class Meter:
 
     def _open(self, session: Session, connected_s: float) -> None:
         self._connecting.discard(session.slot)
-        who = session.trust, session.name
+        who = session.owner.trust, session.owner.name
         if who not in self._labels and len(self._labels) < self._max_identities:
             self._labels[who] = self._written(*who)
         key = self._label(session), session.service
         totals = self.totals
-        self._roles.add((session.service, session.role))
+        self._roles.add((session.service, session.owner.role))
         totals.opened[key] += 1
         totals.received[key] += 0  # series begin at zero, or rate() would miss what comes first
         totals.sent[key] += 0
         totals.connect(session.service, connected_s)
 
     def _label(self, session: Session) -> str:
-        return self._labels.get((session.trust, session.name), OTHER)
+        return self._labels.get((session.owner.trust, session.owner.name), OTHER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,21 +157,40 @@ class Moment:
     labels: Mapping[tuple[str, str], str] = field(repr=False)
     active: Counter[tuple[str, str]]  # live sessions by service and role
     up: Mapping[str, bool]
+    quotas: QuotaUse = field(default_factory=QuotaUse)
 
     def add_live(self) -> Iterator[None]:
         """Add what live sessions have moved, some at a time: with thousands, others want to run in between."""
         totals, cells = self.totals, self.cells
         for number, (slot, session) in enumerate(self.sessions.items(), start=1):
-            self.active[session.service, session.role] += 1
+            self.active[session.service, session.owner.role] += 1
             base = SlotTable.base(slot)
             if cells[base + CONNECTED]:
-                key = self.labels.get((session.trust, session.name), OTHER), session.service
+                key = self.labels.get((session.owner.trust, session.owner.name), OTHER), session.service
                 totals.received[key] += cells[base + RECEIVED]
                 totals.sent[key] += cells[base + SENT]
             if number % _SESSIONS_AT_A_TIME == 0:
                 yield
 
-    def reading(self, loaded: Loaded, *, workers: int, draining: bool) -> Reading:
+    def add_quotas(self, lines: Iterable[QuotaLine]) -> Iterator[None]:
+        """Add how quotas stand, some at a time, of roles and of the identities that have a label."""
+        quotas = self.quotas
+        for number, line in enumerate(lines, start=1):
+            role, period = line.owner.role, line.period
+            if line.limit_bytes is None:
+                continue
+            if line.owner.is_pool:
+                quotas.pooled_limits[role, period] = line.limit_bytes
+                quotas.pooled_used[role, period] = line.used_bytes
+            elif (label := self.labels.get((line.owner.trust, line.owner.name))) is not None:
+                quotas.limits[role, period] = line.limit_bytes
+                quotas.used[label, role, period] = line.used_bytes
+            if number % _LINES_AT_A_TIME == 0:
+                yield
+
+    def reading(
+        self, loaded: Loaded, *, workers: int, draining: bool, audit_failures: int, ledger_errors: int
+    ) -> Reading:
         """Return what a scrape shows."""
         return Reading(
             totals=self.totals,
@@ -183,4 +204,7 @@ class Moment:
             revision=loaded.revision,
             workers=workers,
             draining=draining,
+            quotas=self.quotas,
+            audit_failures=audit_failures,
+            ledger_errors=ledger_errors,
         )

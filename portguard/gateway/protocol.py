@@ -45,10 +45,16 @@ class Accepted(NamedTuple):
 
 
 class Ticket(NamedTuple):
-    """The session is admitted. Its bytes are counted in `slot`."""
+    """The session is admitted. Its bytes are counted in `slot`.
+
+    `leased`: it may move only what is leased to its `account`; `paced`: only its share of the account's bandwidth.
+    """
 
     connection: int
     slot: int
+    account: int
+    leased: bool
+    paced: bool
 
 
 class Refusal(NamedTuple):
@@ -58,6 +64,34 @@ class Refusal(NamedTuple):
     reason: str
     message: str
     retry_after_s: float | None
+
+
+class Leased(NamedTuple):
+    """The account's sessions may move so many bytes more, in both directions together."""
+
+    account: int
+    lease_bytes: int
+
+
+class Recalled(NamedTuple):
+    """What the account's sessions have not used of their leases is wanted back, even if that is nothing."""
+
+    account: int
+
+
+class Closed(NamedTuple):
+    """The account's sessions end now, for `reason`."""
+
+    account: int
+    reason: str
+
+
+class Share(NamedTuple):
+    """The account's sessions may move so many bytes more in one direction: 0 from clients, 1 to them."""
+
+    account: int
+    direction: int
+    share_bytes: int
 
 
 class Drain(NamedTuple):
@@ -129,6 +163,27 @@ class Ended(NamedTuple):
     upstream: str | None
 
 
+class LeaseWanted(NamedTuple):
+    """The account's lease is half used, or `empty`: sessions wait."""
+
+    account: int
+    empty: bool
+
+
+class LeaseReturned(NamedTuple):
+    """The account's sessions will not use so many bytes of their leases."""
+
+    account: int
+    lease_bytes: int
+
+
+class ShareWanted(NamedTuple):
+    """The account's share in one direction is used up, and sessions wait."""
+
+    account: int
+    direction: int
+
+
 class Beat(NamedTuple):
     """The worker's loop turns."""
 
@@ -144,6 +199,10 @@ Message = (
     | Accepted
     | Ticket
     | Refusal
+    | Leased
+    | Recalled
+    | Closed
+    | Share
     | Drain
     | Stop
     | Hello
@@ -152,6 +211,9 @@ Message = (
     | TurnedAway
     | Gone
     | Ended
+    | LeaseWanted
+    | LeaseReturned
+    | ShareWanted
     | Beat
     | Tried
 )

@@ -16,21 +16,40 @@ import uvloop
 
 from portguard.errors import Refused
 from portguard.gateway.accepting import Acceptor
+from portguard.gateway.accounting import Accounting, open_ledger
+from portguard.gateway.activation import receive
 from portguard.gateway.admission import Account, Admission, Session
 from portguard.gateway.audit_trail import AuditTrail, open_recorder
 from portguard.gateway.bundle import Bundle, read_bundle
 from portguard.gateway.descriptors import raise_descriptor_limit
-from portguard.gateway.listeners import Listener, bind, bind_address, listeners, written_address
+from portguard.gateway.listeners import Listener, listen, written_address
 from portguard.gateway.meter import Loaded, Meter
+from portguard.gateway.notify import Notifier
 from portguard.gateway.operator_http import OperatorHttp
-from portguard.gateway.protocol import Accepted, Admit, Ended, Gone, Message, Refusal, Stop, Ticket, Tried, TurnedAway
+from portguard.gateway.protocol import (
+    Accepted,
+    Admit,
+    Ended,
+    Gone,
+    LeaseReturned,
+    LeaseWanted,
+    Message,
+    Refusal,
+    ShareWanted,
+    Stop,
+    Tried,
+    TurnedAway,
+)
 from portguard.gateway.slots import SlotTable
 from portguard.gateway.snapshot import Snapshot, build
 from portguard.gateway.workers import Worker, Workers
+from portguard.limits.accounts import Warned
+from portguard.limits.ledger import Owner, Store
 from portguard.observe import log
 from portguard.observe.audit.recorder import Recorder
 from portguard.observe.faults import Faults
 from portguard.observe.metrics import Reading
+from portguard.policy.quantities import format_quota
 from portguard.reasons import Reason
 
 _STOP_S = 10.0  # for workers to end once told to; more than a connection lingers
@@ -45,6 +64,8 @@ def serve(configuration_path: str) -> int:
 
     Raises ConfigurationError before anything listens.
     """
+    notifier = Notifier.take(os.environ, os.getpid())
+    handed_over = receive(os.environ, os.getpid())
     bundle = read_bundle(configuration_path)
     snapshot = build(bundle)
     settings = snapshot.configuration.log
@@ -52,13 +73,12 @@ def serve(configuration_path: str) -> int:
     for warning in snapshot.warnings:
         log.event("warning", "configuration.warning", message=warning)
     raise_descriptor_limit(snapshot.configuration.capacity, configuration_path)
-    to_bind = listeners(snapshot.configuration, snapshot.policy)
-    bound = [(listener, bind(listener, configuration_path)) for listener in to_bind]
-    metrics = bind_address(snapshot.configuration.metrics.listen, configuration_path, "metrics.listen")
+    bound, metrics = listen(snapshot.configuration, snapshot.policy, handed_over)
+    ledger = open_ledger(snapshot.configuration)
     recorder = open_recorder(snapshot.configuration)
     floods = log.Floods()
     Faults(floods).watch_process()
-    return uvloop.run(_run(bundle, snapshot, bound, metrics, floods, recorder))
+    return uvloop.run(_run(bundle, snapshot, bound, metrics, floods, recorder, ledger, notifier))
 
 
 async def _run(
@@ -68,9 +88,11 @@ async def _run(
     metrics: socket.socket,
     floods: log.Floods,
     recorder: Recorder,
+    ledger: Store,
+    notifier: Notifier,
 ) -> int:
     trail = AuditTrail(recorder, required=snapshot.configuration.audit.required)
-    return await Supervisor(bundle, snapshot, bound, metrics, floods, trail).run()
+    return await Supervisor(bundle, snapshot, bound, metrics, floods, trail, ledger, notifier).run()
 
 
 class Supervisor:
@@ -84,6 +106,8 @@ class Supervisor:
         metrics: socket.socket,
         floods: log.Floods,
         trail: AuditTrail,
+        ledger: Store,
+        notifier: Notifier,
     ):
         configuration = snapshot.configuration
         capacity = configuration.capacity
@@ -95,6 +119,7 @@ class Supervisor:
         self._bound = bound
         self._metrics = metrics
         self._trail = trail
+        self._notifier = notifier
         self._slots = SlotTable.create(capacity.max_sessions)
         self._admission = Admission(
             self._slots,
@@ -108,6 +133,14 @@ class Supervisor:
             self._admission.sessions,
             written=snapshot.written,
             max_identities=configuration.metrics.max_identities,
+        )
+        self._accounting = Accounting(
+            snapshot.policy,
+            self._slots,
+            ledger,
+            when_unavailable=configuration.ledger.when_unavailable,
+            send=self._send,
+            on_warned=self._on_warned,
         )
         self._loaded = Loaded.of(snapshot, bundle.read_at)
         self._http = OperatorHttp(read=self._read, not_ready=self._not_ready, faults=faults)
@@ -153,7 +186,9 @@ class Supervisor:
             await self._http.stop()
         for worker in self._workers:
             self._log_lost(worker)
+        await self._accounting.stop()
         await self._trail.stop(code)
+        self._notifier.close()
         log.event("info", "gateway.stop", exit_code=code)
         return code
 
@@ -187,9 +222,12 @@ class Supervisor:
                 self._admit(worker, message)
             case Ended():
                 account = self._admission.end(message.slot, time.monotonic_ns())
+                self._accounting.ended(account)
                 self._meter.ended(account, message.reason)
                 self._trail.closed(account, message.reason, message.upstream)
                 self._end_if_drained()
+            case LeaseWanted() | LeaseReturned() | ShareWanted():
+                self._accounting.on_message(worker.number, message)
             case TurnedAway():
                 self._meter.refused(message.service, message.reason)
                 self._trail.refused(message, time.monotonic())
@@ -200,16 +238,23 @@ class Supervisor:
                 self._meter.tried(message.upstreams)
 
     def _admit(self, worker: Worker, request: Admit) -> None:
+        owner, service = Owner(request.role, request.trust, request.name), request.service
+        policy = self._snapshot.policy
         try:
             if self._draining:
                 raise Refused(Reason.DRAINING)
+            self._admission.check_room(
+                owner,
+                service,
+                most_of_owner=self._accounting.accounts.limits(owner.role).max_sessions,
+                most_of_service=policy.services[service].max_sessions,
+            )
+            self._accounting.check(owner)
             session = self._admission.admit(
                 request.connection,
                 session_id=request.session,
-                trust=request.trust,
-                name=request.name,
-                service=request.service,
-                role=request.role,
+                owner=owner,
+                service=service,
                 now_ns=time.monotonic_ns(),
             )
         except Refused as refused:
@@ -222,14 +267,33 @@ class Supervisor:
             return  # its worker died while the audit was written, and the slot may be another session's by now
         if may:
             self._meter.admitted(session.slot, request.handshake_s)
-            worker.channel.send(Ticket(request.connection, session.slot))
+            worker.channel.send(self._accounting.ticket(request.connection, session))
+            self._accounting.opened(session)
             return
         account = self._admission.end(session.slot, time.monotonic_ns())
         self._trail.closed(account, Reason.AUDIT_UNAVAILABLE, None)
         reason = Reason.AUDIT_UNAVAILABLE
         worker.channel.send(Refusal(request.connection, reason, reason.sentence, None))
 
+    def _on_warned(self, warned: Warned) -> None:
+        owner, quota = warned.owner, warned.quota
+        identity = None if owner.is_pool else self._snapshot.written(owner.trust, owner.name)
+        log.event(
+            "warning",
+            "quota.warning",
+            identity=identity,
+            role=owner.role,
+            quota=format_quota(quota),
+            used=warned.used_bytes,
+        )
+        self._meter.totals.quota_warnings[owner.role, quota.period] += 1
+        self._trail.quota_warning(warned)
+
     # Workers.
+
+    def _send(self, number: int, message: Message) -> None:
+        if (worker := self._workers.get(number)) is not None:
+            worker.channel.send(message)
 
     def _on_ready(self) -> None:
         if self._draining:
@@ -238,6 +302,7 @@ class Supervisor:
         if not self._announced and len(self._workers.serving) == len(self._workers):
             self._announced = True
             log.event("info", "gateway.ready", workers=len(self._workers))
+            self._notifier.ready(self._status())
 
     def _on_worker_gone(self, worker: Worker) -> None:
         self._log_lost(worker)
@@ -252,7 +317,9 @@ class Supervisor:
         """End, in the books, what a worker that is no more still had."""
         for account in self._admission.lose(worker.number, time.monotonic_ns()):
             self._cut = self._cut or self._draining
+            self._accounting.ended(account)
             self._log_lost_session(account)
+        self._accounting.lost(worker.number)
 
     def _log_lost_session(self, account: Account) -> None:
         session = account.session
@@ -263,9 +330,9 @@ class Supervisor:
             "warning",
             "session.close",
             session=session.id,
-            identity=self._snapshot.written(session.trust, session.name),
+            identity=self._snapshot.written(session.owner.trust, session.owner.name),
             service=session.service,
-            role=session.role,
+            role=session.owner.role,
             received=account.received,
             sent=account.sent,
             duration=account.duration_s,
@@ -278,7 +345,15 @@ class Supervisor:
         moment, workers, draining = self._meter.take(), len(self._workers.serving), self._draining
         for _ in moment.add_live():
             await asyncio.sleep(0)
-        return moment.reading(self._loaded, workers=workers, draining=draining)
+        for _ in moment.add_quotas(self._accounting.accounts.lines(lambda _: True, time.time())):
+            await asyncio.sleep(0)
+        return moment.reading(
+            self._loaded,
+            workers=workers,
+            draining=draining,
+            audit_failures=self._trail.failures,
+            ledger_errors=self._accounting.errors,
+        )
 
     def _not_ready(self) -> list[str]:
         if self._draining:
@@ -289,7 +364,18 @@ class Supervisor:
             return ["listeners: the host has no descriptor left for connections"]
         if self._trail.refuses:
             return ["audit: its lines cannot be written; the log says why"]
+        if (trouble := self._accounting.refuses) is not None:
+            return [f"ledger: {trouble}"]
         return []
+
+    def _status(self) -> str:
+        """One line for `systemctl status`."""
+        sessions = len(self._admission.sessions)
+        if self._draining:
+            return f"draining, {sessions} sessions left"
+        if problems := self._not_ready():
+            return "not ready: " + "; ".join(problems)
+        return f"serving, {sessions} sessions, {len(self._workers.serving)} of {len(self._workers)} workers"
 
     # The end.
 
@@ -304,6 +390,7 @@ class Supervisor:
         self._acceptor.close()
         log.event("info", "gateway.drain", sessions=len(self._admission.sessions))
         self._workers.drain()
+        self._notifier.stopping(self._status())
         drain_s = self._snapshot.configuration.timeouts.drain_s
         if drain_s is not None:
             self._loop.call_later(drain_s, self._cut_sessions)
@@ -332,4 +419,8 @@ class Supervisor:
             now_s = time.monotonic()
             self._trail.tick(now_s)
             self._meter.tick()
+            await self._accounting.tick()
             self._workers.tick(now_s)
+            # That the loop turns is said by saying anything; a gateway that drains is alive without workers too.
+            healthy = self._draining or self._workers.healthy(now_s)
+            self._notifier.tick(now_s, status=self._status(), healthy=healthy, stopping=self._draining)

@@ -19,6 +19,7 @@ import uvloop
 
 from portguard.errors import Refused
 from portguard.gateway.admission import MOST_LINGERING
+from portguard.gateway.allowances import Allowances
 from portguard.gateway.bundle import Bundle
 from portguard.gateway.connection import Connection, Live
 from portguard.gateway.dial import Dialer
@@ -29,14 +30,18 @@ from portguard.gateway.protocol import (
     Admit,
     Beat,
     Channel,
+    Closed,
     Configure,
     Configured,
     Drain,
     Ended,
     Gone,
     Hello,
+    Leased,
     Message,
+    Recalled,
     Refusal,
+    Share,
     Stop,
     Ticket,
     Tried,
@@ -113,6 +118,7 @@ class Worker:
         self._draining = False
         self._done: asyncio.Future[None] = self.loop.create_future()
         self._channel = Channel(channel, on_message=self._on_message, on_closed=self._on_supervisor_gone)
+        self.allowances = Allowances(self._channel.send)
 
     async def run(self) -> None:
         """Serve until told to end."""
@@ -178,6 +184,7 @@ class Worker:
         """Say that an admitted session has ended, and which address it had reached."""
         self.live.pop(slot, None)
         self._channel.send(Ended(slot, reason, upstream))
+        self.allowances.close(slot)
         self._finish_if_drained()
 
     # What the supervisor says.
@@ -187,10 +194,22 @@ class Worker:
             case Accepted():
                 self._accept(message, descriptor)
             case Ticket() | Refusal():
+                if isinstance(message, Ticket):
+                    self.allowances.open(message)
                 if (asked := self._asked.get(message.connection)) is not None and not asked.answer.done():
                     asked.answer.set_result(message)
                 else:  # the connection ended, or gave up waiting, while the supervisor decided
                     self._decline(message)
+            case Leased():
+                self.allowances.leased(message)
+            case Share():
+                self.allowances.share(message)
+            case Recalled():
+                self.allowances.recall(message.account)
+            case Closed():
+                for slot in self.allowances.refused(message.account):
+                    if (live := self.live.get(slot)) is not None:
+                        live.relay.close(Reason(message.reason))
             case Configure():
                 try:
                     assert descriptor is not None
@@ -265,6 +284,7 @@ class Worker:
             for live in list(self.live.values()):
                 live.relay.sweep(now_ns)
             self._refuse_unanswered(now_ns / 1e9)
+            self.allowances.sweep()
             self.floods.report()
             self._channel.send(Beat())
             tried = [(str(upstream), up) for upstream, up in self.dialer.take_tried().items()]

@@ -16,6 +16,7 @@ _BACK_OFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)  # before a dead worker's replacement, b
 _PROVEN_S = 30.0  # a worker that lived so long starts a new row
 _HUNG_S = 30.0  # without a beat; reading a very large policy takes a good part of it
 _UNHEARD_S = 5.0  # between two ticks: the supervisor itself was stopped
+_FRESH_S = 5.0  # a beat comes every second
 _EXIT_S = 5.0  # for the process of a worker that has closed its channel
 
 
@@ -68,6 +69,10 @@ class Workers:
     def __len__(self) -> int:
         return len(self._all)
 
+    def get(self, number: int) -> Worker | None:
+        """The worker of that number; None when it is gone."""
+        return self._all.get(number)
+
     def start(self, count: int) -> None:
         """Start so many. What cannot be started now is tried again later."""
         for _ in range(count):
@@ -95,6 +100,10 @@ class Workers:
                 log.event("error", "worker.hung", worker=worker.number, pid=worker.process.pid, seconds=_HUNG_S)
                 worker.beat_s = now_s
                 worker.process.kill()
+
+    def healthy(self, now_s: float) -> bool:
+        """Whether one that serves has been heard of lately, at time.monotonic()."""
+        return any(now_s - worker.beat_s < _FRESH_S for worker in self.serving.values())
 
     async def close(self) -> None:
         """End the processes and wait for them. Who was still there stays in the iteration; `on_gone` is not called."""

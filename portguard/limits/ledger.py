@@ -63,8 +63,21 @@ class Contents:
     rates: tuple[RateRow, ...]
 
 
+Answers = Sequence[tuple[Callable[[bool], None], bool]]
+"""Who waits for rows to be written, and whether they were."""
+
+
 class Store(Protocol):
-    """Where the ledger is kept. No method waits for a disk or a network."""
+    """Where the ledger is kept. Between `start` and `flush_and_close` no method waits for a disk or a network."""
+
+    def contents(self, now_s: float) -> Contents:
+        """Return what is there, and not over at `now_s`, since the epoch. Raises ConfigurationError."""
+
+    def start(self, deliver: Callable[[Answers], None]) -> None:
+        """Begin to write. `deliver` gets the answers, in whatever thread, and is to have each one called."""
+
+    def flush_and_close(self, timeout_s: float) -> bool:
+        """Write what waits, and end; return False when that was not possible in time."""
 
     def write(self, rows: Sequence[Row], on_written: Callable[[bool], None] | None = None) -> None:
         """Put the rows in place of those that they follow.

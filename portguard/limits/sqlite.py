@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from portguard.limits import sqlite_schema
-from portguard.limits.ledger import LATEST_S, Contents, Owner, RateRow, Row, UsageRow
+from portguard.limits.ledger import LATEST_S, Answers, Contents, Owner, RateRow, Row, UsageRow
 from portguard.limits.sqlite_file import LedgerFile, Misplaced, because, unusable
 from portguard.limits.sqlite_schema import NotALedger
 from portguard.observe import log
@@ -23,8 +23,6 @@ _STUCK_S = 2.0
 """A write that takes longer counts as failing: a disk that hangs raises nothing."""
 
 _DELETE_EVERY_S = 600.0
-
-Answers = Sequence[tuple[Callable[[bool], None], bool]]
 
 _Key = tuple[Owner, Period | None]
 

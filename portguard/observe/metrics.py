@@ -84,6 +84,7 @@ class Totals:
     handshakes: Histogram = field(default_factory=_of_network)
     connects: dict[str, Histogram] = field(default_factory=dict)  # by service, and likewise below
     durations: dict[str, Histogram] = field(default_factory=dict)
+    quota_warnings: Counter[tuple[str, str]] = field(default_factory=Counter)  # by role and period
     worker_restarts: int = 0
 
     def connect(self, service: str, seconds: float) -> None:
@@ -109,6 +110,7 @@ class Totals:
             handshakes=self.handshakes.copy(),
             connects={service: histogram.copy() for service, histogram in self.connects.items()},
             durations={service: histogram.copy() for service, histogram in self.durations.items()},
+            quota_warnings=self.quota_warnings.copy(),
             worker_restarts=self.worker_restarts,
         )
 
@@ -128,6 +130,19 @@ class Reading:
     revision: str
     workers: int  # those that serve
     draining: bool
+    quotas: "QuotaUse"
+    audit_failures: int  # attempts to write
+    ledger_errors: int  # likewise
+
+
+@dataclass(slots=True)
+class QuotaUse:
+    """Quotas of the running periods, in bytes. `pooled` are those that a whole role shares."""
+
+    limits: dict[tuple[str, str], int] = field(default_factory=dict)  # by role and period, for each identity
+    used: dict[tuple[str, str, str], int] = field(default_factory=dict)  # by identity, role and period
+    pooled_limits: dict[tuple[str, str], int] = field(default_factory=dict)  # by role and period
+    pooled_used: dict[tuple[str, str], int] = field(default_factory=dict)  # by role and period
 
 
 def render(reading: Reading, accept: str) -> tuple[Iterator[bytes], str]:
@@ -220,6 +235,25 @@ def _metrics(reading: Reading) -> Iterator[Metric]:
         "portguard_worker_restarts", "Worker processes that ended and were replaced.", value=totals.worker_restarts
     )
     yield _gauge("draining", "Whether the gateway takes no new sessions.", reading.draining)
+    per_role = ("role", "period")
+    quotas = reading.quotas
+    yield from _gauges("quota_limit_bytes", "What each identity may move in the period.", per_role, quotas.limits)
+    yield from _gauges(
+        "quota_used_bytes", "What the identity has moved of its quota.", ("identity", *per_role), quotas.used
+    )
+    yield from _gauges(
+        "pooled_quota_limit_bytes", "What all of the role may move together.", per_role, quotas.pooled_limits
+    )
+    yield from _gauges(
+        "pooled_quota_used_bytes", "What all of the role have moved of its quota.", per_role, quotas.pooled_used
+    )
+    yield from _counters("quota_warnings", "Times that most of a quota was used.", per_role, totals.quota_warnings)
+    yield CounterMetricFamily(
+        "portguard_audit_failures", "Attempts to write the audit that failed.", value=reading.audit_failures
+    )
+    yield CounterMetricFamily(
+        "portguard_ledger_errors", "Attempts to write the ledger that failed.", value=reading.ledger_errors
+    )
 
 
 def _info(name: str, documentation: str, values: dict[str, str]) -> Metric:

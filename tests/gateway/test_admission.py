@@ -5,10 +5,12 @@ import pytest
 from portguard.errors import Refused
 from portguard.gateway.admission import Admission
 from portguard.gateway.slots import CONNECTED, RECEIVED, SENT, SlotTable
+from portguard.limits.ledger import Owner
 from portguard.reasons import Reason
 
 HERE, THERE = ip_address("192.0.2.1"), ip_address("2001:db8::1")
 SECOND_NS = 1_000_000_000
+ALICE, BOB = Owner("team", "local", "alice"), Owner("team", "local", "bob")
 
 
 @pytest.fixture
@@ -22,9 +24,7 @@ def admission(slots):
 
 
 def admit(admission, connection, now_ns=0):
-    return admission.admit(
-        connection, session_id="ab" * 16, trust="local", name="alice", service="db", role="team", now_ns=now_ns
-    )
+    return admission.admit(connection, session_id="ab" * 16, owner=ALICE, service="db", now_ns=now_ns)
 
 
 def refusal(act, *args) -> Reason:

@@ -3,6 +3,7 @@ import pytest
 from portguard.gateway.admission import Admission
 from portguard.gateway.meter import Meter
 from portguard.gateway.slots import CONNECTED, RECEIVED, SENT, SlotTable
+from portguard.limits.ledger import Owner
 from portguard.observe.metrics import OTHER, Histogram
 from portguard.reasons import Reason
 
@@ -26,10 +27,8 @@ class Gateway:
         session = self.admission.admit(
             self.admission.begin(worker, None),
             session_id="ab" * 16,
-            trust="corp",
-            name=name,
+            owner=Owner(role, "corp", name),
             service=service,
-            role=role,
             now_ns=0,
         )
         self.meter.admitted(session.slot, 0.002)

@@ -6,7 +6,7 @@ import pytest
 
 from portguard.gateway.listeners import bind_address
 from portguard.gateway.operator_http import OperatorHttp
-from portguard.observe.metrics import Reading, Totals
+from portguard.observe.metrics import QuotaUse, Reading, Totals
 from portguard.policy.addresses import ListenAddress
 
 
@@ -27,6 +27,9 @@ def reading():
         revision="",
         workers=0,
         draining=False,
+        quotas=QuotaUse(),
+        audit_failures=0,
+        ledger_errors=0,
     )
 
 

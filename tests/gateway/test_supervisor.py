@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from portguard.gateway.bundle import read_bundle
+from portguard.gateway.notify import Notifier
 from portguard.gateway.protocol import Admit, Refusal, Ticket
 from portguard.gateway.snapshot import build
 from portguard.gateway.supervisor import Supervisor
 from portguard.observe import log
 from tests.gateway_folder import GatewayFolder
+from tests.ledger_double import MemoryLedger
 
 
 class Trail:
@@ -40,7 +42,7 @@ async def supervisor(tmp_path, trail):
     handler = loop.get_exception_handler()
     bundle = read_bundle(GatewayFolder(tmp_path).configuration)
     with socket.socket() as metrics:
-        yield Supervisor(bundle, build(bundle), [], metrics, log.Floods(), trail)
+        yield Supervisor(bundle, build(bundle), [], metrics, log.Floods(), trail, MemoryLedger(), Notifier())
     loop.set_exception_handler(handler)
 
 

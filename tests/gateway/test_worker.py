@@ -97,7 +97,7 @@ class Supervising:
     def ticket(self, connection):
         slot = self._free.pop()
         self._slots.open(slot, 0, 1)
-        return Ticket(connection, slot)
+        return Ticket(connection, slot, 0, leased=False, paced=False)
 
     async def hears(self, kind, count=1):
         """The last of `count` messages of that type, once they have come."""

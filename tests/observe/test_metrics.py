@@ -7,7 +7,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from portguard import __version__
-from portguard.observe.metrics import Reading, Totals, render
+from portguard.observe.metrics import QuotaUse, Reading, Totals, render
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
 STRANGE = 'ä"\\\n{}'
@@ -26,6 +26,9 @@ def reading(totals=None, **changed):
         "revision": "ab" * 32,
         "workers": 2,
         "draining": False,
+        "quotas": QuotaUse(),
+        "audit_failures": 0,
+        "ledger_errors": 0,
     } | changed
     return Reading(**values)
 

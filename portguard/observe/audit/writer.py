@@ -43,6 +43,7 @@ class Writer:
         self._queue: deque[Entry] = deque()
         self._closing = False
         self._trouble: _Trouble | None = None
+        self.failures = 0  # attempts to write that failed
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
 
     def start(self) -> None:
@@ -141,6 +142,7 @@ class Writer:
             for entry in reversed(outcome.left):
                 entry.taken = False
                 self._queue.appendleft(entry)
+            self.failures += outcome.error is not None
             if outcome.error is None:
                 trouble, self._trouble = self._trouble, None
             elif self._trouble is None:

@@ -1,0 +1,294 @@
+"""The supervisor's way into the limits of roles: connect rates, quotas and bandwidths, and the ledger behind them."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+from portguard.errors import Refused
+from portguard.gateway.admission import Account, Session
+from portguard.gateway.configuration import Configuration
+from portguard.gateway.protocol import (
+    Closed,
+    Leased,
+    LeaseReturned,
+    LeaseWanted,
+    Message,
+    Recalled,
+    Share,
+    ShareWanted,
+    Ticket,
+)
+from portguard.gateway.slots import RECEIVED, SENT, SlotTable
+from portguard.limits.accounts import Accounts, Warned
+from portguard.limits.bandwidth import Bucket
+from portguard.limits.leases import Answer, Exhausted, Lease, Leases, Recall
+from portguard.limits.ledger import Answers, Owner, Store, UsageRow
+from portguard.limits.rates import ConnectRates
+from portguard.limits.sqlite import SqliteStore
+from portguard.observe import log
+from portguard.policy.decide import Policy
+from portguard.policy.quantities import Rate
+from portguard.reasons import Reason
+
+PATIENCE_S = 2.0
+"""For how long the ledger may fail before sessions are refused for it."""
+
+_LEASE_PATIENCE_S = 10.0  # for how long sessions that go on wait for it
+_NOTE_EVERY_S = 5.0
+_NOTED_AT_A_TIME = 500  # less than a millisecond
+_CLOSE_S = 5.0
+
+_RATE_UNITS = {1: "second", 60: "minute", 3600: "hour", 86_400: "day"}
+
+
+def open_ledger(configuration: Configuration) -> SqliteStore:
+    """Make ready the ledger that `[ledger]` names. Raises ConfigurationError."""
+    return SqliteStore.open(f"{configuration.gateway.state}/ledger.db", time.time())
+
+
+class Accounting:
+    """Who may use how much. It lives in the running loop, and never waits for the disk.
+
+    `send(worker, message)` reaches a worker, and does nothing for one that is gone. `on_warned` is told when a quota
+    is used for the most part.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        slots: SlotTable,
+        store: Store,
+        *,
+        when_unavailable: Literal["refuse", "allow"],
+        send: Callable[[int, Message], None],
+        on_warned: Callable[[Warned], None],
+    ):
+        now_s = time.time()
+        self.accounts = Accounts({role.name: role.limits for role in policy.roles}, policy.zone, now_s)
+        contents = store.contents(now_s)
+        self.accounts.load(contents.usage)
+        self._leases = Leases(self.accounts, lambda slot: _moved(slots, slot))
+        self._rates = ConnectRates()
+        self._rates.load(contents.rates)
+        self._store = store
+        self._refuses = when_unavailable == "refuse"
+        self._send = send
+        self._on_warned = on_warned
+        self._loop = asyncio.get_running_loop()
+        store.start(self._deliver)
+        self._owners: list[Owner] = []  # by number
+        self._numbers: dict[Owner, int] = {}
+        self._sessions: dict[int, Session] = {}  # by slot, those that may move bytes
+        self._stalled: dict[tuple[int, Owner], float] = {}  # workers that wait for the ledger, and since when
+        self._buckets: dict[tuple[Owner, int], Bucket] = {}  # by direction
+        self._pouring: dict[tuple[Owner, int], asyncio.TimerHandle] = {}
+        self._note_at_s = time.monotonic() + _NOTE_EVERY_S
+
+    # Sessions.
+
+    def check(self, owner: Owner) -> None:
+        """Raise Refused when the role's limits, or the ledger, allow no further session now. *Fails closed*.
+
+        It counts as an attempt at the connect rate when everything else allows it.
+        """
+        if self.unavailable:
+            if self._refuses:
+                raise Refused(Reason.LEDGER_UNAVAILABLE)
+            return
+        now_s = time.time()
+        self._leases.check(owner, now_s)
+        rate = self.accounts.limits(owner.role).connect_rate
+        if rate is not None and (wait_s := self._rates.admit(owner, rate, now_s)):
+            raise Refused(Reason.CONNECT_RATE, _too_often(owner.role, rate), retry_after_s=wait_s)
+
+    def ticket(self, connection: int, session: Session) -> Ticket:
+        """What a worker is told of a session that is admitted."""
+        role = session.owner.role
+        return Ticket(
+            connection,
+            session.slot,
+            self._number(session.owner),
+            leased=self._leases.are_needed(role),
+            paced=self.accounts.limits(role).bandwidth is not None,
+        )
+
+    def opened(self, session: Session) -> None:
+        """The session's ticket is on its way."""
+        self._sessions[session.slot] = session
+        self._act(self._leases.open(session.slot, session.worker, session.owner, time.time()))
+
+    def ended(self, account: Account) -> None:
+        """A session has ended; nothing for one that was never opened."""
+        session = self._sessions.pop(account.session.slot, None)
+        if session is not None:
+            self._leases.end(session.slot, account.received + account.sent, time.time())
+            self._write_changed()
+
+    def lost(self, worker: int) -> None:
+        """A worker is no more, and its sessions have been ended."""
+        for bucket in self._buckets.values():
+            bucket.forget(worker)
+        self._act(self._leases.lose(worker, time.time()))
+
+    def on_message(self, worker: int, message: LeaseWanted | LeaseReturned | ShareWanted) -> None:
+        """Answer a worker, now or later."""
+        owner = self._owners[message.account]
+        match message:
+            case LeaseWanted():
+                self._act(self._leases.ask(worker, owner, time.time(), empty=message.empty))
+            case LeaseReturned():
+                self._act(self._leases.give_back(worker, owner, message.lease_bytes, time.time()))
+            case ShareWanted():
+                self._share(worker, owner, message.direction)
+
+    # Leases.
+
+    def serve_waiting(self, role: str) -> None:
+        """Somebody has changed what there is for a role."""
+        self._act(self._leases.serve_waiting(role, time.time()))
+        self._write_changed()
+
+    def _act(self, answers: list[Answer]) -> None:
+        for answer in answers:
+            match answer:
+                case Lease(safe=True):
+                    self._send(answer.worker, Leased(self._number(answer.owner), answer.lease_bytes))
+                case Lease():
+                    self._secure(answer)
+                case Recall():
+                    self._send(answer.worker, Recalled(self._number(answer.owner)))
+                case Exhausted():
+                    self._send(answer.worker, Closed(self._number(answer.owner), answer.refused.reason))
+
+    def _secure(self, lease: Lease) -> None:
+        """Have the ledger hold a lease before it is used."""
+        rows = self.accounts.rows_for(lease.owner)
+        self._store.write(rows, partial(self._on_secured, lease, rows))
+
+    def _on_secured(self, lease: Lease, rows: list[UsageRow], written: bool) -> None:
+        if written:
+            self.accounts.written(rows)
+            self._act([lease._replace(safe=True)])
+            return
+        self._leases.cancel(lease)
+        if self._refuses:
+            self._stalled.setdefault((lease.worker, lease.owner), time.monotonic())
+        else:
+            self._act(self._leases.lease_anyway(lease.worker, lease.owner))
+
+    def _resume(self) -> None:
+        """Ask again for those whose lease could not be written; close their sessions when that lasts too long."""
+        stalled, self._stalled = self._stalled, {}
+        for (worker, owner), since_s in stalled.items():
+            if self._store.failing_s() is None:
+                self._act(self._leases.ask(worker, owner, time.time(), empty=True))
+            elif time.monotonic() - since_s > _LEASE_PATIENCE_S:
+                self._send(worker, Closed(self._number(owner), Reason.LEDGER_UNAVAILABLE))
+            else:
+                self._stalled[worker, owner] = since_s
+
+    # Bandwidth.
+
+    def _share(self, worker: int, owner: Owner, direction: int) -> None:
+        bandwidth = self.accounts.limits(owner.role).bandwidth
+        if bandwidth is None:
+            return
+        key, now_s = (owner, direction), time.monotonic()
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = Bucket(bandwidth, now_s)
+        bucket.ask(worker, now_s)
+        if key not in self._pouring:
+            self._pour(key)
+
+    def _pour(self, key: tuple[Owner, int]) -> None:
+        self._pouring.pop(key, None)
+        bucket, now_s = self._buckets[key], time.monotonic()
+        number, direction = self._number(key[0]), key[1]
+        for worker, share_bytes in bucket.grants(now_s):
+            self._send(worker, Share(number, direction, share_bytes))
+        due_s = bucket.due_s(now_s)
+        if due_s is not None:
+            self._pouring[key] = self._loop.call_later(due_s - now_s, self._pour, key)
+
+    # The ledger.
+
+    @property
+    def unavailable(self) -> bool:
+        """Whether the ledger could not be written for a while."""
+        failing_s = self._store.failing_s()
+        return failing_s is not None and failing_s > PATIENCE_S
+
+    @property
+    def refuses(self) -> str | None:
+        """Why sessions are refused for the ledger's sake, for people; None when they are not."""
+        return (self._store.trouble or "it cannot be written") if self._refuses and self.unavailable else None
+
+    @property
+    def errors(self) -> int:
+        """How many attempts at writing the ledger have failed."""
+        return self._store.errors
+
+    async def tick(self) -> None:
+        """To be called about once a second."""
+        if self._stalled:
+            self._resume()
+        for warned in self.accounts.warnings():
+            self._on_warned(warned)
+        if time.monotonic() < self._note_at_s:
+            return
+        self._note_at_s = time.monotonic() + _NOTE_EVERY_S
+        for number, slot in enumerate(self._leases.slots(), start=1):
+            self._leases.note(slot, time.time())
+            if number % _NOTED_AT_A_TIME == 0:
+                await asyncio.sleep(0)
+        self._settle()
+
+    def _settle(self) -> None:
+        self.accounts.settle()
+        self._write_changed()
+        self._rates.forget_idle(time.time())
+        if rows := self._rates.changed():
+            self._store.write(rows)
+        for key, bucket in list(self._buckets.items()):
+            if key not in self._pouring and bucket.idle(time.monotonic()):
+                del self._buckets[key]
+
+    def _write_changed(self) -> None:
+        if rows := self.accounts.take_rows(time.time()):
+            self._store.write(rows)
+
+    async def stop(self) -> None:
+        """All sessions have ended: write what is to be kept."""
+        for timer in self._pouring.values():
+            timer.cancel()
+        self._settle()
+        if not await asyncio.to_thread(self._store.flush_and_close, _CLOSE_S):
+            log.event("error", "ledger.unavailable", message=f"expected the last rows written in {_CLOSE_S:.0f} s")
+
+    def _deliver(self, answers: Answers) -> None:
+        """Called in the ledger's thread."""
+        self._loop.call_soon_threadsafe(_answer, answers)
+
+    def _number(self, owner: Owner) -> int:
+        number = self._numbers.get(owner)
+        if number is None:
+            number = self._numbers[owner] = len(self._owners)
+            self._owners.append(owner)
+        return number
+
+
+def _answer(answers: Answers) -> None:
+    for on_written, written in answers:
+        on_written(written)
+
+
+def _moved(slots: SlotTable, slot: int) -> int:
+    base = slots.base(slot)
+    return slots.cells[base + RECEIVED] + slots.cells[base + SENT]
+
+
+def _too_often(role: str, rate: Rate) -> str:
+    return f"role {role} allows {rate.count} connections a {_RATE_UNITS[rate.per_s]}"

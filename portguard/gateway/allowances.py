@@ -1,0 +1,113 @@
+"""What sessions of a worker may move: leases of a quota, and shares of a bandwidth, which the supervisor gives out.
+
+An account stands for an identity in a role. Its sessions draw on one lease for both directions, and on a share for
+each. When one is used up, the flows that want more wait in a row; what comes then goes to the first of them.
+"""
+
+from collections.abc import Callable
+
+from portguard.gateway.gates import Allowance, Gate
+from portguard.gateway.protocol import Leased, LeaseReturned, LeaseWanted, Message, Share, ShareWanted, Ticket
+
+UP, DOWN = range(2)
+
+
+class _Account:
+    __slots__ = ("lease", "shares", "slots")
+
+    def __init__(self, lease: Allowance | None, shares: tuple[Allowance, Allowance] | None):
+        self.lease = lease
+        self.shares = shares
+        self.slots: set[int] = set()
+
+    def gate(self, direction: int) -> Gate | None:
+        allowances = [self.lease] if self.lease is not None else []
+        if self.shares is not None:
+            allowances.append(self.shares[direction])
+        return Gate(*allowances) if allowances else None
+
+
+class Allowances:
+    """The accounts of a worker's sessions. `send` reaches the supervisor."""
+
+    def __init__(self, send: Callable[[Message], None]):
+        self._send = send
+        self._accounts: dict[int, _Account] = {}
+        self._by_slot: dict[int, int] = {}
+
+    def open(self, ticket: Ticket) -> None:
+        """A session was admitted. To be called when its ticket comes: what it may move can come right after."""
+        if not (ticket.leased or ticket.paced):
+            return
+        number = ticket.account
+        account = self._accounts.get(number)
+        if account is None:
+            account = self._accounts[number] = self._account(ticket)
+        account.slots.add(ticket.slot)
+        self._by_slot[ticket.slot] = number
+
+    def gates(self, slot: int) -> tuple[Gate | None, Gate | None]:
+        """The gates of an open session, up and down; None: it may move what it likes."""
+        number = self._by_slot.get(slot)
+        if number is None:
+            return None, None
+        account = self._accounts[number]
+        return account.gate(UP), account.gate(DOWN)
+
+    def close(self, slot: int) -> None:
+        """A session has ended; to be called after the supervisor was told. The last one gives back what is left."""
+        number = self._by_slot.pop(slot, None)
+        if number is None:
+            return
+        account = self._accounts[number]
+        account.slots.remove(slot)
+        if not account.slots:
+            del self._accounts[number]
+            if account.lease is not None:
+                self._send(LeaseReturned(number, account.lease.take_all()))
+
+    def refused(self, number: int) -> list[int]:
+        """There is nothing more for an account. Return the slots of its sessions, which are to end."""
+        account = self._accounts.get(number)
+        if account is None:
+            return []
+        if account.lease is not None:
+            account.lease.refused()
+        return list(account.slots)
+
+    def leased(self, message: Leased) -> None:
+        """More of a quota may be used."""
+        account = self._accounts.get(message.account)
+        if account is None or account.lease is None:  # its last session has ended meanwhile
+            self._send(LeaseReturned(message.account, message.lease_bytes))
+            return
+        account.lease.add(message.lease_bytes)
+
+    def recall(self, number: int) -> None:
+        """Give back what is not used: somebody else has nothing left."""
+        account = self._accounts.get(number)
+        left = account.lease.take_all() if account is not None and account.lease is not None else 0
+        self._send(LeaseReturned(number, left))
+
+    def share(self, message: Share) -> None:
+        """More may pass for now."""
+        account = self._accounts.get(message.account)
+        if account is not None and account.shares is not None:
+            account.shares[message.direction].add(message.share_bytes)
+
+    def sweep(self) -> None:
+        """Let shares that were not used for a while lapse, or they would make a burst later. Every second."""
+        for account in self._accounts.values():
+            for share in account.shares or ():
+                share.lapse()
+
+    def _account(self, ticket: Ticket) -> _Account:
+        number, send = ticket.account, self._send
+        lease = Allowance(lambda empty: send(LeaseWanted(number, empty)), ahead=True) if ticket.leased else None
+        if not ticket.paced:
+            return _Account(lease, None)
+        up, down = (
+            Allowance(lambda _, direction=direction: send(ShareWanted(number, direction)), ahead=False)  # type: ignore[misc]  # mypy knows no defaults of lambdas
+            for direction in (UP, DOWN)
+        )
+        return _Account(lease, (up, down))

@@ -1,0 +1,52 @@
+"""A ledger in memory that does as the test says."""
+
+from portguard.limits.ledger import Contents, RateRow, UsageRow
+
+
+class MemoryLedger:
+    """A `ledger.Store` that writes when `commit()` is called, at once if `prompt`, and never while `trouble` is set."""
+
+    def __init__(self, *, prompt=True):
+        self.prompt = prompt
+        self.trouble = None
+        self.failing_for_s = 10.0
+        self.errors = 0
+        self.rows = {}  # by owner and period; by owner and None the connects
+        self._pending = []
+        self.closed = False
+
+    def contents(self, now_s):
+        rows = [row for row in self.rows.values() if row.end_s > now_s]
+        usage = tuple(row for row in rows if isinstance(row, UsageRow))
+        return Contents(usage, tuple(row for row in rows if isinstance(row, RateRow)))
+
+    def start(self, deliver):
+        self._deliver = deliver
+
+    def write(self, rows, on_written=None):
+        self._pending.append((list(rows), on_written))
+        if self.prompt:
+            self.commit()
+
+    def commit(self):
+        """Write all that waits; while there is trouble, say that it cannot be."""
+        pending, self._pending = self._pending, []
+        answers = []
+        for rows, on_written in pending:
+            if self.trouble is None:
+                self.rows.update({(row.owner, getattr(row, "period", None)): row for row in rows})
+            else:
+                self.errors += 1
+                self._pending.append((rows, None))
+            if on_written is not None:
+                answers.append((on_written, self.trouble is None))
+        if answers:
+            self._deliver(answers)
+
+    def failing_s(self):
+        return None if self.trouble is None else self.failing_for_s
+
+    def flush_and_close(self, timeout_s):
+        self.commit()
+        self.closed = True
+        return self.trouble is None
