@@ -31,9 +31,13 @@ from portguard.policy.ladder import (
     entry_services,
     exclusive,
     in_order,
+    may_overlap,
     named_subjects,
+    parted,
+    place,
+    plain_members,
 )
-from portguard.policy.model import PolicyGroup, Service, UpstreamTls
+from portguard.policy.model import Service, UpstreamTls
 
 
 class Kind(StrEnum):
@@ -176,7 +180,7 @@ class _Comparison:
                 Difference(kind, in_order(alike), self._named(services), before, after)
                 for (kind, services, before, after), alike in rows.items()
             ),
-            key=lambda row: (kinds.index(row.kind), row.services, [_place(subject) for subject in row.subjects]),
+            key=lambda row: (kinds.index(row.kind), row.services, [place(subject) for subject in row.subjects]),
         )
 
     def exchanged(self) -> Iterator[Exchanged]:
@@ -222,28 +226,9 @@ class _Comparison:
             concerned |= self._old_services[entry] if meaning not in in_both else 0
         for entry, meaning in zip(new_entries, after, strict=True):
             concerned |= self._new_services[entry] if moved or meaning not in in_both else 0
-        parts = [(concerned, 0, 0)] if concerned else []
-        for entry in old_entries:
-            parts = [
-                part
-                for services, x, y in parts
-                for part in (
-                    (services & self._old_services[entry], x | 1 << entry, y),
-                    (services & ~self._old_services[entry], x, y),
-                )
-                if part[0]
-            ]
-        for entry in new_entries:
-            parts = [
-                part
-                for services, x, y in parts
-                for part in (
-                    (services & self._new_services[entry], x, y | 1 << entry),
-                    (services & ~self._new_services[entry], x, y),
-                )
-                if part[0]
-            ]
-        yield from parts
+        for services, x in parted(concerned, old_entries, self._old_services):
+            for part, y in parted(services, new_entries, self._new_services):
+                yield part, x, y
 
     def _kind(self, old: int, new: int) -> Kind | None:
         if (old, new) not in self._kinds:
@@ -295,25 +280,15 @@ def _may_join(one: Mapping[str, set[Subject]], other: Mapping[str, set[Subject]]
         if any(isinstance(subject, Group) for subject in (*x, *y)) and (len(x) > 1 or x != y):
             return True
         patterns = [subject for subject in y if isinstance(subject, Pattern)]
-        if any(_may_overlap(p, q) for p in x if isinstance(p, Pattern) for q in patterns if p != q):
+        if any(may_overlap(p, q) for p in x if isinstance(p, Pattern) for q in patterns if p != q):
             return True
     return False
 
 
-def _may_overlap(one: Pattern, other: Pattern) -> bool:
-    """Whether a name may match both. False only if surely none does: they begin or end otherwise."""
-    beginnings = (one.literal_prefix, other.literal_prefix)
-    ends = [pattern.text.rpartition("*")[2] for pattern in (one, other)]
-    a, b = sorted(beginnings, key=len)
-    c, d = sorted(ends, key=len)
-    return b.startswith(a) and d.endswith(c)
-
-
 def _by_trust(policy: Policy, entry: int) -> Mapping[str, set[Subject]]:
     found: dict[str, set[Subject]] = {}
-    for member in policy.entries[entry].members:
-        for subject in policy.groups[member.name] if isinstance(member, PolicyGroup) else (member,):
-            found.setdefault(subject.trust, set()).add(subject)
+    for subject in plain_members(policy, policy.entries[entry]):
+        found.setdefault(subject.trust, set()).add(subject)
     return found
 
 
@@ -360,8 +335,3 @@ def _from_own_folder(service: Service, tls: UpstreamTls) -> Mapping[str, str | N
     return {key: os.path.relpath(path, folder) if path and folder else path for key, path in paths.items()} | {
         "server_name": tls.server_name
     }
-
-
-def _place(subject: Subject) -> tuple[str, str, str]:
-    text = subject.text if isinstance(subject, Pattern) else subject.name
-    return type(subject).__name__, subject.trust, text

@@ -6,7 +6,7 @@ member and the service among theirs, in their order, with what each grants and w
 ladder whose source, hours and expiry hold decides. So equal ladders are equal decisions, always and from everywhere.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from portguard.policy.checks import covers
 from portguard.policy.decide import Policy, first
 from portguard.policy.entries import selected
 from portguard.policy.hours import WEEK_MINUTES
-from portguard.policy.model import Limits, Member, PolicyGroup, Role, Selector
+from portguard.policy.model import Entry, Limits, PolicyGroup, Role, Selector
 from portguard.policy.quantities import Quota
 from portguard.policy.spans import Span, merged, network_span
 
@@ -119,32 +119,46 @@ class Ladders:
 
 
 def named_subjects(policy: Policy) -> set[Subject]:
-    """Everybody whom a policy names: members of entries and groups, and the identities of its tests.
+    """Everybody whom a policy names: members of entries, and the identities of its tests.
 
     Who is none of them, and matches none, is a member of nothing.
     """
     found: set[Subject] = set()
     for entry in policy.entries:
-        found.update(_plain(entry.members))
-    for members in policy.groups.values():
-        found.update(members)
+        found.update(plain_members(policy, entry))
     for test in policy.tests:
         found.add(test.identity)
     return found
 
 
-def in_order(subjects: set[Subject] | list[Subject]) -> tuple[Subject, ...]:
+def plain_members(policy: Policy, entry: Entry) -> Iterator[Subject]:
+    """The members of an entry, those of the policy's groups in place of these."""
+    for member in entry.members:
+        if isinstance(member, PolicyGroup):
+            yield from policy.groups[member.name]
+        else:
+            yield member
+
+
+def in_order(subjects: Iterable[Subject]) -> tuple[Subject, ...]:
     """Identities first, then patterns, then groups; each by trust and name."""
-    kinds = (Identity, Pattern, Group)
-
-    def place(subject: Subject) -> tuple[int, str, str]:
-        text = subject.text if isinstance(subject, Pattern) else subject.name
-        return kinds.index(type(subject)), subject.trust, text
-
     return tuple(sorted(subjects, key=place))
 
 
-def entry_services(policy: Policy, numbers: dict[str, int]) -> list[int]:
+def place(subject: Subject) -> tuple[int, str, str]:
+    """Where a subject stands among others."""
+    text = subject.text if isinstance(subject, Pattern) else subject.name
+    return (Identity, Pattern, Group).index(type(subject)), subject.trust, text
+
+
+def may_overlap(one: Pattern, other: Pattern) -> bool:
+    """Whether a name may match both. False only if surely none does: they are of two trusts, begin or end otherwise."""
+    a, b = sorted((one.literal_prefix, other.literal_prefix), key=len)
+    c, d = sorted((pattern.text.rpartition("*")[2] for pattern in (one, other)), key=len)
+    return one.trust == other.trust and b.startswith(a) and d.endswith(c)
+
+
+def entry_services(policy: Policy, numbers: Mapping[str, int]) -> list[int]:
     """For each entry its services, as a mask of their `numbers`."""
     by_selector: dict[Selector, int] = {}
     masks = []
@@ -156,6 +170,20 @@ def entry_services(policy: Policy, numbers: dict[str, int]) -> list[int]:
             mask |= by_selector[selector]
         masks.append(mask)
     return masks
+
+
+def parted(services: int, entries: Iterable[int], masks: Sequence[int]) -> list[tuple[int, int]]:
+    """Part a mask of services by which of the entries have them: (services, mask of these entries).
+
+    `masks` is what `entry_services` returned.
+    """
+    parts = [(services, 0)] if services else []
+    for entry in entries:
+        mask, bit = masks[entry], 1 << entry
+        parts = [
+            part for each, found in parts for part in ((each & mask, found | bit), (each & ~mask, found)) if part[0]
+        ]
+    return parts
 
 
 def exclusive(one: Rung, other: Rung) -> bool:
@@ -173,13 +201,6 @@ def bits(mask: int) -> Iterator[int]:
     while mask:
         yield first(mask)
         mask &= mask - 1
-
-
-def _plain(members: tuple[Member, ...]) -> Iterator[Subject]:
-    for member in members:
-        # The members of groups are found with the groups.
-        if not isinstance(member, PolicyGroup):
-            yield member
 
 
 def _terms(role: Role, zone: str) -> Terms:
