@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-from portguard.errors import Refused
+from portguard.errors import ConfigurationError, Problem, Refused
 from portguard.gateway.admission import Account, Session
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.protocol import (
@@ -71,7 +71,10 @@ class Accounting:
         self.accounts.load(contents.usage)
         self._leases = Leases(self.accounts, lambda slot: _moved(slots, slot))
         self._rates = ConnectRates()
-        self._rates.load(contents.rates)
+        try:
+            self._rates.load(contents.rates)
+        except ValueError as error:
+            raise ConfigurationError([Problem("ledger", "connects", "what portguard writes", str(error))]) from None
         self._store = store
         self._refuses = when_unavailable == "refuse"
         self._send = send
@@ -81,7 +84,9 @@ class Accounting:
         self._owners: list[Owner] = []  # by number
         self._numbers: dict[Owner, int] = {}
         self._sessions: dict[int, Session] = {}  # by slot, those that may move bytes
-        self._stalled: dict[tuple[int, Owner], float] = {}  # workers that wait for the ledger, and since when
+        # Workers that wait for the ledger, and since when: their lease is being written, or could not be.
+        self._securing: dict[tuple[int, Owner], float] = {}
+        self._stalled: dict[tuple[int, Owner], float] = {}
         self._buckets: dict[tuple[Owner, int], Bucket] = {}  # by direction
         self._pouring: dict[tuple[Owner, int], asyncio.TimerHandle] = {}
         self._note_at_s = time.monotonic() + _NOTE_EVERY_S
@@ -165,9 +170,11 @@ class Accounting:
     def _secure(self, lease: Lease) -> None:
         """Have the ledger hold a lease before it is used."""
         rows = self.accounts.rows_for(lease.owner)
+        self._securing.setdefault((lease.worker, lease.owner), time.monotonic())
         self._store.write(rows, partial(self._on_secured, lease, rows))
 
     def _on_secured(self, lease: Lease, rows: list[UsageRow], written: bool) -> None:
+        self._securing.pop((lease.worker, lease.owner), None)
         if written:
             self.accounts.written(rows)
             self._act([lease._replace(safe=True)])
@@ -179,15 +186,16 @@ class Accounting:
             self._act(self._leases.lease_anyway(lease.worker, lease.owner))
 
     def _resume(self) -> None:
-        """Ask again for those whose lease could not be written; close their sessions when that lasts too long."""
-        stalled, self._stalled = self._stalled, {}
-        for (worker, owner), since_s in stalled.items():
-            if self._store.failing_s() is None:
+        """Ask again for those whose lease could not be written; close the sessions of those who wait too long."""
+        if self._store.failing_s() is None:
+            stalled, self._stalled = self._stalled, {}
+            for worker, owner in stalled:
                 self._act(self._leases.ask(worker, owner, time.time(), empty=True))
-            elif time.monotonic() - since_s > _LEASE_PATIENCE_S:
-                self._send(worker, Closed(self._number(owner), Reason.LEDGER_UNAVAILABLE))
-            else:
-                self._stalled[worker, owner] = since_s
+        for waiting in (self._securing, self._stalled):
+            for (worker, owner), since_s in list(waiting.items()):
+                if time.monotonic() - since_s > _LEASE_PATIENCE_S:
+                    del waiting[worker, owner]
+                    self._send(worker, Closed(self._number(owner), Reason.LEDGER_UNAVAILABLE))
 
     # Bandwidth.
 
@@ -233,8 +241,7 @@ class Accounting:
 
     async def tick(self) -> None:
         """To be called about once a second."""
-        if self._stalled:
-            self._resume()
+        self._resume()
         for warned in self.accounts.warnings():
             self._on_warned(warned)
         if time.monotonic() < self._note_at_s:

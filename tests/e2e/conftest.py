@@ -229,6 +229,7 @@ def _serve(
     configuration: str = "",
     gateway: str = "",
     metrics: str = "",
+    workers: int = 2,
 ) -> Gateway:
     folder.mkdir()
     now = datetime.now(UTC)
@@ -244,7 +245,7 @@ key = "gateway.key"
 policy = "policy.toml"
 state = "state"
 control = "control.sock"
-workers = 2
+workers = {workers}
 {gateway}
 [metrics]
 listen = "127.0.0.1:0"
@@ -270,7 +271,7 @@ trust_domain = "gateway.test"
 
 @pytest.fixture
 def start_gateway(tmp_path: Path, start: Start) -> StartGateway:
-    """`start_gateway(services, policy="", configuration="", gateway="", metrics="")` runs `portguard serve`.
+    """`start_gateway(services, policy="", configuration="", gateway="", metrics="", workers=2)` runs `portguard serve`.
 
     `services` are upstream addresses by name, or the TOML of a service's table. Without `policy`, alice may reach all
     of them. `gateway` is added to the table [gateway], `metrics` to [metrics], `configuration` to the end of
