@@ -241,7 +241,8 @@ class Supervisor:
         owner, service = Owner(request.role, request.trust, request.name), request.service
         policy = self._snapshot.policy
         try:
-            if self._draining:
+            # Who was accepted before the drain began still gets in, or a restart would turn clients away.
+            if self._stopping:
                 raise Refused(Reason.DRAINING)
             self._admission.check_room(
                 owner,

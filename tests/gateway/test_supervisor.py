@@ -88,3 +88,19 @@ async def test_a_decision_for_a_worker_that_died_leaves_the_slots_next_session_a
     assert dead.sent == []
     assert trail.ended == []
     assert [session.id for session in supervisor._admission.sessions.values()] == ["bb" * 16]
+
+
+async def test_who_was_accepted_before_the_drain_still_gets_in(supervisor, trail):
+    one = worker(1)
+    supervisor._draining = True
+    ask(supervisor, one, "aa" * 16)
+    trail.undecided.pop()(True)
+    assert [type(message) for message in one.sent] == [Ticket]
+
+
+async def test_nobody_gets_in_once_sessions_are_cut(supervisor, trail):
+    one = worker(1)
+    supervisor._draining = supervisor._stopping = True
+    ask(supervisor, one, "aa" * 16)
+    assert trail.undecided == []
+    assert [(type(message), message.reason) for message in one.sent] == [(Refusal, "draining")]

@@ -351,3 +351,16 @@ async def test_the_close_ends_processes_and_tells_of_none(workers, processes, to
     assert [process.killed for process in processes] == [False, True]
     assert told.all("gone") == []
     assert numbers(workers) == [0, 1]
+
+
+async def test_one_that_serves_and_beats_is_enough_for_all_to_be_healthy(workers, processes, told):
+    assert not workers.healthy(time.monotonic())
+    workers.start(2)
+    assert not workers.healthy(time.monotonic())  # neither serves yet
+    processes[0].channel.send(Configured())
+    await told.until(lambda: workers.serving)
+    beat_s = workers.serving[0].beat_s
+    assert workers.healthy(beat_s + 4.9)
+    assert not workers.healthy(beat_s + 5.0)
+    del workers.serving[0]
+    assert not workers.healthy(beat_s)

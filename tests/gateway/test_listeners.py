@@ -1,0 +1,66 @@
+"""Where the gateway listens: on sockets that it was handed, and on those that it binds for the rest."""
+
+import socket
+
+import pytest
+
+from portguard.errors import ConfigurationError
+from portguard.gateway.activation import HandedOver
+from portguard.gateway.bundle import read_bundle
+from portguard.gateway.listeners import listen, written_address
+from portguard.gateway.snapshot import build
+from portguard.policy.addresses import ListenAddress
+from tests.gateway_folder import GatewayFolder
+
+
+@pytest.fixture
+def snapshot(tmp_path):
+    folder = GatewayFolder(tmp_path)
+    folder.add("portguard.toml", '[metrics]\nlisten = "127.0.0.1:0"\n')
+    folder.write(
+        "policy.toml", (folder.path / "policy.toml").read_text().replace("]\n\n", ']\nlisten = ["127.0.0.1:0"]\n\n')
+    )
+    return build(read_bundle(folder.configuration))
+
+
+@pytest.fixture
+def handed_over():
+    made = []
+
+    def make(name):
+        sock = socket.create_server(("127.0.0.1", 0))
+        made.append(sock)
+        return HandedOver(3, name, sock, ListenAddress(*sock.getsockname()))
+
+    yield make
+    for sock in made:
+        sock.close()
+
+
+def listening(snapshot, *given):
+    return listen(snapshot.configuration, snapshot.policy, given)
+
+
+def test_without_systemd_everything_is_bound(snapshot):
+    bound, metrics = listening(snapshot)
+    assert [listener.service.name if listener.service else None for listener, _ in bound] == [None, "orders-db"]
+    addresses = {written_address(sock) for sock in (*(sock for _, sock in bound), metrics)}
+    assert len(addresses) == 3
+    for sock in (*(sock for _, sock in bound), metrics):
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        sock.close()
+
+
+@pytest.mark.parametrize(("name", "place"), [("gateway", 0), ("orders-db", 1), ("metrics", 2)])
+def test_what_is_handed_over_takes_its_place_and_the_rest_is_bound(snapshot, handed_over, name, place):
+    given = handed_over(name)
+    bound, metrics = listening(snapshot, given)
+    socks = [*(sock for _, sock in bound), metrics]
+    assert [sock is given.sock for sock in socks] == [index == place for index in range(3)]
+    for sock in socks:
+        sock.close()
+
+
+def test_what_has_no_place_is_an_error(snapshot, handed_over):
+    with pytest.raises(ConfigurationError, match="socket activation"):
+        listening(snapshot, handed_over("invoices-db"))
