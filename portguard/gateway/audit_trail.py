@@ -11,6 +11,7 @@ from portguard import __version__
 from portguard.gateway.admission import Account
 from portguard.gateway.bundle import Bundle, policy_files
 from portguard.gateway.configuration import Configuration
+from portguard.gateway.credentials import AUDIT_KEY, credential
 from portguard.gateway.kept_policies import keep_policy
 from portguard.gateway.protocol import Admit, TurnedAway
 from portguard.gateway.snapshot import Snapshot
@@ -43,6 +44,7 @@ def open_recorder(configuration: Configuration) -> Recorder:
             rotate_bytes=settings.rotate_size,
             rotate_after=timedelta(seconds=settings.rotate_age_s) if settings.rotate_age_s is not None else None,
             journal=settings.copy == "journal",
+            key=credential(AUDIT_KEY),
         ),
         datetime.now(UTC),
     )

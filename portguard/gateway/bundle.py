@@ -11,9 +11,14 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from portguard.errors import Problem
 from portguard.gateway.configuration import Configuration, read_configuration
+from portguard.gateway.credentials import GATEWAY_KEY_PASSPHRASE, credential
 from portguard.policy.read import PolicyFile, policy_file_names, tls_files
 
 LARGEST_FILE_BYTES = 64 * 2**20
@@ -138,6 +143,25 @@ class _Reading:
                 self.report(path, expected, _because(error))
         return self.files.get(path)
 
+    def open_key(self, path: str, passphrase_file: Path | None) -> None:
+        """Take the passphrase off a private key, if it has one and it is known: workers get it as it stands here."""
+        pem = self.files.get(path)
+        # PKCS #8 and the older kind of PEM both say so, RFC 7468 section 11 and RFC 1421 section 4.6.1.1.
+        if pem is None or passphrase_file is None or b"ENCRYPTED" not in pem:
+            return
+        try:
+            passphrase = _content(str(passphrase_file)).rstrip(b"\r\n")
+            key = load_pem_private_key(pem, passphrase)
+        except OSError as error:
+            self.report(str(passphrase_file), "a credential that can be read", _because(error))
+        except _Unusable as error:
+            self.report(str(passphrase_file), error.expected, error.found)
+        except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: the passphrase is empty
+            del self.files[path]
+            self.report(path, f"a private key that {passphrase_file.name} opens", "another passphrase, or no such key")
+        else:
+            self.files[path] = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
     def report(self, path: str, expected: str, found: str) -> None:
         """Note what is wrong with a file or folder as a whole."""
         self._failed.add(path)
@@ -157,6 +181,7 @@ def _read_gateway_files(configuration: Configuration, reading: _Reading) -> None
     gateway = configuration.gateway
     reading.read(gateway.certificate, "gateway.certificate")
     reading.read(gateway.key, "gateway.key")
+    reading.open_key(gateway.key, credential(GATEWAY_KEY_PASSPHRASE))
     for trust in configuration.trusts:
         reading.read(trust.ca, f"trusts.{trust.name}.ca")
         for index, crl in enumerate(trust.crl):

@@ -29,7 +29,7 @@ def check_key_pair(certificate_path: str, key_path: str, files: Mapping[str, byt
     """Whether TLS can use a certificate chain and its key. A file that `files` lacks is a problem told elsewhere.
 
     Keys with a passphrase are refused: nobody is there to type it when the gateway restarts at night, and one in a file
-    beside the key protects nothing.
+    beside the key protects nothing. (One that systemd hands over has been taken off before.)
     """
     if certificate_path not in files or key_path not in files:
         return

@@ -5,6 +5,12 @@ import stat
 from datetime import UTC, datetime
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from portguard.errors import Problem
 from portguard.gateway import bundle as bundle_module
@@ -184,6 +190,56 @@ def test_a_group_may_read_only_the_keys_of_root(mode, uid):
 def test_a_key_open_to_more_is_refused_whoever_owns_it(mode, uid):
     with pytest.raises(bundle_module._Unusable):
         bundle_module._check_private(status(mode, uid))
+
+
+@pytest.fixture
+def locked(folder, tmp_path, monkeypatch):
+    """The folder with a passphrase on the gateway's key; `hand_over(text)` makes that the credential."""
+    form = Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"six random words")
+    folder.write("tls/gateway.key", folder.gateway.key.private_bytes(*form))
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
+    folder.hand_over = lambda text: folder.write("credentials/portguard.gateway-key-passphrase", text)
+    return folder
+
+
+def opened(folder):
+    return load_pem_private_key(files_of(folder)["tls/gateway.key"], None)
+
+
+@pytest.mark.parametrize("text", ["six random words", "six random words\n"])
+def test_a_passphrase_that_is_handed_over_opens_the_key(locked, text):
+    locked.hand_over(text)
+    assert opened(locked).private_numbers() == locked.gateway.key.private_numbers()
+
+
+def test_a_passphrase_for_a_key_that_has_none_changes_nothing(locked):
+    locked.hand_over("six random words")
+    locked.write("tls/gateway.key", locked.gateway.key_pem)
+    assert files_of(locked)["tls/gateway.key"] == locked.gateway.key_pem
+
+
+@pytest.mark.parametrize("text", ["five other words", "", " six random words"])
+def test_another_passphrase_is_a_problem_and_is_not_shown(locked, text):
+    locked.hand_over(text)
+    assert problems_of(locked) == [
+        "tls/gateway.key: expected a private key that portguard.gateway-key-passphrase opens, "
+        "got another passphrase, or no such key"
+    ]
+
+
+def test_a_passphrase_that_cannot_be_read_is_a_problem(locked):
+    (locked.path / "credentials/portguard.gateway-key-passphrase").mkdir(parents=True)
+    (problem,) = problems_of(locked)
+    assert problem == "credentials/portguard.gateway-key-passphrase: expected a regular file, got a folder"
+
+
+@pytest.mark.parametrize("variable", [None, ""])
+def test_without_credentials_the_key_stays_as_it_is(locked, monkeypatch, variable):
+    locked.hand_over("six random words")
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    if variable is not None:
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", variable)
+    assert b"ENCRYPTED" in files_of(locked)["tls/gateway.key"]
 
 
 def test_no_content_is_in_the_repr(folder):

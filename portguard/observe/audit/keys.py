@@ -31,27 +31,29 @@ def fingerprint(key: Ed25519PublicKey) -> str:
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()
 
 
-def signing_key(folder: Path) -> Ed25519PrivateKey:
+def signing_key(folder: Path, handed_over: Path | None = None) -> Ed25519PrivateKey:
     """Return the key kept in `folder`; make it, and its public half beside it, when there is none.
 
+    `handed_over` is the file of a private key that is kept elsewhere and used instead; its public half stays here.
     The private key is created exclusively with mode 0600. Raises ConfigurationError; also for a key that others may
     read, and for a public key alone: a new private one would make an old log look forged. *Fails closed.*
     """
-    private, public = folder / PRIVATE, folder / PUBLIC
+    private, public = handed_over or folder / PRIVATE, folder / PUBLIC
     try:
         if not private.exists():
             if public.exists():
                 expected = f"the private half of {PUBLIC} (move that away to begin with a new key)"
                 raise _problem(private, expected, "none")
             _create(private, _pem(Ed25519PrivateKey.generate()), 0o600)
-        key = _read_private(private)
+        # systemd makes a credential of root's readable for the gateway by an access list, which looks like 0440.
+        key = _read_private(private, others_of_root=0o040 if handed_over else 0)
         if not public.exists():
             pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
             _create(public, pem, 0o644)
     except OSError as error:
         raise _problem(private, "a key, or a folder to make one in", _because(error)) from error
     if fingerprint(read_public_key(public)) != fingerprint(key.public_key()):
-        raise _problem(public, f"the public half of {PRIVATE}", "another key")
+        raise _problem(public, f"the public half of {private.name}", "another key")
     return key
 
 
@@ -68,10 +70,12 @@ def read_public_key(path: Path) -> Ed25519PublicKey:
     return key
 
 
-def _read_private(path: Path) -> Ed25519PrivateKey:
+def _read_private(path: Path, *, others_of_root: int = 0) -> Ed25519PrivateKey:
+    """Read a private key. Those of root may have the bits `others_of_root` beside 0600. *Fails closed.*"""
     with path.open("rb") as file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        if mode & 0o077:
+        status = os.fstat(file.fileno())
+        mode = stat.S_IMODE(status.st_mode)
+        if mode & 0o077 & ~(others_of_root if status.st_uid == 0 else 0):
             raise _problem(path, "a private key of mode 0600 or less", f"mode {mode:04o}")
         pem = file.read()
     try:

@@ -43,6 +43,7 @@ class Settings:
     rotate_bytes: int | None = None
     rotate_after: timedelta | None = None
     journal: bool = False
+    key: Path | None = None  # the file of the private key that signs; None: it is kept in `state`
 
 
 @dataclass(slots=True, eq=False)
@@ -76,7 +77,7 @@ class Recorder:
         self._to_file = settings.path != STANDARD_OUTPUT
         folder = folder_of(settings.state)
         _make_folders(folder, "gateway.state")
-        self._key: Ed25519PrivateKey = signing_key(folder)
+        self._key: Ed25519PrivateKey = signing_key(folder, settings.key)
         self.fingerprint = fingerprint(self._key.public_key())
         self._head_path = folder / HEAD
         self._head = _locked(self._head_path)
