@@ -54,7 +54,7 @@ class Holding:
         self.owner = owner
         self.worker = worker
         self.moved = moved
-        self.slots: set[int] = set()
+        self.slots: dict[int, int] = {}  # and what each had moved when it began to draw on this
         self.leased = 0  # since it began, less what was given back
         self.spent = 0  # by those of its sessions that have ended
         self.next_bytes = first_bytes
@@ -63,7 +63,7 @@ class Holding:
 
     def unspent(self) -> int:
         """What is leased and not used yet."""
-        return self.leased - self.spent - sum(map(self.moved, self.slots))
+        return self.leased - self.spent - sum(self.moved(slot) - before for slot, before in self.slots.items())
 
 
 def _zeros() -> list[int]:
@@ -91,7 +91,7 @@ class Accounts:
     """All accounts. `limits` are those of the roles, by name."""
 
     def __init__(self, limits: Mapping[str, Limits], zone: tzinfo, now_s: float):
-        self._limits = limits
+        self._limits: Mapping[str, Limits] = limits
         self._zone = zone
         self._spans = [span_at(period, now_s, zone) for period in PERIODS]
         self._accounts: dict[Owner, Account] = {}
@@ -116,6 +116,28 @@ class Accounts:
             self._count_members(role)
         for account in self._accounts.values():  # who was warned before a restart need not be warned again
             account.warned = {quota.period for quota in self.quotas(account.owner) if _is_high(account, quota)}
+
+    def configure(self, limits: Mapping[str, Limits], zone: tzinfo, now_s: float) -> None:
+        """Go on with other limits, or in another time zone: what was used in the running periods stays used."""
+        self.roll(now_s)
+        self._limits = limits
+        if zone != self._zone:
+            self._zone = zone
+            self._spans = [span_at(period, now_s, zone) for period in PERIODS]
+            for account in self._accounts.values():
+                account.safe = _zeros()
+                self._changed[account.owner] = account
+        for role in {owner.role for owner in self._accounts}:
+            holdings = {
+                key: holding
+                for owner, account in self._accounts.items()
+                if owner.role == role and not owner.is_pool
+                for key, holding in account.holdings.items()
+            }
+            pool = self.account(Owner(role, "", ""))
+            pool.holdings = holdings if self.limits(role).pooled_quota else {}
+            self._count_members(role)
+        self._to_check = dict(self._accounts)
 
     def account(self, owner: Owner) -> Account:
         """The owner's account; a new one if there is none."""

@@ -59,7 +59,7 @@ Answer = Lease | Recall | Exhausted
 class _Session:
     account: Account
     holding: Holding | None  # None: its role has no quota
-    noted: int = 0  # of a session without holding: how much is in the account
+    noted: int  # of a session without holding: how much of what it has moved is in the account, or another one
 
 
 class Leases:
@@ -90,17 +90,20 @@ class Leases:
     # Sessions.
 
     def open(self, slot: int, worker: int, owner: Owner, now_s: float) -> list[Answer]:
-        """A session begins. Its first lease is among the answers, if it needs one and there is one."""
+        """A session begins, or goes on in another role; `end` it there before.
+
+        Its first lease is among the answers, if it needs one and there is one.
+        """
         self._accounts.roll(now_s)
         account = self._accounts.account(owner)
         if not self.are_needed(owner.role):
-            self._sessions[slot] = _Session(account, None)
+            self._sessions[slot] = _Session(account, None, self._moved(slot))
             return []
         holding = self._holdings.get((owner, worker))
         if holding is None:
             holding = self._hold(owner, worker)
-        holding.slots.add(slot)
-        self._sessions[slot] = _Session(account, holding)
+        holding.slots[slot] = self._moved(slot)
+        self._sessions[slot] = _Session(account, holding, 0)
         if holding.waiting or holding.unspent() > 0 or self._accounts.left(owner) <= 0:
             return []
         return [self._lease(holding)]
@@ -112,8 +115,7 @@ class Leases:
         if session.holding is None:
             self._accounts.use(session.account, moved_bytes - session.noted)
             return
-        session.holding.slots.remove(slot)
-        session.holding.spent += moved_bytes
+        session.holding.spent += moved_bytes - session.holding.slots.pop(slot)
         self._drop_if_over(session.holding)
 
     def slots(self) -> Collection[int]:
