@@ -57,11 +57,22 @@ class Rules(NamedTuple):
 
 
 class QuotaDesk:
-    """Serves the routes. `rules()` are those in force now; `clock()` is seconds since the epoch."""
+    """Serves the routes.
 
-    def __init__(self, accounts: QuotaAccounts, rules: Callable[[], Rules], clock: Callable[[], float] = time.time):
+    `rules()` are those in force now. `on_changed(role)` is told once more has become left for a role: sessions may be
+    waiting for it. `clock()` is seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        accounts: QuotaAccounts,
+        rules: Callable[[], Rules],
+        on_changed: Callable[[str], None],
+        clock: Callable[[], float] = time.time,
+    ):
         self._accounts = accounts
         self._rules = rules
+        self._on_changed = on_changed
         self._clock = clock
 
     @property
@@ -106,6 +117,7 @@ class QuotaDesk:
         async for owner, periods in self._each(chosen):
             self._accounts.reset(owner, periods, self._clock())
             changed.append(self._changed(owner, periods))
+        self._tell(chosen)
         return {"reset": changed}
 
     async def _grant(self, _peer: Peer, given: Arguable) -> object:
@@ -118,6 +130,7 @@ class QuotaDesk:
         async for owner, periods in self._each(chosen):
             self._accounts.grant(owner, periods, extra_bytes, self._clock())
             changed.append(self._changed(owner, periods))
+        self._tell(chosen)
         return {"bytes": extra_bytes, "granted": changed}
 
     # Whose quotas.
@@ -200,6 +213,10 @@ class QuotaDesk:
         if text is not None and text not in set(Period):
             raise BadArgument(f"period: expected {', '.join(Period)}, got {text!a}")
         return Period(text) if text is not None else None
+
+    def _tell(self, chosen: Sequence[tuple[Owner, Collection[Period]]]) -> None:
+        for role in sorted({owner.role for owner, _ in chosen}):
+            self._on_changed(role)
 
     def _changed(self, owner: Owner, periods: Collection[Period]) -> dict[str, object]:
         return _names(owner, self._rules().namespace) | {"periods": sorted(periods, key=list(Period).index)}

@@ -44,7 +44,9 @@ class Desk:
             for owner, count in used.items()
             for period in Period
         )
-        self.routes = {route.path: route for route in QuotaDesk(self.accounts, lambda: RULES, lambda: NOW_S).routes}
+        self.changed = []
+        desk = QuotaDesk(self.accounts, lambda: RULES, self.changed.append, lambda: NOW_S)
+        self.routes = {route.path: route for route in desk.routes}
 
     async def show(self, **given):
         answer = await self.routes["/v1/quotas"].handler(ROOT, given)
@@ -157,6 +159,15 @@ async def test_a_reset_of_one_period_leaves_the_others(desk):
     assert desk.lines(ALICE)["day"] == (0, 0)
 
 
+async def test_roles_whose_sessions_may_go_on_are_told(desk):
+    await desk.reset(identity="alice")
+    assert desk.changed == ["dba", "ops"]
+    await desk.grant(pool=True, role="dba", bytes=1)
+    assert desk.changed == ["dba", "ops", "dba"]
+    await desk.show()
+    assert len(desk.changed) == 3
+
+
 async def test_a_reset_of_all_leaves_pools(desk):
     assert named(await desk.reset(all=True)) == [
         ("dba", "alice", "day", "month"),
@@ -225,6 +236,7 @@ async def test_what_cannot_be_done_changes_nothing(desk, given, error, message):
             await act(**given, **more)
         assert str(caught.value).startswith(message)
     assert {owner: desk.lines(owner) for owner in before} == before
+    assert desk.changed == []
 
 
 async def test_a_reset_of_somebody_unknown_is_an_error_even_with_a_role(desk):
