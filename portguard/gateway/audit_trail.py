@@ -12,7 +12,7 @@ from portguard.gateway.admission import Account
 from portguard.gateway.bundle import Bundle, policy_files
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.credentials import AUDIT_KEY, credential
-from portguard.gateway.kept_policies import keep_policy
+from portguard.gateway.kept_policies import keep_policy, record_load
 from portguard.gateway.protocol import Admit, TurnedAway
 from portguard.gateway.snapshot import Snapshot
 from portguard.limits.accounts import Warned
@@ -82,18 +82,21 @@ class AuditTrail:
             {"gateway": name, "version": __version__, "key": self._recorder.fingerprint, "clean": self._recorder.clean},
         )
 
-    def loaded(self, bundle: Bundle, snapshot: Snapshot) -> None:
-        """A policy comes into force."""
+    def loaded(self, bundle: Bundle, snapshot: Snapshot, *, by: str | None = None, message: str | None = None) -> None:
+        """A policy comes into force; `by` and `message` tell who had it loaded, and why, where somebody did."""
         self._policy = snapshot.revision
         try:
             keep_policy(bundle, snapshot.configuration)
+            record_load(snapshot.configuration, snapshot.revision, datetime.now(UTC), by=by, message=message)
         except OSError as error:
             kept = False
             log.event("error", "policy.keep_failed", file=error.filename, message=error.strerror)
         else:
             kept = True
         files = [path for path, _ in policy_files(snapshot.configuration, bundle.files)]
-        self._note("policy.load", {"policy": snapshot.revision, "files": files, "kept": kept})
+        self._note(
+            "policy.load", {"policy": snapshot.revision, "files": files, "kept": kept, "by": by, "message": message}
+        )
 
     def worker_exited(self, number: int, pid: int, status: int) -> None:
         """A worker process has ended unasked; `status` is negative for a signal."""

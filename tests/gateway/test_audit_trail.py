@@ -1,16 +1,21 @@
 """When a session may begin for its line's sake, and what is recorded of whom."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from portguard.gateway import audit_trail
 from portguard.gateway.audit_trail import AuditTrail
+from portguard.gateway.bundle import read_bundle
 from portguard.gateway.connection import _MOST_GROUPS_BYTES, _listed
+from portguard.gateway.kept_policies import recorded_loads
 from portguard.gateway.protocol import TurnedAway
+from portguard.gateway.snapshot import build
 from portguard.identity.names import Group
 from portguard.reasons import Reason
+from tests.gateway_folder import GatewayFolder
 
 SESSION = "ab" * 16
 STRANGER = TurnedAway("cd" * 16, *[None] * 7, Reason.CERTIFICATE_MISSING, "none")
@@ -167,3 +172,30 @@ def test_very_many_groups_are_cut_and_counted():
     assert names[-1] == f"… and {1000 - len(names) + 1} more"
     assert len(names) < _MOST_GROUPS_BYTES / 14
     assert _listed(frozenset([Group("local", "b"), Group("local", "a")])) == ["a", "b"]
+
+
+@pytest.mark.parametrize("people", [{}, {"by": "user:anna", "message": "CHG-1"}])
+async def test_a_policy_that_comes_into_force_is_kept_and_recorded(trail, writer, tmp_path, people):
+    bundle = read_bundle(GatewayFolder(tmp_path).configuration)
+    snapshot = build(bundle)
+    snapshot = replace(snapshot, configuration=_with_state(snapshot.configuration, tmp_path / "state"))
+    trail().loaded(bundle, snapshot, **people)
+    (entry,) = writer.entries
+    assert (entry.event, entry.fields["policy"], entry.fields["kept"]) == ("policy.load", snapshot.revision, True)
+    (load,) = recorded_loads(str(tmp_path / "state"))
+    assert load.revision == snapshot.revision
+    assert (load.by, load.message) == (entry.fields["by"], entry.fields["message"])
+    assert (load.by, load.message) == (people.get("by"), people.get("message"))
+
+
+async def test_a_policy_that_cannot_be_kept_is_in_force_all_the_same_and_recorded_so(trail, writer, tmp_path):
+    bundle = read_bundle(GatewayFolder(tmp_path).configuration)
+    snapshot = build(bundle)
+    (tmp_path / "state").write_text("a file")
+    snapshot = replace(snapshot, configuration=_with_state(snapshot.configuration, tmp_path / "state"))
+    trail().loaded(bundle, snapshot)
+    assert [entry.fields["kept"] for entry in writer.entries] == [False]
+
+
+def _with_state(configuration, state):
+    return replace(configuration, gateway=replace(configuration.gateway, state=str(state)))
