@@ -18,6 +18,7 @@ _COMMANDS = {
     "connect": "portguard.cli.connect:connect",
     "policy": "portguard.cli.policy:policy",
     "quickstart": "portguard.cli.quickstart:quickstart",
+    "quota": "portguard.cli.quota:quota",
     "serve": "portguard.cli.serve:serve",
 }
 

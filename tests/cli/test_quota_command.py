@@ -1,0 +1,280 @@
+"""`portguard quota`: what a person and what a program get to see, and what the gateway is asked to do."""
+
+import asyncio
+import json
+import os
+import sys
+import threading
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from portguard.cli import main as cli
+from portguard.cli.tables import table_lines
+from portguard.control.access import Access, Level
+from portguard.control.listening import listen
+from portguard.control.routes import Route
+from portguard.control.server import ControlServer
+from portguard.gateway.quota_desk import QuotaDesk, Rules
+from portguard.identity.names import Namespace
+from portguard.limits.accounts import Accounts
+from portguard.limits.ledger import Owner, UsageRow
+from portguard.limits.periods import span_at
+from portguard.policy.model import Limits
+from portguard.policy.quantities import Period, Quota
+from tests.gateway_folder import CONFIGURATION
+
+ZONE = ZoneInfo("Europe/Zurich")
+NOW_S = 1_795_000_000.0  # 2026-11-18T15:06:40+01:00
+LIMITS = {
+    "dba": Limits(quota=(Quota(20 * 10**9, Period.DAY),), pooled_quota=(Quota(10**12, Period.MONTH),)),
+}
+RULES = Rules(Namespace({"local": "cn"}, "local", {}), frozenset(LIMITS), ZONE)
+
+
+class Faults:
+    def report(self, message, error):
+        raise AssertionError(message) from error
+
+
+class Gateway(threading.Thread):
+    """A control server with quotas, or with whatever routes it is given, on a loop of its own."""
+
+    def __init__(self, path, routes):
+        super().__init__()
+        self.acts = []
+        self._path = path
+        self._routes = routes
+        self._ready = threading.Event()
+
+    def run(self):
+        asyncio.run(self._serve())
+
+    async def _serve(self):
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        server = ControlServer(
+            access=Access(own_uid=os.getuid()),
+            routes=self._routes,
+            faults=Faults(),
+            on_act=lambda _peer, _method, path, given, outcome: self.acts.append((path, given, outcome)),
+        )
+        server.start(listen(str(self._path), "root", "portguard.toml"))
+        self._ready.set()
+        await self._over.wait()
+        await server.stop()
+
+    def __enter__(self):
+        self.start()
+        assert self._ready.wait(30)
+        return self
+
+    def __exit__(self, *_):
+        self._loop.call_soon_threadsafe(self._over.set)
+        self.join(30)
+
+
+@pytest.fixture
+def configuration(tmp_path):
+    path = tmp_path / "portguard.toml"
+    path.write_text(CONFIGURATION.replace("[trusts", 'control = "c.sock"\n[trusts', 1))
+    return path
+
+
+@pytest.fixture
+def accounts():
+    accounts = Accounts(LIMITS, ZONE, NOW_S)
+    used = {Owner("dba", "local", "alice"): 3 * 10**9, Owner("dba", "local", "bo\u202eb"): 25 * 10**9}
+    accounts.load(
+        UsageRow(owner, period, *span_at(period, NOW_S, ZONE), count, 0)
+        for owner, count in used.items()
+        for period in (Period.DAY, Period.MONTH)
+    )
+    return accounts
+
+
+@pytest.fixture
+def gateway(configuration, accounts):
+    desk = QuotaDesk(accounts, lambda: RULES, lambda _role: None, lambda: NOW_S)
+    with Gateway(configuration.parent / "c.sock", desk.routes) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def portguard(monkeypatch, capsys, configuration):
+    """Run `portguard quota … -c` the configuration; returns exit code, standard output and standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["portguard", "quota", *arguments, "-c", str(configuration)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        output = capsys.readouterr()
+        return caught.value.code or 0, output.out, output.err
+
+    return run
+
+
+def test_a_person_sees_a_table(gateway, portguard, accounts):
+    accounts.grant(Owner("dba", "local", "alice"), [Period.DAY], 5 * 10**9, NOW_S)
+    assert portguard("show") == (
+        0,
+        "ROLE  IDENTITY          PERIOD   USED    LEFT         LIMIT  ENDS (Europe/Zurich)\n"
+        "dba   (the whole role)  day     28 GB                  none  2026-11-19 00:00\n"
+        "dba   (the whole role)  month   28 GB  972 GB          1 TB  2026-12-01 00:00\n"
+        "dba   alice             day      3 GB   22 GB  20 GB + 5 GB  2026-11-19 00:00\n"
+        "dba   alice             month    3 GB                  none  2026-12-01 00:00\n"
+        "dba   bo\\u202eb         day     25 GB     0 B         20 GB  2026-11-19 00:00\n"
+        "dba   bo\\u202eb         month   25 GB                  none  2026-12-01 00:00\n",
+        "",
+    )
+
+
+def test_a_program_gets_json(gateway, portguard):
+    code, out, _ = portguard("show", "alice", "--role", "dba", "--json")
+    document = json.loads(out)
+    assert (code, document["timezone"]) == (0, "Europe/Zurich")
+    assert [(line["identity"], line["period"], line["used"]) for line in document["quotas"]] == [
+        ("alice", "day", 3 * 10**9),
+        ("alice", "month", 3 * 10**9),
+    ]
+
+
+def test_nothing_to_show_is_said(gateway, portguard):
+    assert portguard("show", "carol") == (0, "", "portguard: no identity has used anything yet\n")
+
+
+def test_a_reset_is_done_and_told(gateway, portguard, accounts):
+    assert portguard("reset", "alice") == (0, "reset: alice in role dba, per day\n", "")
+    lines = accounts.lines(lambda owner: owner.name == "alice", NOW_S)
+    assert {line.period: line.used_bytes for line in lines} == {Period.DAY: 0, Period.MONTH: 3 * 10**9}
+    given = {"identity": "alice", "all": False, "pool": False, "role": None, "period": None}
+    assert gateway.acts == [("/v1/quotas/reset", given, "done")]
+
+
+def test_all_and_pools_are_reset(gateway, portguard):
+    assert portguard("reset", "--all", "--period", "day")[1] == (
+        "reset: alice in role dba, per day\nreset: bo\\u202eb in role dba, per day\n"
+    )
+    assert portguard("reset", "--pool", "--role", "dba")[1] == "reset: (the whole role) in role dba, per month\n"
+
+
+def test_a_grant_is_done_and_told(gateway, portguard, accounts):
+    assert portguard("grant", "alice", "5GB") == (0, "granted 5 GB: alice in role dba, per day\n", "")
+    (line,) = [each for each in accounts.lines(lambda each: each.name == "alice", NOW_S) if each.granted_bytes]
+    assert (line.period, line.granted_bytes) == (Period.DAY, 5 * 10**9)
+    code, out, _ = portguard("grant", "--pool", "--role", "dba", "1TB", "--json")
+    document = json.loads(out)
+    assert (code, document["bytes"], document["granted"][0]["identity"]) == (0, 10**12, None)
+
+
+def test_many_changes_are_told_in_short(configuration, portguard):
+    async def reset(_peer, _given):
+        return {"reset": [{"role": "dba", "identity": f"user{n}", "periods": ["day"]} for n in range(25)]}
+
+    with Gateway(configuration.parent / "c.sock", [Route("POST", "/v1/quotas/reset", Level.ADMIN, reset)]):
+        lines = portguard("reset", "--all")[1].splitlines()
+    assert (len(lines), lines[-1]) == (21, "and 5 more (--json prints all)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("reset",), "quota reset: expected one of IDENTITY, --all and --pool, got none"),
+        (
+            ("reset", "alice", "--all"),
+            "quota reset: expected one of IDENTITY, --all and --pool, got IDENTITY and --all",
+        ),
+        (("reset", "--pool"), "quota reset: expected --role beside --pool, got none"),
+        (("grant", "5GB"), "quota grant: expected one of IDENTITY, --all and --pool, got none"),
+        (("grant", "alice", "bob", "5GB"), "quota grant: expected one IDENTITY and SIZE, got 3 words"),
+        (("grant", "alice", "5"), 'SIZE: expected a size such as "500kB", "20GB" or "64MiB", got \'5\''),
+        (("grant", "alice", "0B"), "bytes: expected an integer, 1 to 1000000000000000, got 0"),
+        (("show", "nope:x"), "identity: expected a trust before the first \":\" (known: local), got 'nope:x'"),
+    ],
+)
+def test_wrong_usage_is_told(gateway, portguard, arguments, message):
+    assert portguard(*arguments) == (2, "", f"portguard: {message}\n")
+
+
+def test_what_does_not_exist_fails(gateway, portguard):
+    code, out, err = portguard("reset", "carol")
+    assert (code, out) == (1, "")
+    assert err == "portguard: carol: expected an identity that has used something, got an unknown one\n"
+
+
+def test_without_a_gateway_it_is_unreachable(configuration, portguard):
+    code, out, err = portguard("show")
+    assert (code, out) == (4, "")
+    assert err == (
+        f"portguard: {configuration.parent}/c.sock: expected a gateway's control socket, "
+        "got no such file; the gateway does not run\n"
+    )
+
+
+def test_a_slip_elsewhere_in_the_configuration_does_not_keep_one_from_acting(gateway, portguard, configuration):
+    configuration.write_text(configuration.read_text() + '\n[timeouts]\nidle = "soon"\n')
+    assert portguard("show", "alice")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[gateway\n", ": expected TOML, got an error at "),
+        (CONFIGURATION.replace("[trusts", "control = 3\n[trusts", 1), ": gateway.control: expected the path of a file"),
+        ("gateway = 3\n", ": gateway: expected a table, got 3"),
+    ],
+)
+def test_a_configuration_that_does_not_say_where_is_an_error(gateway, portguard, configuration, content, message):
+    configuration.write_text(content)
+    code, out, err = portguard("show")
+    assert (code, out) == (2, "")
+    assert f"portguard: {configuration}{message}" in err
+
+
+def test_a_configuration_that_is_missing_is_an_error(portguard, configuration):
+    configuration.unlink()
+    code, _, err = portguard("show")
+    assert code == 2
+    assert err == (
+        f"portguard: {configuration}: expected a file that can be read (the configuration), "
+        "got no such file or directory\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"timezone": "UTC", "quotas": [1]},
+        {"timezone": "UTC", "quotas": [{"role": "dba"}]},
+        {"timezone": 1, "quotas": []},
+        {"timezone": "UTC", "quotas": [{"role": 1, "identity": "a", "period": "day"}] * 2},
+    ],
+)
+def test_a_gateway_that_answers_something_else_is_told_of(configuration, portguard, document):
+    async def show(_peer, _given):
+        return document
+
+    with Gateway(configuration.parent / "c.sock", [Route("GET", "/v1/quotas", Level.VIEWER, show)]):
+        code, out, err = portguard("show")
+    assert (code, out) == (1, "")
+    assert err == "portguard: the gateway: expected an answer that this version understands, got another one\n"
+
+
+def test_a_zone_that_this_host_does_not_know_is_shown_as_utc(configuration, portguard):
+    async def show(_peer, _given):
+        line = {"role": "dba", "identity": "a", "period": "day", "limit": None, "granted": 0, "used": 1, "left": None}
+        return {"timezone": "Mars/Olympus", "quotas": [line | {"ends": "2026-11-18T23:00:00Z"}]}
+
+    with Gateway(configuration.parent / "c.sock", [Route("GET", "/v1/quotas", Level.VIEWER, show)]):
+        lines = portguard("show")[1].splitlines()
+    assert lines[0].endswith("ENDS (UTC)")
+    assert lines[1].endswith("2026-11-18 23:00")
+
+
+def test_columns_are_aligned_by_what_a_terminal_shows():
+    lines = list(
+        table_lines(
+            ("A", "B", "C"), [("日本", "1", "x"), ("e\u0301", "22", "y\x1b"), ("", "", "")], right=frozenset({1})
+        )
+    )
+    assert lines == ["A      B  C", "日本   1  x", "e\u0301     22  y\\x1b", ""]
