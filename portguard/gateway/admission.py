@@ -121,6 +121,10 @@ class Admission:
                 f"service {service} allows {_sessions(most_of_service)} at once, and as many are open",
             )
 
+    def sessions_of(self, owner: Owner) -> int:
+        """How many sessions an identity has in a role."""
+        return self._per_owner[owner]
+
     def admit(self, connection: int, *, session_id: str, owner: Owner, service: str, now_ns: int) -> Session:
         """Make a session of a pending connection, whose client the policy lets in as `owner`.
 

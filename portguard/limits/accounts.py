@@ -264,20 +264,25 @@ class Accounts:
         It may be taken slowly, with other things done in between.
         """
         for owner in self.owners():
-            if not wanted(owner):
-                continue
-            self.roll(now_s)
-            account = self._accounts[owner]
-            limits: dict[Period, int] = {}
-            for quota in self.quotas(owner):
-                limits[quota.period] = min(quota.size_bytes, limits.get(quota.period, quota.size_bytes))
-            if owner.is_pool and not limits:
-                continue
-            outstanding = account.outstanding()
-            for number, (period, span) in enumerate(zip(PERIODS, self._spans, strict=True)):
-                used, granted = account.used[number] - outstanding, account.granted[number]
-                if period in limits or used:
-                    yield QuotaLine(owner, period, limits.get(period), granted, used, outstanding, span.end_s)
+            if wanted(owner):
+                yield from self.lines_of(owner, now_s)
+
+    def lines_of(self, owner: Owner, now_s: float) -> list[QuotaLine]:
+        """How one owner stands, as `lines` tells it; one that has no account yet gets none by being asked for."""
+        self.roll(now_s)
+        account = self._accounts.get(owner) or Account(owner)
+        limits: dict[Period, int] = {}
+        for quota in self.quotas(owner):
+            limits[quota.period] = min(quota.size_bytes, limits.get(quota.period, quota.size_bytes))
+        if owner.is_pool and not limits:
+            return []
+        outstanding = account.outstanding()
+        lines = []
+        for number, (period, span) in enumerate(zip(PERIODS, self._spans, strict=True)):
+            used, granted = account.used[number] - outstanding, account.granted[number]
+            if period in limits or used:
+                lines.append(QuotaLine(owner, period, limits.get(period), granted, used, outstanding, span.end_s))
+        return lines
 
     def reset(self, owner: Owner, periods: Collection[Period], now_s: float) -> None:
         """Forget what the owner has used in the running periods; what is leased and not used stays taken."""

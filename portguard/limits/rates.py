@@ -58,6 +58,12 @@ class Connects:
         # A millisecond more: the sum of two floats may lie just below the instant that is meant.
         return (last_ms + per_ms - floor_ms + 1) / 1000
 
+    def wait_s(self, now_s: float, rate: Rate) -> float:
+        """What `admit` would answer. Nothing is counted, and nothing forgotten."""
+        trial = Connects()
+        trial._entries = self._entries.copy()
+        return trial.admit(now_s, rate)
+
     def put_back(self, now_s: float) -> None:
         """Count as of now what the clock, if it was put back, has in its future."""
         now_ms = math.ceil(now_s * 1000)
@@ -139,6 +145,11 @@ class ConnectRates:
         if not wait_s or connects.end_s != end_s:
             self._changed[owner] = None
         return wait_s
+
+    def wait_s(self, owner: Owner, rate: Rate, now_s: float) -> float:
+        """As `Connects.wait_s`."""
+        connects = self._connects.get(owner)
+        return connects.wait_s(now_s, rate) if connects is not None else 0.0
 
     def load(self, rows: Iterable[RateRow]) -> None:
         """Remember what the ledger has. Raises ValueError, and remembers none of them, when one is nonsense."""

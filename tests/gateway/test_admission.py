@@ -81,6 +81,14 @@ def test_without_a_free_slot_a_session_is_refused_and_stays_pending(admission):
     admission.gone(connection)
 
 
+def test_an_identitys_sessions_are_counted_per_role_and_nobody_elses_with_them(admission):
+    session = admit(admission, admission.begin(0, HERE))
+    assert admission.sessions_of(ALICE) == 1
+    assert admission.sessions_of(BOB) == admission.sessions_of(ALICE._replace(role="other")) == 0
+    admission.end(session.slot, SECOND_NS)
+    assert admission.sessions_of(ALICE) == 0
+
+
 def test_an_unknown_connection_is_not_admitted(admission):
     with pytest.raises(KeyError):
         admit(admission, 7)

@@ -66,6 +66,15 @@ def test_what_is_refused_is_not_counted():
     assert fill(connects, THREE_A_MINUTE, NOW_S + 60) == 3
 
 
+def test_asking_how_long_to_wait_counts_and_forgets_nothing():
+    connects = Connects()
+    fill(connects, THREE_A_MINUTE)
+    before = connects.to_text()
+    assert connects.wait_s(NOW_S + 20, THREE_A_MINUTE) == connects.admit(NOW_S + 20, THREE_A_MINUTE) > 0
+    assert connects.wait_s(NOW_S + 90, THREE_A_MINUTE) == connects.wait_s(NOW_S - 90, Rate(4, 60)) == 0.0
+    assert connects.to_text() == before
+
+
 def test_the_window_slides_and_has_no_seam():
     connects = Connects()
     fill(connects, THREE_A_MINUTE, NOW_S + 59)
@@ -328,3 +337,14 @@ def test_owners_who_are_not_idle_are_remembered_however_many():
     for owner in owners:
         assert rates.admit(owner, rate, NOW_S) == 0.0
     assert all(rates.admit(owner, rate, NOW_S + 1) > 0 for owner in owners)
+
+
+def test_to_ask_for_an_owners_wait_remembers_nobody():
+    rates = ConnectRates()
+    for _ in range(3):
+        rates.admit(ANNA, THREE_A_MINUTE, NOW_S)
+    rates.changed()
+    assert rates.wait_s(ANNA, THREE_A_MINUTE, NOW_S) == pytest.approx(60, abs=0.0025)
+    assert rates.wait_s(BEN, THREE_A_MINUTE, NOW_S) == 0.0
+    assert rates.changed() == []
+    assert list(rates._connects) == [ANNA]
