@@ -71,10 +71,7 @@ def check(context: click.Context, path: str | None, configuration_path: str, as_
         ]
         click.echo(json.dumps({"ok": False, "problems": problems, "warnings": []}, indent=2))
         context.exit(error.exit_code)
-    warnings = [
-        *(f"{subject}: {key} has no effect in this version" for key in checks.unacted_keys(made)),
-        *checks.warnings(made),
-    ]
+    warnings = list(checks.warnings(made))
     counts = {
         "services": len(made.services),
         "roles": len(made.roles),

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
-from urllib.parse import urlsplit
 
 from portguard.control.access import Principal
 from portguard.errors import Problem
@@ -32,7 +31,7 @@ from portguard.policy.toml import (
 
 Network = IPv4Network | IPv6Network
 
-NOT_ACTED_ON = ("gateway.control", "ledger", "control")
+NOT_ACTED_ON = ("gateway.control", "control")
 """Keys, and tables with all their keys, that are read and checked and change nothing in the running gateway."""
 
 # A name is written below the gateway's, `SERVICE.GATEWAY-NAME`: 253 characters less a label of 63 and a dot.
@@ -97,9 +96,9 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class LedgerSettings:
-    """`[ledger]`. The URL may hold a password."""
+    """`[ledger]`."""
 
-    url: str = field(repr=False)  # "sqlite", or a redis://, rediss:// or unix:// URL
+    url: str  # "sqlite"
     when_unavailable: Literal["refuse", "allow"]
 
 
@@ -365,17 +364,7 @@ def _parse_groups(text: str) -> str:
 
 
 def _parse_ledger_url(text: str) -> str:
-    if text == "sqlite":
-        return text
-    try:
-        url = urlsplit(text)
-        # `port` is read for its check.
-        usable = url.path.startswith("/") if url.scheme == "unix" else bool(url.hostname) and (url.port or 1) > 0
-    except ValueError:
-        usable = False
-    else:
-        usable = usable and url.scheme in {"redis", "rediss", "unix"} and text.isprintable() and " " not in text
-    if not usable:
+    if text != "sqlite":
         raise Unexpected(_LEDGER_URL.expected)
     return text
 
@@ -415,6 +404,7 @@ _GATEWAY_NAME = _kind(_parse_gateway_name, 'a host name such as "bastion.example
 _TRUST_DOMAIN = _kind(_parse_trust_domain, 'a trust domain such as "example.com"')
 _GROUPS = _kind(_parse_groups, '"ou", or "uri:" and a prefix such as "uri:urn:acme:group:"')
 _DRAIN: Kind[float | None] = text_kind(parse_duration_or_off, 'a duration such as "5m", or "off"', None)
-_LEDGER_URL = text_kind(_parse_ledger_url, '"sqlite", or a URL such as "redis://127.0.0.1:6379/0"', "", secret=True)
+# Who tries another one may write its password into the URL.
+_LEDGER_URL = text_kind(_parse_ledger_url, '"sqlite", as this version has no other ledger', "", secret=True)
 _ACCOUNT = _kind(_parse_account, "the name of a group of this host")
 _PRINCIPAL = text_kind(_parse_principal, '"user:NAME" or "group:NAME"', Principal("user", ""))

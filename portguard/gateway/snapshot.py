@@ -78,7 +78,6 @@ def build(bundle: Bundle) -> Snapshot:
         raise ConfigurationError(dict.fromkeys(problems))
     warnings = [
         *(f"{configuration.path}: {key} has no effect in this version" for key in configuration.without_effect),
-        *(f"{gateway.policy}: {key} has no effect in this version" for key in checks.unacted_keys(policy)),
         *checks.warnings(policy),
         *(finding for finding in findings if isinstance(finding, str)),
         *trust_warnings(configuration.path, readable_trusts, at),

@@ -1,5 +1,5 @@
 """What is wrong, or odd, with a policy that could be read: names and ports that collide, tests that fail, entries
-that can never have an effect, keys that the gateway does not act on.
+that can never have an effect.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,12 +11,6 @@ from portguard.policy.decide import Grant, Policy, Refusal, Request, decide, fir
 from portguard.policy.entries import selected
 from portguard.policy.model import Entry, Network, PolicyGroup, PolicyTest, Role, Service
 from portguard.policy.spans import Span, contains, merged, network_span
-
-NOT_ACTED_ON_IN_ROLES = ("max_sessions", "connect_rate", "bandwidth", "quota", "pooled_quota")
-"""Keys of roles, and fields of `Limits`, that are read and checked and change nothing in the running gateway."""
-
-NOT_ACTED_ON_IN_SERVICES = ("max_sessions",)
-"""The same of services, and fields of `Service`."""
 
 _ANY_INSTANT = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -93,16 +87,6 @@ def warnings(policy: Policy) -> Iterator[str]:
         if (entry_covering := _covering(policy, number, role)) is not None:
             by = f"role {entry_covering.name}" if isinstance(entry_covering, Role) else "a deny"
             yield f"{role.origin}: role {role.name} can never decide, {by} covers it ({entry_covering.origin})"
-
-
-def unacted_keys(policy: Policy) -> tuple[str, ...]:
-    """The keys in use that the gateway reads and does not act on, such as `roles.quota`."""
-    in_roles = [f"roles.{key}" for key in NOT_ACTED_ON_IN_ROLES if any(getattr(r.limits, key) for r in policy.roles)]
-    services = policy.services.values()
-    return (
-        *in_roles,
-        *(f"services.{key}" for key in NOT_ACTED_ON_IN_SERVICES if any(getattr(service, key) for service in services)),
-    )
 
 
 def _deciding_by_time(policy: Policy, request: Request) -> Role | None:

@@ -8,6 +8,8 @@ import pytest
 from portguard.cli import main as cli
 from tests.gateway_folder import NAME, GatewayFolder
 
+ODDITY = '[[deny]]\nmembers = ["bob"]\nservices = ["web-*"]\n'
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -37,10 +39,10 @@ def test_a_right_configuration_is_ok(folder, portguard):
 
 
 def test_warnings_go_to_standard_error_and_leave_the_exit_code(folder, portguard):
-    folder.add("portguard.toml", '[ledger]\nurl = "sqlite"\n')
+    folder.add("policy.toml", ODDITY)
     code, out, err = portguard("serve", "--check", "--config", folder.configuration)
     assert (code, out) == (0, f"{folder.configuration}: ok, 1 service, 1 role, 1 trust, 1 warning\n")
-    assert err == f"portguard: warning: {folder.configuration}: ledger.url has no effect in this version\n"
+    assert err == f"portguard: warning: {folder.path}/policy.toml: deny[0].services[0]: web-* matches no service\n"
 
 
 def test_problems_go_to_standard_error_all_of_them(folder, portguard):
@@ -54,7 +56,7 @@ def test_problems_go_to_standard_error_all_of_them(folder, portguard):
 
 
 def test_a_program_gets_json_of_a_right_configuration(folder, portguard):
-    folder.add("portguard.toml", '[ledger]\nurl = "sqlite"\n')
+    folder.add("policy.toml", ODDITY)
     code, out, err = portguard("serve", "--check", "--json", "-c", folder.configuration)
     assert (code, err) == (0, "")
     verdict = json.loads(out)
@@ -62,7 +64,7 @@ def test_a_program_gets_json_of_a_right_configuration(folder, portguard):
     assert verdict == {
         "ok": True,
         "problems": [],
-        "warnings": [f"{folder.configuration}: ledger.url has no effect in this version"],
+        "warnings": [f"{folder.path}/policy.toml: deny[0].services[0]: web-* matches no service"],
         "services": 1,
         "roles": 1,
         "trusts": 1,

@@ -10,7 +10,7 @@ import pytest
 from portguard.cli.main import portguard
 from portguard.identity.names import Namespace
 from portguard.identity.patterns import Glob
-from portguard.policy import checks, read
+from portguard.policy import read
 from portguard.policy.decide import DECIDED_REASONS
 from portguard.policy.hours import parse_window
 from portguard.policy.kinds import member_kind, parse_selector
@@ -74,14 +74,6 @@ def test_the_keys_of_defaults_are_documented():
         fields = {field.name for field in dataclasses.fields(terms)} - {"limits"}
         fields |= {field.name for field in dataclasses.fields(Limits)} if table == "role" else set()
         assert set(re.findall(r"`(\w+)`", row)) == {WRITTEN.get(field, field) for field in fields}
-
-
-@pytest.mark.parametrize(
-    ("heading", "idle"),
-    [("## [[roles]]", checks.NOT_ACTED_ON_IN_ROLES), ("## [services.NAME]", checks.NOT_ACTED_ON_IN_SERVICES)],
-)
-def test_what_nothing_acts_on_says_so(heading, idle):
-    assert {key for key, row in rows(heading).items() if "Not acted on by this version" in row[2]} == set(idle)
 
 
 def first_column(heading: str) -> list[str]:

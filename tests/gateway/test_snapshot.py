@@ -65,11 +65,9 @@ def test_names_are_written_as_people_write_them(folder):
 
 def test_nothing_secret_is_in_the_repr(folder):
     with_tls(folder, 'certificate = "tls/gateway.crt", key = "tls/gateway.key"')
-    folder.add("portguard.toml", '[ledger]\nurl = "redis://:s3cret@127.0.0.1/0"\n')
     snapshot = snapshot_of(folder)
     for text in (repr(snapshot), repr(snapshot.upstream_tls), *snapshot.warnings):
         assert "PRIVATE" not in text
-        assert "s3cret" not in text
 
 
 def test_the_files_of_services_are_theirs(folder):
@@ -221,15 +219,9 @@ def test_one_authority_in_two_trusts_is_refused(folder):
 def test_warnings_of_all_parts_are_collected(folder):
     folder.write("tls/gateway.crt", (gateway := folder.issue("other.example.com")).pem)
     folder.write("tls/gateway.key", gateway.key_pem)
-    folder.add("portguard.toml", '[ledger]\nurl = "sqlite"\n')
-    folder.add(
-        "policy.toml",
-        'quota = ["1GB/day"]\n[[roles]]\nname = "x"\nmembers = ["alice"]\nservices = ["orders-db"]\n',
-    )
+    folder.add("policy.toml", '[[roles]]\nname = "x"\nmembers = ["alice"]\nservices = ["orders-db"]\n')
     later = folder.authority.certificate.not_valid_after_utc - timedelta(minutes=1)
     warnings = "\n".join(warnings_of(folder, later))
-    assert "portguard.toml: ledger.url has no effect in this version" in warnings
-    assert "policy.toml: roles.quota has no effect in this version" in warnings
     assert "role x can never decide" in warnings
     assert f"tls/gateway.crt: expected a certificate for {NAME}, *.{NAME}" in warnings
     assert "tls/gateway.crt: the certificate expires on" in warnings

@@ -309,22 +309,3 @@ def test_a_role_that_a_deny_covers_is_warned_of():
 def test_a_role_past_others_that_cover_only_its_hours_is_found_covered_by_the_one_that_covers_all():
     text = role("a", '"alice"', '"*"', hours='["Mon"]') + role("b", '"alice"', '"*"') + role("c", '"alice"', '"db"')
     assert warned(text) == ["p.toml: roles[2]: role c can never decide, role b covers it (p.toml: roles[1])"]
-
-
-# Keys without effect
-
-
-def test_keys_that_the_gateway_does_not_act_on_are_listed_when_in_use():
-    text = role(
-        "r", '"alice"', '"*"', max_sessions="1", connect_rate='"1/s"', bandwidth='"1B/s"', quota='["1B/day"]',
-        pooled_quota='["1B/day"]', session='"1h"',
-    )  # fmt: skip
-    assert set(checks.unacted_keys(read(text + "[services.x]\nupstream = ['10.0.0.1:1']\nmax_sessions = 1"))) == {
-        *(f"roles.{key}" for key in checks.NOT_ACTED_ON_IN_ROLES),
-        *(f"services.{key}" for key in checks.NOT_ACTED_ON_IN_SERVICES),
-    }
-
-
-def test_keys_that_are_not_in_use_are_not_listed():
-    text = role("r", '"alice"', '"*"', max_sessions='"off"', session='"1h"', hours='["Mon"]')
-    assert checks.unacted_keys(read(text)) == ()
