@@ -7,7 +7,16 @@ each. When one is used up, the flows that want more wait in a row; what comes th
 from collections.abc import Callable
 
 from portguard.gateway.gates import Allowance, Gate
-from portguard.gateway.protocol import Leased, LeaseReturned, LeaseWanted, Message, Share, ShareWanted, Ticket
+from portguard.gateway.protocol import (
+    Leased,
+    LeaseReturned,
+    LeaseWanted,
+    Message,
+    Regranted,
+    Share,
+    ShareWanted,
+    Ticket,
+)
 
 UP, DOWN = range(2)
 
@@ -35,8 +44,9 @@ class Allowances:
         self._accounts: dict[int, _Account] = {}
         self._by_slot: dict[int, int] = {}
 
-    def open(self, ticket: Ticket) -> None:
-        """A session was admitted. To be called when its ticket comes: what it may move can come right after."""
+    def open(self, ticket: Ticket | Regranted) -> None:
+        """A session was admitted, or goes on otherwise. To be called at once: what it may move can come right after."""
+        self.close(ticket.slot)
         if not (ticket.leased or ticket.paced):
             return
         number = ticket.account
@@ -101,7 +111,7 @@ class Allowances:
             for share in account.shares or ():
                 share.lapse()
 
-    def _account(self, ticket: Ticket) -> _Account:
+    def _account(self, ticket: Ticket | Regranted) -> _Account:
         number, send = ticket.account, self._send
         lease = Allowance(lambda empty: send(LeaseWanted(number, empty)), ahead=True) if ticket.leased else None
         if not ticket.paced:

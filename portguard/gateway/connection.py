@@ -9,13 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import math
 import secrets
 import socket
 import ssl
 import time
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, TypeVar
@@ -28,10 +25,11 @@ from portguard.gateway.handshake import handshake, readable, receive, refusal, s
 from portguard.gateway.http_request import ApiRequest, BadRequest, ConnectTarget, NeedMore, RequestReader
 from portguard.gateway.http_response import established, json_response
 from portguard.gateway.http_response import refusal as http_refusal
+from portguard.gateway.live import Live, finite, now
 from portguard.gateway.protocol import Accepted, Admit, Ticket, TurnedAway
 from portguard.gateway.relay import Relay
 from portguard.gateway.setup import is_own_name
-from portguard.gateway.slots import CONNECTED, RECEIVED, SENT
+from portguard.gateway.slots import CONNECTED
 from portguard.observe import log
 from portguard.policy.decide import Grant, Request, decide
 from portguard.reasons import Reason
@@ -52,39 +50,6 @@ _SERVICE_PATH = "/v1/services/"
 _READ = 64 * 1024
 _LONGEST_MESSAGE = 200
 _MOST_GROUPS_BYTES = 3000
-
-
-@dataclass(slots=True)
-class Live:
-    """A session that is being relayed."""
-
-    worker: Worker
-    slot: int
-    session: str
-    identity: str
-    service: str
-    role: str
-    upstream: str
-    opened_s: float
-    relay: Relay = field(init=False)
-
-    def on_end(self, _relay: Relay, reason: Reason) -> None:
-        """Log the end and tell the supervisor."""
-        cells, base = self.worker.slots.cells, self.worker.slots.base(self.slot)
-        log.event(
-            "info",
-            "session.close",
-            session=self.session,
-            identity=self.identity,
-            service=self.service,
-            role=self.role,
-            upstream=self.upstream,
-            received=cells[base + RECEIVED],
-            sent=cells[base + SENT],
-            duration=time.monotonic() - self.opened_s,
-            reason=reason,
-        )
-        self.worker.ended(self.slot, reason, self.upstream)
 
 
 class Connection:
@@ -157,9 +122,7 @@ class Connection:
             name is None or is_own_name(name, self._setup.snapshot.configuration.gateway.name)
         )
         try:
-            self._caller = self._setup.snapshot.trusts.identify(
-                endpoint.verified_chain(), endpoint.sent_chain(), _now()
-            )
+            self._caller = self._setup.snapshot.trusts.identify(endpoint.verified_chain(), endpoint.sent_chain(), now())
         except Refused:
             if self._http:  # who asks by HTTP is told why, once the question is there
                 with contextlib.suppress(Refused, OSError):
@@ -271,7 +234,7 @@ class Connection:
         source = self._source.address if self._source is not None else None
         caller = self._caller
         decision = decide(
-            self._setup.snapshot.policy, Request(caller.identity, caller.groups, service.name, source, _now())
+            self._setup.snapshot.policy, Request(caller.identity, caller.groups, service.name, source, now())
         )
         if isinstance(decision, Grant):
             return decision
@@ -335,15 +298,19 @@ class Connection:
         assert self._ticket is not None
         worker, timeouts = self._worker, self._setup.snapshot.configuration.timeouts
         set_tcp_options(self._sock)
+        assert self._endpoint is not None
+        assert self._caller is not None
         live = Live(
             worker=worker,
             slot=self._ticket.slot,
             session=self._session,
-            identity=self._identity() or "",
-            service=service.name,
-            role=grant.role,
+            endpoint=self._endpoint,
+            caller=self._caller,
+            source=self._source.address if self._source is not None else None,
+            service=service,
+            grant=grant,
             upstream=upstream_name,
-            opened_s=time.monotonic(),
+            opened_ns=time.monotonic_ns(),
         )
         live.relay = Relay(
             worker.loop,
@@ -353,14 +320,15 @@ class Connection:
             base=worker.slots.base(self._ticket.slot),
             on_end=live.on_end,
             lingering=worker.lingering,
-            idle_s=_finite(service.idle_s, timeouts.idle_s),
+            idle_s=finite(service.idle_s, timeouts.idle_s),
             half_close_s=timeouts.half_close_s,
-            session_s=_finite(grant.session_s, timeouts.session_s),
+            session_s=finite(grant.session_s, timeouts.session_s),
             gates=worker.allowances.gates(self._ticket.slot),
         )
         worker.live[live.slot] = live
         self._log("info", "session.open", role=grant.role, upstream=upstream_name)
         live.relay.start(early)
+        worker.began(live, self._setup)
 
     # The ways out.
 
@@ -494,14 +462,3 @@ def _listed(groups: frozenset[Group]) -> list[str]:
 
 def _endpoint(address: str, port: int) -> proxy_protocol.Endpoint:
     return proxy_protocol.Endpoint(_address(address), port)
-
-
-def _finite(own_s: float | None, general_s: float | None) -> float | None:
-    """The service's or role's own timeout where it has one; infinite means off."""
-    if own_s is None:
-        return general_s
-    return None if math.isinf(own_s) else own_s
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

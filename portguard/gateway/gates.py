@@ -1,5 +1,6 @@
 """What a flow has to pass when its session may not move all that it likes: allowances, and the gate before them."""
 
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -68,6 +69,11 @@ class Allowance:
         else:
             self.left = 0
 
+    def wake(self) -> None:
+        """Have those who wait go on with what is left: it came back, and nothing else may come."""
+        if self._waiting and self.left > 0:
+            self.add(0)
+
     def take_all(self) -> int:
         """Give up what is left; return how much that is."""
         left, self.left = self.left, 0
@@ -75,7 +81,7 @@ class Allowance:
 
 
 class Gate:
-    """What one flow has to pass: the allowances of its account that concern it."""
+    """What one flow has to pass: the allowances of its account that concern it; without any, nothing passes."""
 
     __slots__ = ("_allowances", "held")
 
@@ -107,13 +113,26 @@ class Gate:
         return memoryview(held)
 
     def give_back(self, count: int) -> None:
-        """Of what was taken, `count` bytes were not passed on."""
+        """Of what was taken, `count` bytes were not passed on. Call `wake` when others may go on."""
         for allowance in self._allowances:
             allowance.left += count
 
+    def wake(self) -> None:
+        """Have the flows that wait go on with what was given back."""
+        for allowance in self._allowances:
+            allowance.wake()
+
     def wait(self, go_on: Callable[[Any], None], flow: object) -> None:
         """Have `go_on(flow)` called once it may be worth while to try again."""
-        min(self._allowances, key=lambda allowance: allowance.left).wait(go_on, flow)
+        if self._allowances:
+            min(self._allowances, key=lambda allowance: allowance.left).wait(go_on, flow)
 
     def _room(self) -> int:
-        return min(allowance.left for allowance in self._allowances)
+        return min((allowance.left for allowance in self._allowances), default=0)
+
+
+def unlimited() -> Gate:
+    """A gate that lets everything pass."""
+    allowance = Allowance(lambda _empty: None, ahead=False)
+    allowance.left = sys.maxsize
+    return Gate(allowance)

@@ -35,6 +35,14 @@ class Configure(NamedTuple):
     """Work by this configuration from now on. Carries the memory file of the bundle."""
 
 
+class Prepare(NamedTuple):
+    """Make ready to work by this configuration. Carries the memory file of the bundle."""
+
+
+class Apply(NamedTuple):
+    """Work from now on by the configuration that was made ready last, and look at every live session again."""
+
+
 class Accepted(NamedTuple):
     """A client has connected. Carries the socket; `listener` counts the listeners in the configuration's order."""
 
@@ -64,6 +72,22 @@ class Refusal(NamedTuple):
     reason: str
     message: str
     retry_after_s: float | None
+
+
+class End(NamedTuple):
+    """The session in `slot` ends now, for `reason`."""
+
+    slot: int
+    reason: str
+
+
+class Regranted(NamedTuple):
+    """The session in `slot` goes on under other limits; the fields are those of `Ticket`."""
+
+    slot: int
+    account: int
+    leased: bool
+    paced: bool
 
 
 class Leased(NamedTuple):
@@ -115,6 +139,25 @@ class Hello(NamedTuple):
 
 class Configured(NamedTuple):
     """The worker works by the configuration that it was sent last."""
+
+
+class Prepared(NamedTuple):
+    """The worker is ready to work by the configuration that it was sent last; or it is not, because of `failure`."""
+
+    failure: str | None
+
+
+class Rechecked(NamedTuple):
+    """All live sessions were looked at by the new configuration; those that lost their right are being closed."""
+
+    closed: int
+
+
+class Regrant(NamedTuple):
+    """The session in `slot` goes on in `role`, another one or under other kinds of limits. It is held meanwhile."""
+
+    slot: int
+    role: str
 
 
 class Admit(NamedTuple):
@@ -196,9 +239,13 @@ class Tried(NamedTuple):
 
 Message = (
     Configure
+    | Prepare
+    | Apply
     | Accepted
     | Ticket
     | Refusal
+    | End
+    | Regranted
     | Leased
     | Recalled
     | Closed
@@ -207,6 +254,9 @@ Message = (
     | Stop
     | Hello
     | Configured
+    | Prepared
+    | Rechecked
+    | Regrant
     | Admit
     | TurnedAway
     | Gone

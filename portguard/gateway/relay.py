@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, MutableSequence, MutableSet
 
 from portguard.gateway.ends import READ_MAX, End, Lingering, TruncatedError
-from portguard.gateway.gates import Gate
+from portguard.gateway.gates import Gate, unlimited
 from portguard.gateway.slots import ACTIVITY, RECEIVED, SENT
 from portguard.reasons import Reason
 
@@ -130,6 +130,24 @@ class Relay:
             if not flow.over and not self.ended:
                 self._read_ahead(flow)
 
+    def limit(
+        self, *, idle_s: float | None, half_close_s: float | None, session_s: float | None, began_ns: int
+    ) -> None:
+        """Go on with other timeouts; `session_s` counts from `began_ns`, of the monotonic clock."""
+        self._idle_ns = None if idle_s is None else int(idle_s * _NS)
+        self._half_close_ns = None if half_close_s is None else int(half_close_s * _NS)
+        self._deadline_ns = None if session_s is None else began_ns + int(session_s * _NS)
+
+    def pass_through(self, gates: tuple[Gate | None, Gate | None]) -> None:
+        """Go on with other gates, up and down. What is held goes first."""
+        for flow, gate in zip((self._up, self._down), gates, strict=True):
+            held = flow.gate.held if flow.gate is not None else b""
+            flow.gate = unlimited() if gate is None and held else gate
+            if flow.gate is not None:
+                flow.gate.held = held
+            if flow.state == _WAITING and not self.ended:
+                self._open(flow)
+
     def close(self, reason: Reason) -> None:
         """End the session now. Both sides get what was counted; where there is TLS, they can tell it was not all."""
         self._end(reason, clean=False)
@@ -200,6 +218,8 @@ class Relay:
                 if flow.gate is not None:
                     flow.gate.give_back(count)
                 self._sink_failed(flow, error)
+                if flow.gate is not None:  # after it, as a flow that goes on may end this session too
+                    flow.gate.wake()
                 return
             if sink.backlog:
                 self._pause(flow)

@@ -4,6 +4,7 @@
 nothing is half loaded. It depends on the bundle alone, so that supervisor and workers arrive at the same.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class Snapshot:
     key: bytes = field(repr=False)  # PEM, without a passphrase
     upstream_tls: Mapping[str, UpstreamMaterial] = field(repr=False)  # of the services that are spoken to over TLS
     revision: str  # SHA-256, in hexadecimal, of what was loaded
+    trusts_revision: str  # the same of all that `trusts` depends on
     warnings: tuple[str, ...]
 
     def written(self, trust: str, name: str) -> str:
@@ -77,7 +79,6 @@ def build(bundle: Bundle) -> Snapshot:
     if problems or policy is None or trusts is None:
         raise ConfigurationError(dict.fromkeys(problems))
     warnings = [
-        *(f"{configuration.path}: {key} has no effect in this version" for key in configuration.without_effect),
         *checks.warnings(policy),
         *(finding for finding in findings if isinstance(finding, str)),
         *trust_warnings(configuration.path, readable_trusts, at),
@@ -90,6 +91,7 @@ def build(bundle: Bundle) -> Snapshot:
         key=files[gateway.key],
         upstream_tls=material,
         revision=bundle.revision,
+        trusts_revision=_trusts_revision(configuration, files),
         warnings=tuple(dict.fromkeys(warnings)),
     )
 
@@ -102,6 +104,14 @@ def build_policy(bundle: Bundle) -> tuple[Configuration, Policy]:
     if problems or policy is None:
         raise ConfigurationError(dict.fromkeys(problems))
     return configuration, policy
+
+
+def _trusts_revision(configuration: Configuration, files: Mapping[str, bytes]) -> str:
+    digest = hashlib.sha256(repr(configuration.trusts).encode())
+    for trust in configuration.trusts:
+        for path in (trust.ca, *trust.crl):
+            digest.update(hashlib.sha256(files[path]).digest())
+    return digest.hexdigest()
 
 
 def _configuration(bundle: Bundle, problems: list[Problem]) -> Configuration:

@@ -12,8 +12,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, MutableSet
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator, MutableSet
+from dataclasses import dataclass, replace
 
 import uvloop
 
@@ -21,26 +21,35 @@ from portguard.errors import Refused
 from portguard.gateway.admission import MOST_LINGERING
 from portguard.gateway.allowances import Allowances
 from portguard.gateway.bundle import Bundle
-from portguard.gateway.connection import Connection, Live
+from portguard.gateway.connection import Connection
 from portguard.gateway.dial import Dialer
 from portguard.gateway.ends import Lingering
+from portguard.gateway.gates import Gate
+from portguard.gateway.live import Live, now
 from portguard.gateway.protocol import (
     VERSION,
     Accepted,
     Admit,
+    Apply,
     Beat,
     Channel,
     Closed,
     Configure,
     Configured,
     Drain,
+    End,
     Ended,
     Gone,
     Hello,
     Leased,
     Message,
+    Prepare,
+    Prepared,
     Recalled,
+    Rechecked,
     Refusal,
+    Regrant,
+    Regranted,
     Share,
     Stop,
     Ticket,
@@ -57,6 +66,8 @@ from portguard.reasons import Reason
 from portguard.tls.contexts import count_unreadable_names
 
 _SWEEP_S = 1.0
+_RECHECKED_AT_A_TIME = 20  # each takes 50 µs or so, and up to a millisecond where trusts have changed
+_LONGEST_FAILURE = 1000
 _ANSWER_S = 10.0  # for the supervisor to decide about a session; the audit has 2 s of it
 _MOST_TRIED = 25  # upstreams in one message: a name may have 253 characters
 
@@ -113,6 +124,10 @@ class Worker:
         self.live: dict[int, Live] = {}  # sessions by slot
         self.floods = floods
         self.setup: Setup  # set by Configure, which comes before any connection
+        self._prepared: Setup | None = None  # made ready, and not in force yet
+        self._admitted: set[int] = set()  # slots of sessions, whether relayed yet or not
+        self._doomed: dict[int, Reason] = {}  # of those that are not, which are to end
+        self._background: set[asyncio.Task[None]] = set()
         self._tasks: dict[int, asyncio.Task[None]] = {}  # connections that are not sessions yet
         self._asked: dict[int, _Asked] = {}  # by connection, in the order of their deadlines
         self._draining = False
@@ -180,9 +195,24 @@ class Worker:
         """Say that a client was refused before there was a session."""
         self._channel.send(refusal)
 
+    def began(self, live: Live, setup: Setup) -> None:
+        """A session is being relayed that was decided on by `setup`, which may be in force no more."""
+        if (reason := self._doomed.get(live.slot)) is not None:
+            live.relay.close(reason)
+        elif setup is not self.setup and not live.relay.ended:
+            live.recheck(self.setup, now())
+
+    def regrant(self, live: Live) -> None:
+        """A live session goes on by another grant. It is held until the supervisor says what it may move."""
+        live.relay.pass_through((Gate(), Gate()))
+        self.allowances.close(live.slot)
+        self._channel.send(Regrant(live.slot, live.grant.role))
+
     def ended(self, slot: int, reason: Reason, upstream: str | None = None) -> None:
         """Say that an admitted session has ended, and which address it had reached."""
         self.live.pop(slot, None)
+        self._doomed.pop(slot, None)
+        self._admitted.discard(slot)
         self._channel.send(Ended(slot, reason, upstream))
         self.allowances.close(slot)
         self._finish_if_drained()
@@ -195,11 +225,23 @@ class Worker:
                 self._accept(message, descriptor)
             case Ticket() | Refusal():
                 if isinstance(message, Ticket):
+                    self._admitted.add(message.slot)
                     self.allowances.open(message)
                 if (asked := self._asked.get(message.connection)) is not None and not asked.answer.done():
                     asked.answer.set_result(message)
                 else:  # the connection ended, or gave up waiting, while the supervisor decided
                     self._decline(message)
+            case End():
+                self._end(message.slot, Reason(message.reason))
+            case Regranted():
+                if (live := self.live.get(message.slot)) is not None:
+                    self.allowances.open(message)
+                    live.relay.pass_through(self.allowances.gates(message.slot))
+            case Prepare():
+                assert descriptor is not None
+                self._start(self._prepare(descriptor), "prepare")
+            case Apply():
+                self._start(self._apply(), "apply")
             case Leased():
                 self.allowances.leased(message)
             case Share():
@@ -223,18 +265,53 @@ class Worker:
             case Stop():
                 self._stop(Reason(message.reason))
 
+    def _end(self, slot: int, reason: Reason) -> None:
+        if (live := self.live.get(slot)) is not None:
+            live.relay.close(reason)
+        elif slot in self._admitted:
+            self._doomed[slot] = reason
+
     def _configure(self, descriptor: int) -> None:
-        with open(descriptor, "rb") as file:
-            file.seek(0)
-            snapshot = build(Bundle.from_bytes(file.read()))
-        settings = snapshot.configuration.log
-        log.configure(json_lines=settings.format == "json", level=settings.level)
-        self.setup = Setup.make(snapshot)
+        self.setup = _read_setup(descriptor, None)
+        _configure_log(self.setup)
         # A large policy is many objects that live long; looking through them at every collection would cost more
         # than all connections do.
         gc.collect()
         gc.freeze()
         self._channel.send(Configured())
+
+    async def _prepare(self, descriptor: int) -> None:
+        """Make ready to work by another configuration. In a thread: with a large policy it takes seconds."""
+        gc.disable()  # looking through all that it makes, again and again, would hold up every session
+        try:
+            self._prepared = await asyncio.to_thread(_read_setup, descriptor, self.setup)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the configuration cannot come into force here
+            self._prepared = None
+            self._channel.send(Prepared(f"{type(error).__name__}: {error}"[:_LONGEST_FAILURE]))
+        else:
+            self._channel.send(Prepared(None))
+        finally:
+            gc.enable()
+
+    async def _apply(self) -> None:
+        """Work by what was made ready, and look at all live sessions again, some at a time."""
+        assert self._prepared is not None
+        self.setup, self._prepared = self._prepared, None
+        _configure_log(self.setup)
+        gc.freeze()
+        self.dialer.retain(self.setup.snapshot.policy.services.values())
+        closed = 0
+        for number, live in enumerate(list(self.live.values()), start=1):
+            if not live.relay.ended and not live.recheck(self.setup, now()):
+                closed += 1
+            if number % _RECHECKED_AT_A_TIME == 0:
+                await asyncio.sleep(0)
+        self._channel.send(Rechecked(closed))
+
+    def _start(self, step: Coroutine[None, None, None], name: str) -> None:
+        task = self.loop.create_task(step, name=name)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     def _accept(self, accepted: Accepted, descriptor: int | None) -> None:
         if descriptor is None:
@@ -280,8 +357,10 @@ class Worker:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_S)
-            now_ns = time.monotonic_ns()
+            now_ns, at = time.monotonic_ns(), now()
             for live in list(self.live.values()):
+                if at.timestamp() >= live.until_s and not live.recheck(self.setup, at):
+                    continue
                 live.relay.sweep(now_ns)
             self._refuse_unanswered(now_ns / 1e9)
             self.allowances.sweep()
@@ -290,6 +369,21 @@ class Worker:
             tried = [(str(upstream), up) for upstream, up in self.dialer.take_tried().items()]
             for begin in range(0, len(tried), _MOST_TRIED):
                 self._channel.send(Tried(tried[begin : begin + _MOST_TRIED]))
+
+
+def _read_setup(descriptor: int, before: Setup | None) -> Setup:
+    """Make a setup of a bundle's memory file. What does not differ from `before` is taken from there."""
+    with open(descriptor, "rb") as file:
+        file.seek(0)
+        snapshot = build(Bundle.from_bytes(file.read()))
+    if before is not None and before.snapshot.trusts_revision == snapshot.trusts_revision:
+        snapshot = replace(snapshot, trusts=before.snapshot.trusts)  # which remember who they have judged
+    return Setup.make(snapshot)
+
+
+def _configure_log(setup: Setup) -> None:
+    settings = setup.snapshot.configuration.log
+    log.configure(json_lines=settings.format == "json", level=settings.level)
 
 
 def _adopt(descriptor: int, source_address: str) -> socket.socket:
