@@ -31,9 +31,6 @@ from portguard.policy.toml import (
 
 Network = IPv4Network | IPv6Network
 
-NOT_ACTED_ON = ("gateway.control", "control")
-"""Keys, and tables with all their keys, that are read and checked and change nothing in the running gateway."""
-
 # A name is written below the gateway's, `SERVICE.GATEWAY-NAME`: 253 characters less a label of 63 and a dot.
 LONGEST_GATEWAY_NAME = 189
 # A file of the audit that is smaller would be little more than its own beginning and end.
@@ -154,7 +151,6 @@ class Configuration:
     audit: AuditSettings
     control: ControlSettings
     log: LogSettings
-    without_effect: tuple[str, ...]  # the keys of `NOT_ACTED_ON` that the file has
     namespace: Namespace = field(init=False, repr=False)  # to read names written in a policy or on a command line
 
     def __post_init__(self) -> None:
@@ -186,7 +182,6 @@ def read_configuration(path: str, content: bytes, problems: list[Problem]) -> Co
         audit=_audit(root.table("audit"), gateway.state),
         control=_control(root.table("control")),
         log=_log(root.table("log")),
-        without_effect=_without_effect(root),
     )
     root.finish()
     return configuration
@@ -315,15 +310,6 @@ def _control(table: Table) -> ControlSettings:
 
 def _log(table: Table) -> LogSettings:
     return LogSettings(format=table.get("format", _FORMAT, "text"), level=table.get("level", _LEVEL, "info"))
-
-
-def _without_effect(root: Table) -> tuple[str, ...]:
-    found = []
-    for place in NOT_ACTED_ON:
-        name, _, key = place.partition(".")
-        table = root.table(name)
-        found += [f"{name}.{own}" for own in table.keys() if key in ("", own)]  # noqa: SIM118
-    return tuple(found)
 
 
 def _joined(folder: str, path: str) -> str:

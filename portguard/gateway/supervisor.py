@@ -9,11 +9,18 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import ip_address
 
 import uvloop
 
+from portguard import __version__
+from portguard.control.access import Access, Level, Peer
+from portguard.control.listening import ControlSocket
+from portguard.control.listening import listen as listen_to_operators
+from portguard.control.routes import Arguable, Arguments, Route
+from portguard.control.server import ControlServer
 from portguard.errors import Refused
 from portguard.gateway.accepting import Acceptor
 from portguard.gateway.accounting import Accounting, open_ledger
@@ -76,9 +83,11 @@ def serve(configuration_path: str) -> int:
     bound, metrics = listen(snapshot.configuration, snapshot.policy, handed_over)
     ledger = open_ledger(snapshot.configuration)
     recorder = open_recorder(snapshot.configuration)
+    gateway = snapshot.configuration.gateway
+    control = listen_to_operators(gateway.control, snapshot.configuration.control.group, configuration_path)
     floods = log.Floods()
     Faults(floods).watch_process()
-    return uvloop.run(_run(bundle, snapshot, bound, metrics, floods, recorder, ledger, notifier))
+    return uvloop.run(_run(bundle, snapshot, bound, metrics, control, floods, recorder, ledger, notifier))
 
 
 async def _run(
@@ -86,13 +95,14 @@ async def _run(
     snapshot: Snapshot,
     bound: list[tuple[Listener, socket.socket]],
     metrics: socket.socket,
+    control: ControlSocket,
     floods: log.Floods,
     recorder: Recorder,
     ledger: Store,
     notifier: Notifier,
 ) -> int:
     trail = AuditTrail(recorder, required=snapshot.configuration.audit.required)
-    return await Supervisor(bundle, snapshot, bound, metrics, floods, trail, ledger, notifier).run()
+    return await Supervisor(bundle, snapshot, bound, metrics, control, floods, trail, ledger, notifier).run()
 
 
 class Supervisor:
@@ -104,6 +114,7 @@ class Supervisor:
         snapshot: Snapshot,
         bound: list[tuple[Listener, socket.socket]],
         metrics: socket.socket,
+        control: ControlSocket,
         floods: log.Floods,
         trail: AuditTrail,
         ledger: Store,
@@ -118,6 +129,7 @@ class Supervisor:
         self._snapshot = snapshot
         self._bound = bound
         self._metrics = metrics
+        self._operators = control
         self._trail = trail
         self._notifier = notifier
         self._slots = SlotTable.create(capacity.max_sessions)
@@ -144,6 +156,13 @@ class Supervisor:
         )
         self._loaded = Loaded.of(snapshot, bundle.read_at)
         self._http = OperatorHttp(read=self._read, not_ready=self._not_ready, faults=faults)
+        settings = configuration.control
+        self._control = ControlServer(
+            access=Access(os.getuid(), settings.viewers, settings.operators, settings.admins),
+            routes=[Route("GET", "/v1/status", Level.VIEWER, self._on_status)],
+            faults=faults,
+            on_act=_log_act,
+        )
         self._acceptor = Acceptor([sock for _, sock in bound], self._pass_on)
         self._workers = Workers(
             bundle,
@@ -175,6 +194,7 @@ class Supervisor:
             )
         log.event("info", "metrics.listen", address=written_address(self._metrics))
         await self._http.start(self._metrics)
+        self._control.start(self._operators)
         self._workers.start(self._snapshot.configuration.gateway.workers or os.cpu_count() or 1)
         ticker = asyncio.create_task(self._tick(), name="tick")
         try:
@@ -184,6 +204,7 @@ class Supervisor:
             self._acceptor.close()
             await self._workers.close()
             await self._http.stop()
+            await self._control.stop()
         for worker in self._workers:
             self._log_lost(worker)
         await self._accounting.stop()
@@ -378,6 +399,19 @@ class Supervisor:
             return "not ready: " + "; ".join(problems)
         return f"serving, {sessions} sessions, {len(self._workers.serving)} of {len(self._workers)} workers"
 
+    async def _on_status(self, _peer: Peer, given: Arguable) -> object:
+        Arguments(given).finish()
+        problems = self._not_ready()
+        return {
+            "state": "draining" if self._draining else "not_ready" if problems else "serving",
+            "problems": problems,
+            "workers": len(self._workers.serving),
+            "sessions": len(self._admission.sessions),
+            "version": __version__,
+            "pid": os.getpid(),
+            "policy": self._snapshot.revision,
+        }
+
     # The end.
 
     def _on_stop_signal(self) -> None:
@@ -425,3 +459,7 @@ class Supervisor:
             # That the loop turns is said by saying anything; a gateway that drains is alive without workers too.
             healthy = self._draining or self._workers.healthy(now_s)
             self._notifier.tick(now_s, status=self._status(), healthy=healthy, stopping=self._draining)
+
+
+def _log_act(peer: Peer, method: str, path: str, _given: Mapping[str, object], outcome: str) -> None:
+    log.event("info", "control.act", uid=peer.uid, user=peer.name, act=f"{method} {path}", outcome=outcome)

@@ -10,6 +10,7 @@ what was written, so that one which was changed is told from one which may be wr
 
 import contextlib
 import fcntl
+import grp
 import hashlib
 import os
 import re
@@ -33,6 +34,8 @@ GATEWAY_NAME = "gateway.localhost"
 match *.gateway.localhost."""
 
 ALLOWED, WITHOUT_RIGHTS = "alice", "bob"
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 _RENEW_BEFORE = timedelta(days=1)
 
@@ -171,16 +174,26 @@ certificate = "gateway.crt"
 key = "gateway.key"
 policy = "policy.toml"
 state = "state"
+control = "control.sock"
 workers = 2
 
 [metrics]
 listen = "127.0.0.1:0"
-
+{_control()}
 [trusts.local]
 ca = "ca/ca.crt"
 identity = "spiffe"
 trust_domain = "{GATEWAY_NAME}"
 """
+
+
+def _control() -> str:
+    """The user's own group for the control socket, as the default one is hardly there; nobody gets a level by it."""
+    try:
+        group = grp.getgrgid(os.getgid()).gr_name
+    except KeyError:
+        return ""
+    return f'\n[control]\ngroup = "{group}"\n' if _PLAIN_NAME.fullmatch(group) else ""
 
 
 def _policy(services: Iterable[StarterService]) -> str:

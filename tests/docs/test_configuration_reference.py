@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from portguard.gateway.configuration import NOT_ACTED_ON, Configuration, TrustSettings, read_configuration
+from portguard.gateway.configuration import Configuration, TrustSettings, read_configuration
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/configuration.md").read_text()
 BLOCKS = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -43,7 +43,7 @@ SECTIONS = {
 
 
 def test_every_section_is_looked_at():
-    others = {"path", "trusts", "without_effect", "namespace"}
+    others = {"path", "trusts", "namespace"}
     assert {field.name for field in dataclasses.fields(Configuration)} == SECTIONS.keys() | others
 
 
@@ -74,13 +74,4 @@ def test_the_documented_defaults_are_the_real_ones():
         block = header + "\n".join(lines) + "\n"
         written = written.replace("[gateway]\n", f"[gateway]\n{block}") if name == "gateway" else written + block
     assert written.count(" = ") > 30
-    assert dataclasses.replace(read(written), without_effect=()) == read(LEAST)
-
-
-IDLE = "Not acted on by this version"
-
-
-def test_what_nothing_acts_on_says_so():
-    idle = {name for name in SECTIONS if IDLE in section(name).partition("| Key |")[0]}
-    idle |= {f"{name}.{row[1]}" for name in SECTIONS for row in ROW.finditer(section(name)) if IDLE in row[0]}
-    assert idle == set(NOT_ACTED_ON)
+    assert read(written) == read(LEAST)

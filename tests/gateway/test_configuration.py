@@ -1,13 +1,11 @@
 """portguard.toml: every key, its default, and what is said of a wrong one."""
 
-import tomllib
 from ipaddress import ip_network
 
 import pytest
 
 from portguard.control.access import Principal
 from portguard.gateway.configuration import (
-    NOT_ACTED_ON,
     AuditSettings,
     Capacity,
     ControlSettings,
@@ -159,7 +157,6 @@ def test_the_least_configuration_has_the_documented_defaults():
         admins=(Principal("user", "root"),),
     )
     assert configuration.log == LogSettings(format="text", level="info")
-    assert configuration.without_effect == ()
 
 
 def test_every_key_is_read():
@@ -370,10 +367,3 @@ def test_all_problems_are_reported_in_one_go():
 @pytest.mark.parametrize(("text", "size"), [("64KiB", 65536), ("off", None)])
 def test_files_of_the_audit_are_renamed_at_a_size_or_never(text, size):
     assert good(f'{LEAST}[audit]\nrotate_size = "{text}"\n').audit.rotate_size == size
-
-
-def test_keys_that_nothing_acts_on_are_named():
-    written = [f"{table}.{key}" for table, content in tomllib.loads(EVERYTHING).items() for key in content]
-    idle = [key for key in written if key in NOT_ACTED_ON or key.partition(".")[0] in NOT_ACTED_ON]
-    assert sorted(good(EVERYTHING).without_effect) == sorted(idle)
-    assert good(f"{LEAST}[audit]\n").without_effect == ()

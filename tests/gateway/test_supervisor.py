@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from portguard.control.listening import listen
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.notify import Notifier
 from portguard.gateway.protocol import Admit, Refusal, Ticket
@@ -41,8 +42,10 @@ async def supervisor(tmp_path, trail):
     loop = asyncio.get_running_loop()
     handler = loop.get_exception_handler()
     bundle = read_bundle(GatewayFolder(tmp_path).configuration)
+    control = listen(str(tmp_path / "control.sock"), "root", bundle.configuration_path)
     with socket.socket() as metrics:
-        yield Supervisor(bundle, build(bundle), [], metrics, log.Floods(), trail, MemoryLedger(), Notifier())
+        yield Supervisor(bundle, build(bundle), [], metrics, control, log.Floods(), trail, MemoryLedger(), Notifier())
+    control.close()
     loop.set_exception_handler(handler)
 
 
