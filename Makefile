@@ -2,7 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types layers e2e bench docs clean
+.PHONY: help run test lint types layers e2e bench docs install clean
+
+# Where `make install` puts things. Packagers set DESTDIR, and PIP_ARGS="--no-index --find-links FOLDER" without a network.
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+ROOT := $(abspath $(DESTDIR))
+HOME_OF_PROGRAM := $(ROOT)$(PREFIX)/lib/portguard
 
 help: ## list these targets
 	@sed -n 's/^\([a-z][a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -31,6 +37,20 @@ bench: .venv/installed ## portguard beside HAProxy, nginx and stunnel; then the 
 
 docs: .venv/installed-test ## links, anchors and commands named in the documents
 	$(BIN)/pytest tests/docs $(ARGS)
+
+install: ## install the program, its units and an example configuration; PREFIX is /usr/local, DESTDIR empty
+	rm -rf build
+	$(PYTHON) -m venv $(HOME_OF_PROGRAM)
+	$(HOME_OF_PROGRAM)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) .
+	grep -rlI "$(HOME_OF_PROGRAM)" $(HOME_OF_PROGRAM)/bin $(HOME_OF_PROGRAM)/pyvenv.cfg | xargs sed -i 's|$(HOME_OF_PROGRAM)|$(PREFIX)/lib/portguard|g'
+	install -d $(ROOT)$(PREFIX)/bin $(ROOT)$(PREFIX)/lib/systemd/system $(ROOT)$(PREFIX)/share/doc/portguard $(ROOT)$(SYSCONFDIR)/portguard/tls
+	ln -sfn ../lib/portguard/bin/portguard $(ROOT)$(PREFIX)/bin/portguard
+	for unit in portguard.service portguard.socket; do \
+	    sed 's|/usr/local/|$(PREFIX)/|g' systemd/$$unit > $(ROOT)$(PREFIX)/lib/systemd/system/$$unit; done
+	install -D -m 644 systemd/portguard.sysusers $(ROOT)$(PREFIX)/lib/sysusers.d/portguard.conf
+	cp -R README.md CHANGELOG.md LICENSE SECURITY.md docs prometheus grafana $(ROOT)$(PREFIX)/share/doc/portguard
+	for file in portguard.toml policy.toml; do \
+	    test -e $(ROOT)$(SYSCONFDIR)/portguard/$$file || install -m 644 systemd/$$file $(ROOT)$(SYSCONFDIR)/portguard/$$file; done
 
 clean: ## remove what these targets made; the quickstart folder stays, it holds keys
 	rm -rf .venv build dist *.egg-info .*_cache .hypothesis bench/results
