@@ -23,7 +23,10 @@ _BY_ALERT = {
     "BAD_CERTIFICATE": Reason.CERTIFICATE_UNTRUSTED,
 }
 
-_RETRY_AFTER = re.compile(r"[0-9]{1,6}")
+_RETRY_AFTER = re.compile(r"[0-9]{1,7}")  # a month has 2,678,400 seconds
+
+# What a wait is told in, once it is at least two of them.
+_LONG_UNITS_S = {"days": 86_400, "h": 3600, "min": 60}
 
 
 class RefusedByGateway(PortguardError):
@@ -45,7 +48,7 @@ class RefusedByGateway(PortguardError):
         self.retry_after_s = retry_after_s
         details = [] if session is None else [f"session {session}"]
         if retry_after_s is not None:
-            details.append(f"try again in {retry_after_s} s")
+            details.append(f"try again in {_written_wait(retry_after_s)}")
         more = f" ({', '.join(details)})" if details else ""
         super().__init__(f"{subject}: {reason}: {self.message}{more}")
 
@@ -81,6 +84,14 @@ def refused(service: str, gateway: HostPort, answer: Answer) -> PortguardError:
         session=session or None,
         retry_after_s=int(retry_after) if _RETRY_AFTER.fullmatch(retry_after) else None,
     )
+
+
+def _written_wait(wait_s: int) -> str:
+    """Return a wait as people say it, rounded up: who comes back by then is not too early."""
+    for unit, size_s in _LONG_UNITS_S.items():
+        if wait_s >= 2 * size_s:
+            return f"{-(-wait_s // size_s)} {unit}"
+    return f"{wait_s} s"
 
 
 def _line(value: object) -> str:

@@ -87,6 +87,29 @@ async def test_a_message_stays_one_line(gateway: Double, client: Gateway) -> Non
     assert caught.value.message == "no portguard: all is well"
 
 
+@pytest.mark.parametrize(
+    ("retry_after_s", "told"),
+    [
+        ("119", "119 s"),
+        ("120", "2 min"),
+        ("121", "3 min"),
+        ("7199", "120 min"),
+        ("84600", "24 h"),
+        ("172800", "2 days"),
+        ("2678400", "31 days"),
+        ("99999999", None),
+    ],
+)
+async def test_a_long_wait_is_told_as_people_do(
+    gateway: Double, client: Gateway, retry_after_s: str, told: str | None
+) -> None:
+    gateway.answers["web"] = refusal(429, "quota_exhausted", "", {"Retry-After": retry_after_s})
+    with pytest.raises(RefusedByGateway) as caught:
+        await client.connect("web")
+    more = "" if told is None else f", try again in {told}"
+    assert str(caught.value) == f"web: quota_exhausted: the quota is used up (session {SESSION}{more})"
+
+
 async def test_a_retry_after_that_is_a_date_is_left_out(gateway: Double, client: Gateway) -> None:
     gateway.answers["web"] = refusal(429, "connect_rate", "", {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"})
     with pytest.raises(RefusedByGateway) as caught:
