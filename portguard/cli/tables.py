@@ -15,17 +15,18 @@ _WIDE = {"W", "F"}
 def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int]) -> Iterator[str]:
     """The lines of a table; cells are escaped. Columns whose numbers are in `right` are aligned there."""
     escaped = [[printable(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(map(_width, column)) for column in zip(*escaped, strict=True)]
+    widths = [max(len(cell) + _wider(cell) for cell in column) for column in zip(*escaped, strict=True)]
+    columns = [(width, number in right) for number, width in enumerate(widths)]
     for row in escaped:
-        cells = []
-        for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
-            blank = " " * (width - _width(cell))
-            cells.append(blank + cell if number in right else cell + blank)
+        cells = [
+            cell.rjust(width - _wider(cell)) if to_right else cell.ljust(width - _wider(cell))
+            for cell, (width, to_right) in zip(row, columns, strict=True)
+        ]
         yield _GAP.join(cells).rstrip()
 
 
-def _width(text: str) -> int:
-    """How many columns of a terminal it takes."""
+def _wider(text: str) -> int:
+    """How many columns of a terminal it takes more than it has characters; less than 0 with combining ones."""
     if text.isascii():
-        return len(text)
-    return sum(2 if unicodedata.east_asian_width(c) in _WIDE else 0 if unicodedata.combining(c) else 1 for c in text)
+        return 0
+    return sum((unicodedata.east_asian_width(c) in _WIDE) - (unicodedata.combining(c) != 0) for c in text)
