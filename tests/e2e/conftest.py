@@ -260,7 +260,11 @@ trust_domain = "gateway.test"
         f"[services.{name}]\n" + (text if "=" in text else f'upstream = ["{text}"]') for name, text in services.items()
     ]
     role = '[[roles]]\nname = "team"\nmembers = ["alice"]\nservices = ["*"]'
-    folder.joinpath("policy.toml").write_text("\n".join([*tables, role if policy is None else policy, ""]))
+    folder.joinpath("policy.toml").write_text("\n".join([role if policy is None else policy, *tables, ""]))
+    return _run(start, folder, authority)
+
+
+def _run(start: Start, folder: Path, authority: Authority) -> Gateway:
     program = start([*PORTGUARD, "serve", "-c", str(folder / "portguard.toml")])
     program.wait_until_it_says("gateway.ready")
     listening = re.findall(r"gateway\.listen address=\S+:(\d+)(?: service=(\S+))?", program.said)
@@ -278,6 +282,12 @@ def start_gateway(tmp_path: Path, start: Start) -> StartGateway:
     portguard.toml.
     """
     return partial(_serve, start, tmp_path / "gateway")
+
+
+@pytest.fixture
+def start_again(start: Start) -> Callable[[Gateway], Gateway]:
+    """`start_again(gateway)` runs one that has ended anew, in the same folder."""
+    return lambda gateway: _run(start, gateway.folder, gateway.authority)
 
 
 @pytest.fixture(scope="module")

@@ -4,149 +4,180 @@ import contextlib
 import os
 import re
 import signal
-import socket
-import ssl
-import threading
-import time
-import urllib.request
+import sqlite3
 
 import pytest
 
-from tests.unharmed import echoes, workers
+from tests.counting import MB, Transfers, connect_answer, counted, counting, download, moved, steady_zone, upload
+from tests.unharmed import processes, workers
 
-_PATIENCE_S = 60
-MB = 1_000_000
 QUOTA = 200 * MB
+WORKERS = 4
 
-POLICY = """
-[[roles]]
-name = "team"
-members = ["alice"]
-services = ["*"]
-{limits}
-"""
+# What a session has counted and not passed on when it is killed: a read, and what waits to be encrypted or sent.
+IN_FLIGHT = 2 * MB
 
 
-class Counting:
-    """A service that sends `size` bytes to whoever connects, and counts what it gets."""
-
-    def __init__(self, size):
-        self.received = 0
-        self._size = size
-        self._lock = threading.Lock()
-        self._threads = []
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
-        self._threads.append(threading.Thread(target=self._accept))
-        self._threads[0].start()
-
-    def close(self):
-        self._listening.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(_PATIENCE_S)
-            assert not thread.is_alive()
-        self._listening.close()
-
-    def _accept(self):
-        with contextlib.suppress(OSError):
-            while True:
-                sock, _ = self._listening.accept()
-                sock.settimeout(_PATIENCE_S)
-                self._threads.append(threading.Thread(target=self._serve, args=[sock]))
-                self._threads[-1].start()
-
-    def _serve(self, sock):
-        piece, left = bytes(1 << 20), self._size
-        with sock, contextlib.suppress(OSError):
-            while left:
-                left -= sock.send(piece[: min(left, len(piece))])
-            if self._size:
-                sock.shutdown(socket.SHUT_WR)
-            while data := sock.recv(1 << 20):
-                with self._lock:
-                    self.received += len(data)
+def role(limits, name="team", members='"alice"'):
+    return f'[[roles]]\nname = "{name}"\nmembers = [{members}]\nservices = ["*"]\n{limits}\n'
 
 
-@contextlib.contextmanager
-def counting(size=0):
-    service = Counting(size)
-    try:
-        yield service
-    finally:
-        service.close()
+@pytest.fixture
+def start_with(start_gateway):
+    """`start_with(sink, source, *roles)` runs a gateway with four workers; alice and bob have certificates."""
+
+    def run(sink, source, *roles):
+        policy = f'timezone = "{steady_zone()}"\n{"".join(roles)}'
+        services = {"sink": sink.address, "source": source.address}
+        gateway = start_gateway(services, policy=policy, workers=WORKERS)
+        for name in ("alice", "bob"):
+            gateway.certificate(name)  # before several threads would make it
+        return gateway
+
+    return run
 
 
-def upload(gateway, size, name="alice"):
-    """Send `size` bytes, or as many as the gateway takes; say nothing of the outcome, which the service counts."""
-    piece = bytes(1 << 20)
-    with contextlib.suppress(OSError, ssl.SSLError), gateway.connect("sink", name) as client:
-        client.settimeout(_PATIENCE_S)
-        left = size
-        while left:
-            left -= client.send(piece[: min(left, len(piece))])
-        client.unwrap()
-
-
-def download(gateway, name="alice"):
-    """Receive until the end, and return how many bytes came."""
-    received = 0
-    with contextlib.suppress(OSError, ssl.SSLError), gateway.connect("source", name) as client:
-        client.settimeout(_PATIENCE_S)
-        while data := client.recv(1 << 20):
-            received += len(data)
-    return received
-
-
-def in_parallel(count, act, *arguments):
-    """Run `act` so many times at once; return what each answered."""
-    answers = []
-    threads = [threading.Thread(target=lambda: answers.append(act(*arguments))) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    return threads, answers
-
-
-def wait_for(threads):
-    for thread in threads:
-        thread.join(_PATIENCE_S)
-        assert not thread.is_alive()
-
-
-def metric(gateway, pattern):
-    with urllib.request.urlopen(f"http://127.0.0.1:{gateway.metrics_port}/metrics", timeout=_PATIENCE_S) as answer:
-        [value] = re.findall(rf"^portguard_{pattern} (\S+)$", answer.read().decode(), re.MULTILINE)
-    return float(value)
-
-
-def wait_until_closed(gateway, count):
-    gateway.wait_for_log(r"session\.close ", count=count)
-
-
-def closings(gateway, reason):
+def endings(gateway, reason):
     return len(re.findall(rf"session\.close .*reason={reason}$", gateway.log, re.MULTILINE))
 
 
-def start(start_gateway, services, limits='quota = ["200MB/month"]', **more):
-    gateway = start_gateway(services, policy=POLICY.format(limits=limits), workers=4, **more)
-    gateway.certificate("alice")  # before several threads would make it
-    return gateway
+def in_ledger(gateway):
+    """What the ledger says that alice has used this month."""
+    with contextlib.closing(sqlite3.connect(gateway.folder / "state" / "ledger.db")) as ledger:
+        [[used]] = ledger.execute("SELECT used_bytes FROM usage WHERE name = 'alice' AND period = 'month'")
+    return used
+
+
+def eight_transfers(gateway, size):
+    """Four each way, of so much each, all by alice."""
+    transfers = Transfers()
+    transfers.begin(4, upload, gateway, size)
+    transfers.begin(4, download, gateway)
+    return transfers
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_a_quota_ends_eight_transfers_over_four_workers_at_its_last_byte(start_gateway, direction):
+def test_a_quota_ends_eight_transfers_over_four_workers_at_its_last_byte(start_with, direction):
     size = 100 * MB
-    with counting(size if direction == "down" else 0) as service:
-        gateway = start(start_gateway, {"sink": service.address, "source": service.address})
+    with counting() as sink, counting(size) as source:
+        gateway = start_with(sink, source, role('quota = ["200MB/month"]'))
+        transfers = Transfers()
         if direction == "up":
-            threads, _ = in_parallel(8, upload, gateway, size)
-            wait_for(threads)
-            wait_until_closed(gateway, 8)
+            transfers.begin(8, upload, gateway, size)
         else:
-            threads, received = in_parallel(8, download, gateway)
-            wait_for(threads)
-            assert sum(received) == QUOTA
-        wait_until_closed(gateway, 8)
+            transfers.begin(8, download, gateway)
+        received = transfers.wait()
+        gateway.wait_for_log("session.close ", count=8)
         assert gateway.program.stop() == 0
-    if direction == "up":
-        assert service.received == QUOTA
-    assert closings(gateway, "quota_exhausted") == 8
+    assert received + sink.received == QUOTA
+    assert endings(gateway, "quota_exhausted") == 8
+
+
+def test_both_directions_are_taken_off_one_quota(start_with):
+    with counting() as sink, counting(20 * MB) as source:
+        gateway = start_with(sink, source, role('quota = ["60MB/month"]'))
+        transfers = eight_transfers(gateway, 20 * MB)
+        received = transfers.wait()
+        gateway.wait_for_log("session.close ", count=8)
+        assert gateway.program.stop() == 0
+    assert received > 0
+    assert sink.received > 0
+    assert received + sink.received == counted(gateway) == 60 * MB
+
+
+def test_a_worker_killed_amidst_it_takes_along_no_more_than_was_in_flight(start_with):
+    with counting() as sink, counting(100 * MB) as source:
+        gateway = start_with(sink, source, role('quota = ["200MB/month"]'))
+        transfers = eight_transfers(gateway, 100 * MB)
+        gateway.program.wait_until(lambda: moved(gateway) > 60 * MB, "60 MB had moved")
+        os.kill(workers(gateway)[0], signal.SIGKILL)
+        received = transfers.wait()
+        gateway.wait_for_log("session.close ", count=8)
+        assert gateway.program.stop() == 0
+    lost = endings(gateway, "worker_lost")
+    assert lost > 0
+    assert endings(gateway, "quota_exhausted") == 8 - lost
+    assert counted(gateway) == QUOTA  # its lease went to the others
+    assert QUOTA - lost * IN_FLIGHT <= received + sink.received <= QUOTA
+    assert in_ledger(gateway) == QUOTA
+
+
+def test_after_everything_was_killed_the_rest_is_what_the_ledger_had_not_given_away(start_with, start_again):
+    with counting() as sink, counting(100 * MB) as source:
+        gateway = start_with(sink, source, role('quota = ["200MB/month"]'))
+        transfers = eight_transfers(gateway, 100 * MB)
+        gateway.program.wait_until(lambda: moved(gateway) > 60 * MB, "60 MB had moved")
+        for pid in processes(gateway):
+            os.kill(pid, signal.SIGKILL)
+        before = transfers.wait() + sink.wait()
+        given_away = in_ledger(gateway)
+        gateway.program.process.wait(20)
+        gateway = start_again(gateway)
+        sink.received = 0
+        received = eight_transfers(gateway, 100 * MB).wait()
+        gateway.wait_for_log("session.close ", count=8)
+        assert gateway.program.stop() == 0
+    # A lease is at most a quarter of what is left, for each worker that holds one; the next is asked for while half is
+    # left, and the ledger may know of one more.
+    largest = QUOTA // 4 // WORKERS
+    assert before <= given_away <= before + 8 * IN_FLIGHT + WORKERS * largest * 3 // 2 + largest
+    assert endings(gateway, "quota_exhausted") == 8
+    assert received + sink.received == QUOTA - given_away
+
+
+def test_a_restart_forgets_nothing(start_with, start_again):
+    with counting() as sink, counting(20 * MB) as source:
+        gateway = start_with(sink, source, role('quota = ["50MB/month"]'))
+        received = download(gateway)
+        upload(gateway, 7 * MB)
+        gateway.wait_for_log("session.close ", count=2)
+        assert (received, sink.received) == (20 * MB, 7 * MB)
+        assert gateway.program.stop() == 0
+        assert in_ledger(gateway) == 27 * MB
+        gateway = start_again(gateway)
+        received = eight_transfers(gateway, 20 * MB).wait()
+        gateway.wait_for_log("session.close ", count=8)
+        assert gateway.program.stop() == 0
+    assert received + sink.received == (50 - 20) * MB
+
+
+def test_a_pooled_quota_is_shared_by_those_in_the_role(start_with):
+    with counting() as sink, counting(20 * MB) as source:
+        limits = role('quota = ["25MB/month"]\npooled_quota = ["40MB/month"]', members='"alice", "bob"')
+        gateway = start_with(sink, source, limits)
+        transfers = Transfers()
+        for name in ("alice", "bob"):
+            transfers.begin(2, download, gateway, name)
+        assert transfers.wait() == 40 * MB
+        gateway.wait_for_log("session.close ", count=4)
+        status, _, document = connect_answer(gateway, "source", "bob")
+    assert (status, document["reason"]) == (429, "quota_exhausted")
+    assert document["message"].startswith("the monthly quota of 40 MB that role team shares is used up; it renews at ")
+
+
+@pytest.mark.parametrize(
+    ("quotas", "message"),
+    [
+        ('"10MB/hour", "20MB/day"', "hourly quota of 10 MB is used up; it renews at "),
+        ('"20MB/hour", "10MB/day"', "daily quota of 10 MB is used up; it renews at 00:00 "),
+    ],
+)
+def test_of_several_quotas_the_one_that_ends_first_counts(start_with, quotas, message):
+    with counting() as sink, counting(20 * MB) as source:
+        gateway = start_with(sink, source, role(f"quota = [{quotas}]"))
+        assert download(gateway) == 10 * MB
+        gateway.wait_for_log("session.close .*reason=quota_exhausted")
+        status, _, document = connect_answer(gateway, "source")
+    assert (status, document["reason"]) == (429, "quota_exhausted")
+    assert document["message"].startswith(message)
+
+
+def test_a_role_without_a_quota_beside_one_that_is_exhausted_goes_on(start_with):
+    with counting() as sink, counting(20 * MB) as source:
+        gateway = start_with(sink, source, role('quota = ["5MB/day"]'), role("", name="free", members='"bob"'))
+        assert download(gateway) == 5 * MB
+        assert download(gateway, "bob") == 20 * MB
+        upload(gateway, 20 * MB, "bob")
+        gateway.wait_for_log("session.close ", count=3)
+        assert download(gateway) == 0
+    assert sink.received == 20 * MB
