@@ -8,6 +8,7 @@ Time is seconds since the epoch, the calendar's. Nothing here does I/O: `take_ro
 """
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import tzinfo
@@ -97,6 +98,7 @@ class Accounts:
         self._accounts: dict[Owner, Account] = {}
         self._changed: dict[Owner, Account] = {}  # what the ledger is to be told
         self._ahead: dict[Owner, Account] = {}  # of which the ledger holds more than is used
+        self._writing: Counter[Owner] = Counter()  # how often `rows_for` were asked for, and are not answered yet
         self._to_check: dict[Owner, Account] = {}  # whose use may have come near a quota
 
     def load(self, rows: Iterable[UsageRow]) -> None:
@@ -104,22 +106,29 @@ class Accounts:
 
         A row counts whose period began at another time, as the policy had another zone then.
         """
+        pools: dict[str, set[int]] = {}
         for row in rows:
             account = self.account(row.owner)
             number = PERIODS.index(row.period)
+            numbers = pools.setdefault(row.owner.role, set())
+            if row.owner.is_pool:
+                numbers.add(number)
             account.used[number] = account.asked[number] = account.safe[number] = row.used_bytes
             account.granted[number] = row.granted_bytes
             if (row.start_s, row.end_s) != self._spans[number]:
                 account.safe[number] = 0
                 self._changed[row.owner] = account
-        for role in {owner.role for owner in self._accounts}:
-            self._count_members(role)
+        for role, numbers in pools.items():
+            # What the ledger has of a role stands: its members' sum is more when they were leased ahead in the ledger
+            # one by one, and when an operator has reset the role.
+            self._count_members(role, set(range(len(PERIODS))) - numbers)
         for account in self._accounts.values():  # who was warned before a restart need not be warned again
             account.warned = {quota.period for quota in self.quotas(account.owner) if _is_high(account, quota)}
 
     def configure(self, limits: Mapping[str, Limits], zone: tzinfo, now_s: float) -> None:
         """Go on with other limits, or in another time zone: what was used in the running periods stays used."""
         self.roll(now_s)
+        shared = {role for role, before in self._limits.items() if before.pooled_quota}
         self._limits = limits
         if zone != self._zone:
             self._zone = zone
@@ -136,7 +145,8 @@ class Accounts:
             }
             pool = self.account(Owner(role, "", ""))
             pool.holdings = holdings if self.limits(role).pooled_quota else {}
-            self._count_members(role)
+            if role not in shared:
+                self._count_members(role, range(len(PERIODS)))
         self._to_check = dict(self._accounts)
 
     def account(self, owner: Owner) -> Account:
@@ -172,24 +182,26 @@ class Accounts:
 
     def left(self, owner: Owner) -> int:
         """What may still be leased to an identity; negative when a quota became smaller."""
-        return min(
-            (
-                quota.size_bytes + account.granted[number] - account.used[number]
-                for account in self.charged(owner)
-                for quota in self.quotas(account.owner)
-                for number in [PERIODS.index(quota.period)]
-            ),
-            default=sys.maxsize,
-        )
+        return min(map(self._left, self.charged(owner)))
+
+    def short(self, owner: Owner) -> Account:
+        """Of what an identity is short when nothing is left: of its own quotas, else of those that its role shares.
+
+        What comes back to its own comes back to its role's as well, and not the other way round.
+        """
+        return next(account for account in self.charged(owner) if self._left(account) <= 0)
 
     def exhausted(self, owner: Owner, now_s: float) -> Refused:
-        """Say which quota of an identity is used up; of several, the one that renews last."""
+        """Say which quota of an identity is used up; of several, the one that renews last.
+
+        To be called when nothing is left, and nobody holds anything of what it is short of.
+        """
         end_s, number, whose, quota = max(
             (self._spans[number].end_s, number, account.owner, quota)
             for account in self.charged(owner)
             for quota in self.quotas(account.owner)
             for number in [PERIODS.index(quota.period)]
-            if quota.size_bytes + account.granted[number] <= account.used[number]
+            if quota.size_bytes + account.granted[number] <= account.used[number] - account.outstanding()
         )
         kind = f"{written_period(quota.period)} quota of {written_size(quota.size_bytes)}"
         return Refused(
@@ -313,23 +325,44 @@ class Accounts:
     def settle(self) -> None:
         """Have the ledger told what is used, and no more, of accounts that nobody draws on. Every few seconds."""
         for owner, account in list(self._ahead.items()):
-            if not account.holdings:
+            # What is being written would be taken for what the ledger holds when it has less again.
+            if not account.holdings and not self._writing[owner]:
                 del self._ahead[owner]
                 account.asked = account.used.copy()
                 account.safe = list(map(min, account.safe, account.asked))
                 self._changed[owner] = account
 
     def rows_for(self, owner: Owner) -> list[UsageRow]:
-        """The rows that are to be written before what was leased to an identity may be used."""
+        """The rows that are to be written before what was leased to an identity may be used.
+
+        After each call you must call `written`, or `not_written`, which `Leases.cancel` does.
+        """
+        self._writing.update((owner, owner.pool))
         return [row for account in self.charged(owner) for row in self._rows(account)]
 
     def written(self, rows: Iterable[UsageRow]) -> None:
-        """The ledger has these rows, of `rows_for` a lease that is not used yet."""
+        """The ledger has these rows, which `rows_for` answered."""
+        rows = tuple(rows)
+        self.not_written(rows[0].owner)
         for row in rows:
             number = PERIODS.index(row.period)
             if row.start_s == self._spans[number].start_s:
                 account = self._accounts[row.owner]
                 account.safe[number] = max(account.safe[number], row.used_bytes)
+
+    def not_written(self, owner: Owner) -> None:
+        """The ledger did not take what `rows_for` the identity answered."""
+        self._writing -= Counter((owner, owner.pool))
+
+    def _left(self, account: Account) -> int:
+        return min(
+            (
+                quota.size_bytes + account.granted[number] - account.used[number]
+                for quota in self.quotas(account.owner)
+                for number in [PERIODS.index(quota.period)]
+            ),
+            default=sys.maxsize,
+        )
 
     def _rows(self, account: Account) -> list[UsageRow]:
         account.asked = list(map(max, account.asked, account.used))
@@ -338,12 +371,15 @@ class Accounts:
             for number, period in enumerate(PERIODS)
         ]
 
-    def _count_members(self, role: str) -> None:
+    def _count_members(self, role: str, numbers: Iterable[int]) -> None:
         """Have a role's own account count what its identities used before the role had a quota to share."""
         pool = self.account(Owner(role, "", ""))
         members = [account for owner, account in self._accounts.items() if owner.role == role and not owner.is_pool]
-        for number in range(len(PERIODS)):
-            pool.used[number] = max(pool.used[number], sum(account.used[number] for account in members))
+        for number in numbers:
+            used = sum(account.used[number] for account in members)
+            if used > pool.used[number]:
+                pool.used[number] = used
+                self._changed[pool.owner] = pool
 
 
 def _is_high(account: Account, quota: Quota) -> bool:

@@ -83,7 +83,7 @@ class Leases:
         if (
             self.are_needed(owner.role)
             and self._accounts.left(owner) <= 0
-            and not any(rival.unspent() for rival in self._rivals(owner))
+            and not any(holding.unspent() > 0 for holding in self._accounts.short(owner).holdings.values())
         ):
             raise self._accounts.exhausted(owner, now_s)
 
@@ -150,15 +150,16 @@ class Leases:
         """A worker gives back what it has not used of a lease, of its own accord or because it was recalled."""
         self._accounts.roll(now_s)
         holding = self._holdings.get((owner, worker))
-        if holding is None:
-            return []
-        holding.recalled = False
-        self._put_back(holding, unused_bytes)
-        self._drop_if_over(holding)
+        if holding is not None:
+            holding.recalled = False
+            self._put_back(holding, unused_bytes)
+            self._drop_if_over(holding)
+        # Also when its sessions have ended and used everything: somebody may have waited to hear so.
         return self.serve_waiting(owner.role, now_s)
 
     def cancel(self, lease: Lease) -> None:
         """A lease could not be written, and its worker was not told of it."""
+        self._accounts.not_written(lease.owner)
         holding = self._holdings.get((lease.owner, lease.worker))
         if holding is not None:
             self._put_back(holding, lease.lease_bytes)
@@ -171,8 +172,8 @@ class Leases:
         for holding in lost:
             self._put_back(holding, holding.unspent())
             self._drop(holding)
-        roles = {holding.owner.role for holding in lost}
-        return [answer for role in roles for answer in self.serve_waiting(role, now_s)]
+        # Not only those of what it held: what was recalled from it may have been used before its sessions ended.
+        return [answer for role in list(self._waiting) for answer in self.serve_waiting(role, now_s)]
 
     def lease_anyway(self, worker: int, owner: Owner) -> list[Answer]:
         """Lease on, whatever the quotas say: the ledger is unavailable, and sessions shall go on."""
@@ -184,11 +185,15 @@ class Leases:
         answers: list[Answer] = []
         still: list[Holding] = []
         for holding in self._waiting.pop(role, []):
+            if holding.unspent() > 0:  # a sink broke and its bytes came back; it asks anew once they are used
+                holding.waiting = False
+                continue
             if self._accounts.left(holding.owner) > 0:
                 holding.waiting = False
                 answers.append(self._lease(holding))
                 continue
-            rivals = [rival for rival in self._rivals(holding.owner) if rival is not holding and rival.unspent() > 0]
+            # Those only who hold something of what is short: nobody else's bytes would help.
+            rivals = [rival for rival in self._accounts.short(holding.owner).holdings.values() if rival.unspent() > 0]
             if not rivals:
                 holding.waiting = False
                 answers.append(Exhausted(holding.worker, holding.owner, self._accounts.exhausted(holding.owner, now_s)))
