@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from portguard.cli.named_policies import since_instant
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.rendering import printable
 from portguard.errors import ConfigurationError, PortguardError, Problem, UsageError
@@ -19,7 +20,6 @@ from portguard.observe.audit.records import NotARecord, Position, Record, parse_
 from portguard.observe.audit.selecting import Follower, Selection, last
 from portguard.observe.audit.verifying import Finding, Report
 from portguard.observe.audit.verifying import verify as verify_files
-from portguard.policy.quantities import Unexpected, parse_duration
 
 _SHOWN_FINDINGS = 20
 
@@ -101,7 +101,7 @@ def tail(
     Conditions are joined: a line is shown when it fits all options; of one option given twice, either.
     """
     path = _path(_configuration(configuration_path))
-    at = _since(since) if since is not None else None
+    at = since_instant(since, datetime.now(UTC)) if since is not None else None
     selection = Selection(identities, services, events, at)
     follower = None
     if follow:
@@ -158,22 +158,6 @@ def _head(path: Path, keys: Mapping[str, Ed25519PublicKey]) -> Position | Findin
         except NotARecord as error:
             found = str(error)
     return Finding(str(path), 0, f"{expected}, got {found}")
-
-
-def _since(text: str) -> datetime:
-    try:
-        return datetime.now(UTC) - timedelta(seconds=parse_duration(text))
-    except Unexpected:
-        pass
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        at = None
-    if at is None or at.tzinfo is None:
-        raise UsageError(
-            f'--since: expected a time with an offset such as "2026-11-23T07:00:00Z", or "2h", got {text!r}'
-        )
-    return at
 
 
 def _show(record: Record, *, as_json: bool) -> None:

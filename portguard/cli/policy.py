@@ -1,39 +1,49 @@
-"""`portguard policy check` and `portguard policy explain`."""
+"""`portguard policy check` and `explain`; the other commands of the group have modules of their own."""
 
 import json
 import os
-from datetime import UTC, datetime, tzinfo
+from datetime import datetime
 from difflib import get_close_matches
-from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
 from portguard.cli.client_chain import identify
+from portguard.cli.named_policies import (
+    configuration_at,
+    counted,
+    instant,
+    policies_alone,
+    policy_in_place,
+    policy_of,
+    source_address,
+)
 from portguard.cli.options import configuration_option, json_option
+from portguard.cli.policy_access import access, show
+from portguard.cli.policy_diff import diff
 from portguard.cli.policy_rendering import Explained, explained_json, explained_lines
 from portguard.cli.rendering import printable
-from portguard.errors import ConfigurationError, Problem, Refused, UsageError
+from portguard.errors import ConfigurationError, Refused, UsageError
 from portguard.gateway.bundle import read_policy_bundle
-from portguard.gateway.configuration import Configuration, read_configuration
+from portguard.gateway.configuration import Configuration
 from portguard.gateway.snapshot import build_policy
 from portguard.identity.names import Group, Identity, Malformed, parse_identity
 from portguard.policy import checks
-from portguard.policy.addresses import parse_address
-from portguard.policy.assumed import assumed_namespace
-from portguard.policy.decide import Policy, Request, decide
+from portguard.policy.decide import Request, decide
 from portguard.policy.explain import explain as examine
-from portguard.policy.kinds import check_instant, parse_own_group
-from portguard.policy.model import Address
+from portguard.policy.kinds import parse_own_group
 from portguard.policy.quantities import Unexpected
-from portguard.policy.read import PolicyFile, policy_file_names, read_policy
 
 _SINGULAR = {"services": "service", "roles": "role", "denies": "deny", "tests": "test"}
 
 
 @click.group()
 def policy() -> None:
-    """Check a policy, and ask it why."""
+    """Check a policy, ask it why, and compare it with another."""
+
+
+for _command in (access, diff, show):
+    policy.add_command(_command)
 
 
 @policy.command()
@@ -54,16 +64,15 @@ def check(context: click.Context, path: str | None, configuration_path: str, as_
     subject = os.path.abspath(path) if path is not None else os.path.abspath(configuration_path)
     try:
         if path is None:
-            configuration, made = build_policy(read_policy_bundle(configuration_path))
-            subject = configuration.gateway.policy
+            in_place = policy_in_place(configuration_path)
+            subject, made = in_place.title, in_place.policy
         elif given:
-            made = _as_policy_of(configuration_path, path)
+            made = policy_of(configuration_at(configuration_path), path).policy
         else:
-            files = _files(path)
-            made = read_policy(files, assumed_namespace(files))
+            made = policies_alone(path)[0].policy
     except ConfigurationError as error:
         if not as_json:
-            click.echo(printable(f"{subject}: not usable, {_counted(len(error.problems), 'problem')}"))
+            click.echo(printable(f"{subject}: not usable, {counted(len(error.problems), 'problem')}"))
             raise
         problems = [
             {"file": problem.file, "key": problem.key, "expected": problem.expected, "found": problem.found}
@@ -86,8 +95,8 @@ def check(context: click.Context, path: str | None, configuration_path: str, as_
         click.echo(f"portguard: warning: {printable(warning)}", err=True)
     if alone:
         click.echo("portguard: trusts are taken as the policy names them; with -c they are checked too", err=True)
-    shown = ", ".join(_counted(count, _SINGULAR[noun]) for noun, count in counts.items())
-    click.echo(printable(f"{subject}: ok, {shown}, {_counted(len(warnings), 'warning')}"))
+    shown = ", ".join(counted(count, _SINGULAR[noun]) for noun, count in counts.items())
+    click.echo(printable(f"{subject}: ok, {shown}, {counted(len(warnings), 'warning')}"))
 
 
 @policy.command()
@@ -114,8 +123,8 @@ def explain(
     With --cert, IDENTITY can be left out. The exit code is 0 when allowed, 3 when refused.
     """
     configuration, made = build_policy(read_policy_bundle(configuration_path))
-    at = _instant(at_text, made.zone)
-    source = _source(source_text)
+    at = instant(at_text, made.zone)
+    source = source_address(source_text)
     name, service_text = _identity_and_service(words, with_certificate=certificate_path is not None)
     try:
         identity, held = _caller(name, groups, certificate_path, configuration, at)
@@ -149,7 +158,7 @@ def _identity_and_service(words: tuple[str, ...], *, with_certificate: bool) -> 
         case (identity, service):
             return identity, service
         case _:
-            found = _counted(len(words), "word")
+            found = counted(len(words), "word")
             raise UsageError(f"explain: expected IDENTITY and SERVICE, or --cert and SERVICE, got {found}")
 
 
@@ -176,67 +185,3 @@ def _caller(
         return identity, frozenset(parse_own_group(group, identity, namespace) for group in groups)
     except Unexpected as error:
         raise UsageError(f"--group: expected {error}, got {', '.join(groups)}") from None
-
-
-def _instant(text: str | None, zone: tzinfo) -> datetime:
-    if text is None:
-        return datetime.now(UTC)
-    try:
-        at = datetime.fromisoformat(text)
-        return check_instant(at if at.tzinfo is not None else at.replace(tzinfo=zone)).astimezone(UTC)
-    except Unexpected as error:
-        raise UsageError(f"--at: expected {error}, got {text}") from None
-    except ValueError:
-        raise UsageError(f"--at: expected a date and time such as 2026-03-02T09:00+01:00, got {text}") from None
-
-
-def _source(text: str | None) -> Address | None:
-    try:
-        return parse_address(text) if text is not None else None
-    except Unexpected as error:
-        raise UsageError(f"--from: expected {error}, got {text}") from None
-
-
-def _as_policy_of(configuration_path: str, path: str) -> Policy:
-    """The policy at `path` in place of the configuration's own. Raises ConfigurationError."""
-    problems: list[Problem] = []
-    configuration_path = os.path.abspath(configuration_path)
-    content = _content(configuration_path, problems)
-    configuration = read_configuration(configuration_path, content, problems) if content is not None else None
-    if configuration is None or problems:
-        raise ConfigurationError(problems)
-    occupied = [(address, "that of gateway.listen") for address in configuration.gateway.listen]
-    return read_policy(
-        _files(path),
-        configuration.namespace,
-        gateway_name=configuration.gateway.name,
-        occupied=[*occupied, (configuration.metrics.listen, "that of metrics.listen")],
-    )
-
-
-def _files(path: str) -> list[PolicyFile]:
-    """The file, or the files of the folder. Raises ConfigurationError."""
-    problems: list[Problem] = []
-    paths = [os.path.abspath(path)]
-    if os.path.isdir(path):
-        paths = [os.path.join(paths[0], name) for name in policy_file_names(os.listdir(path))]
-        if not paths:
-            problems.append(Problem(os.path.abspath(path), "", "at least one *.toml", "none"))
-    files = [(each, content) for each in paths if (content := _content(each, problems)) is not None]
-    if problems:
-        raise ConfigurationError(problems)
-    return files
-
-
-def _content(path: str, problems: list[Problem]) -> bytes | None:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        problems.append(Problem(path, "", "a file that can be read", (error.strerror or type(error).__name__).lower()))
-        return None
-
-
-def _counted(count: int, noun: str) -> str:
-    if count == 1:
-        return f"1 {noun}"
-    return f"{count} {noun.removesuffix('y')}ies" if noun.endswith("y") else f"{count} {noun}s"

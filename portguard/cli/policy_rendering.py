@@ -63,15 +63,15 @@ def explained_json(explained: Explained) -> Mapping[str, object]:
         "groups": [group.written() for group in sorted(request.groups)],
         "service": request.service,
         "source": None if request.source is None else str(request.source),
-        "at": _instant(request.at),
+        "at": written_instant(request.at),
         "entries": [_entry_json(examined) for examined in explained.examined],
         "allowed": explained.allowed,
         "role": verdict.role,
     }
     if isinstance(verdict, Refusal):
         return common | {"reason": verdict.reason, "message": verdict.reason.sentence}
-    granted = {"reason": None, "until": _instant(verdict.until) if verdict.until is not None else None}
-    return common | granted | {"limits": _limits(verdict.limits, verdict.session_s)}
+    granted = {"reason": None, "until": written_instant(verdict.until) if verdict.until is not None else None}
+    return common | granted | {"limits": written_limits(verdict.limits, verdict.session_s)}
 
 
 def _title(examined: Examined) -> str:
@@ -87,9 +87,9 @@ def _verdict_lines(explained: Explained) -> Iterator[str]:
         by = f" (role {verdict.role})" if verdict.role is not None else ""
         yield f"refused: {verdict.reason}, {verdict.reason.sentence}{by}"
         return
-    until = f" until {_instant(verdict.until)}" if verdict.until is not None else ""
+    until = f" until {written_instant(verdict.until)}" if verdict.until is not None else ""
     yield f"allowed by role {verdict.role}{until}"
-    for key, value in _limits(verdict.limits, verdict.session_s).items():
+    for key, value in written_limits(verdict.limits, verdict.session_s).items():
         yield f"  {key} {', '.join(value) if isinstance(value, list) else value}"
 
 
@@ -110,7 +110,7 @@ def _entry_json(examined: Examined) -> Mapping[str, object]:
     }
 
 
-def _limits(limits: Limits, session_s: float | None) -> Mapping[str, object]:
+def written_limits(limits: Limits, session_s: float | None) -> Mapping[str, object]:
     """The limits that there are, as a policy writes them."""
     written: dict[str, object] = {}
     if limits.max_sessions is not None:
@@ -128,5 +128,5 @@ def _limits(limits: Limits, session_s: float | None) -> Mapping[str, object]:
     return written
 
 
-def _instant(at: datetime) -> str:
+def written_instant(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

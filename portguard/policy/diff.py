@@ -186,14 +186,14 @@ class _Comparison:
     def exchanged(self) -> Iterator[Exchanged]:
         old_numbers, new_numbers = (
             {
-                rung.terms: entry
+                rung.terms.role: entry
                 for entry, rung in enumerate(side.rungs, len(side.policy.denies))
                 if side.alive >> entry & 1
             }
             for side in (self._old, self._new)
         )
-        common = [terms for terms in old_numbers if terms in new_numbers]
-        order = [new_numbers[terms] for terms in common]
+        common = [name for name in old_numbers if name in new_numbers]
+        order = [new_numbers[name] for name in common]
         if order == sorted(order):
             return
         old, new = self._old, self._new
@@ -204,10 +204,10 @@ class _Comparison:
                 continue
             a, b = old_numbers[before], old_numbers[after]
             shared = self._old_services[a] & self._old_services[b] & self._new_services[x] & self._new_services[y]
-            if not shared or exclusive(*(old.rungs[entry - len(old.policy.denies)] for entry in (a, b))):
+            if not shared or (old.exclude(a, b) and new.exclude(x, y)):
                 continue
             if _may_join(old_subjects[a], old_subjects[b]) or _may_join(new_subjects[x], new_subjects[y]):
-                yield Exchanged(before.role, after.role, self._named(shared))
+                yield Exchanged(before, after, self._named(shared))
 
     def _parted(self, old: int, new: int) -> Iterator[tuple[int, int, int]]:
         """The services at which members of exactly `old` and `new` may see a difference, parted by the entries that

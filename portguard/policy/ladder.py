@@ -101,6 +101,11 @@ class Ladders:
         self._ladders[candidates] = made
         return made
 
+    def exclude(self, one: int, other: int) -> bool:
+        """Whether the roles of two entries surely never hold together."""
+        denies = len(self.policy.denies)
+        return exclusive(self.rungs[one - denies], self.rungs[other - denies])
+
     def _climbed(self, candidates: int) -> Iterator[Rung]:
         kept: dict[int, int] = {}  # condition -> the first role that has it
         for entry in bits(candidates):

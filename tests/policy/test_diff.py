@@ -177,6 +177,18 @@ def test_roles_that_change_places_are_told_for_whoever_has_both():
     assert (found.access, found.exchanged) == ((), (Exchanged("a", "b", ("orders-db",)),))
 
 
+def test_roles_that_change_places_are_told_also_when_their_terms_change():
+    one, other = role("a", '"@corp:dba"'), role("b", '"@corp:ops"')
+    found = differences(policy(one + other), policy(role("b", '"@corp:ops"', more="max_sessions = 1") + one))
+    assert found.exchanged == (Exchanged("a", "b", ("orders-db",)),)
+
+
+def test_roles_that_never_held_together_and_do_now_are_told():
+    one, other = role("a", '"@corp:dba"', more='hours = ["Mon"]'), role("b", '"@corp:ops"', more='hours = ["Tue"]')
+    assert not differences(policy(one + other), policy(other + one)).exchanged
+    assert differences(policy(one + other), policy(role("b", '"@corp:ops"') + one)).exchanged
+
+
 @pytest.mark.parametrize(
     ("one", "other", "joins"),
     [

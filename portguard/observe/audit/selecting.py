@@ -53,6 +53,13 @@ def last(path: Path, selection: Selection, count: int | None) -> list[Record]:
     return found
 
 
+def every(path: Path, selection: Selection) -> Iterator[Record]:
+    """All records of the log at `path` that fit, oldest first, however many there are. Raises PortguardError."""
+    for file in log_files(path):
+        if selection.since is None or file.stat().st_mtime >= selection.since.timestamp():
+            yield from _fitting(lines(file), selection)
+
+
 class Follower:
     """Reads what is added to the log at `path` from now on, also after the file was rotated. Raises OSError."""
 

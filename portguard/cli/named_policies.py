@@ -1,0 +1,165 @@
+"""Policies, times and addresses as a command line names them."""
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path
+
+from portguard.errors import ConfigurationError, Problem, UsageError
+from portguard.gateway.bundle import read_policy_bundle
+from portguard.gateway.configuration import Configuration, read_configuration
+from portguard.gateway.kept_policies import kept_files, kept_revision, recorded_loads
+from portguard.gateway.snapshot import build_policy
+from portguard.identity.names import Namespace
+from portguard.policy.addresses import parse_address
+from portguard.policy.assumed import assumed_namespace
+from portguard.policy.decide import Policy
+from portguard.policy.kinds import check_instant
+from portguard.policy.model import Address
+from portguard.policy.quantities import Unexpected, parse_duration
+from portguard.policy.read import PolicyFile, policy_file_names, read_policy
+
+
+@dataclass(frozen=True)
+class NamedPolicy:
+    """A policy, what people call it, and by what its names were read. `revision` None: it is not a kept one."""
+
+    title: str
+    policy: Policy
+    namespace: Namespace
+    revision: str | None = None
+
+
+def configuration_at(path: str) -> Configuration:
+    """The configuration alone, without any file that it names. Raises ConfigurationError."""
+    problems: list[Problem] = []
+    path = os.path.abspath(path)
+    content = _content(path, problems)
+    configuration = read_configuration(path, content, problems) if content is not None else None
+    if configuration is None or problems:
+        raise ConfigurationError(problems)
+    return configuration
+
+
+def policy_in_place(configuration_path: str) -> NamedPolicy:
+    """The policy that the configuration names, as it is on the disk. Raises ConfigurationError."""
+    configuration, policy = build_policy(read_policy_bundle(configuration_path))
+    return NamedPolicy(configuration.gateway.policy, policy, configuration.namespace)
+
+
+def policy_of(configuration: Configuration, path: str) -> NamedPolicy:
+    """The policy at `path` in place of the configuration's own. Raises ConfigurationError."""
+    occupied = [(address, "that of gateway.listen") for address in configuration.gateway.listen]
+    policy = read_policy(
+        files_at(path),
+        configuration.namespace,
+        gateway_name=configuration.gateway.name,
+        occupied=[*occupied, (configuration.metrics.listen, "that of metrics.listen")],
+    )
+    return NamedPolicy(path, policy, configuration.namespace)
+
+
+def policies_alone(*paths: str) -> tuple[NamedPolicy, ...]:
+    """The policies at `paths` without any configuration; a trust that one names exists for all of them.
+
+    Raises ConfigurationError.
+    """
+    files = [files_at(path) for path in paths]
+    namespace = assumed_namespace([each for some in files for each in some])
+    return tuple(
+        NamedPolicy(path, read_policy(some, namespace), namespace) for path, some in zip(paths, files, strict=True)
+    )
+
+
+def kept_policy(configuration: Configuration, revision: str) -> NamedPolicy:
+    """A policy that was loaded once, its names read as they were then. Raises NotKept, ConfigurationError."""
+    state = configuration.gateway.state
+    load = next((load for load in reversed(recorded_loads(state)) if load.revision == revision), None)
+    namespace = load.namespace if load is not None and load.namespace is not None else configuration.namespace
+    name = load.gateway_name if load is not None and load.gateway_name is not None else configuration.gateway.name
+    policy = read_policy(kept_files(state, revision), namespace, gateway_name=name)
+    return NamedPolicy(f"revision {revision[:12]}", policy, namespace, revision)
+
+
+def named_policy(text: str, configuration: Configuration) -> NamedPolicy:
+    """The policy that is a file, a folder or the beginning of a kept revision. Raises NotKept, ConfigurationError."""
+    if not os.path.exists(text):
+        revision = kept_revision(configuration.gateway.state, text)
+        if revision is not None:
+            return kept_policy(configuration, revision)
+    return policy_of(configuration, text)
+
+
+def files_at(path: str) -> list[PolicyFile]:
+    """The file, or the files of the folder. Raises ConfigurationError."""
+    problems: list[Problem] = []
+    paths = [os.path.abspath(path)]
+    if os.path.isdir(path):
+        paths = [os.path.join(paths[0], name) for name in policy_file_names(os.listdir(path))]
+        if not paths:
+            problems.append(Problem(os.path.abspath(path), "", "at least one *.toml", "none"))
+    files = [(each, content) for each in paths if (content := _content(each, problems)) is not None]
+    if problems:
+        raise ConfigurationError(problems)
+    return files
+
+
+def has_offset(text: str) -> bool:
+    """Whether a time is meant in no zone but its own."""
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def instant(text: str | None, zone: tzinfo) -> datetime:
+    """`--at` in UTC; without an offset it is meant in `zone`. None: now. Raises UsageError."""
+    if text is None:
+        return datetime.now(UTC)
+    try:
+        at = datetime.fromisoformat(text)
+        return check_instant(at if at.tzinfo is not None else at.replace(tzinfo=zone)).astimezone(UTC)
+    except Unexpected as error:
+        raise UsageError(f"--at: expected {error}, got {text}") from None
+    except ValueError:
+        raise UsageError(f"--at: expected a date and time such as 2026-03-02T09:00+01:00, got {text}") from None
+
+
+def since_instant(text: str, now: datetime) -> datetime:
+    """`--since`: a time with an offset, or how long before `now` (aware). Raises UsageError."""
+    try:
+        return now - timedelta(seconds=parse_duration(text))
+    except Unexpected:
+        pass
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None:
+        raise UsageError(
+            f'--since: expected a time with an offset such as "2026-11-23T07:00:00Z", or "2h", got {text!r}'
+        )
+    return at
+
+
+def source_address(text: str | None) -> Address | None:
+    """`--from`. Raises UsageError."""
+    try:
+        return parse_address(text) if text is not None else None
+    except Unexpected as error:
+        raise UsageError(f"--from: expected {error}, got {text}") from None
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 role`, `2 policies`."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun.removesuffix('y')}ies" if noun.endswith("y") else f"{count} {noun}s"
+
+
+def _content(path: str, problems: list[Problem]) -> bytes | None:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        problems.append(Problem(path, "", "a file that can be read", (error.strerror or type(error).__name__).lower()))
+        return None
