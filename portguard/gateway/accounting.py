@@ -40,7 +40,7 @@ _NOTE_EVERY_S = 5.0
 _NOTED_AT_A_TIME = 500  # less than a millisecond
 _CLOSE_S = 5.0
 
-_RATE_UNITS = {1: "second", 60: "minute", 3600: "hour", 86_400: "day"}
+_RATE_UNITS = {1: "a second", 60: "a minute", 3600: "an hour", 86_400: "a day"}
 
 
 def open_ledger(configuration: Configuration) -> SqliteStore:
@@ -164,6 +164,8 @@ class Accounting:
                     self._secure(answer)
                 case Recall():
                     self._send(answer.worker, Recalled(self._number(answer.owner)))
+                case Exhausted() if self.unavailable and not self._refuses:
+                    self._act(self._leases.lease_anyway(answer.worker, answer.owner))
                 case Exhausted():
                     self._send(answer.worker, Closed(self._number(answer.owner), answer.refused.reason))
 
@@ -298,4 +300,5 @@ def _moved(slots: SlotTable, slot: int) -> int:
 
 
 def _too_often(role: str, rate: Rate) -> str:
-    return f"role {role} allows {rate.count} connections a {_RATE_UNITS[rate.per_s]}"
+    connections = "1 connection" if rate.count == 1 else f"{rate.count} connections"
+    return f"role {role} allows {connections} {_RATE_UNITS[rate.per_s]}"
