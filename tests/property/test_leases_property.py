@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from portguard.errors import Refused
 from portguard.gateway.gates import Allowance, Gate
@@ -34,14 +41,14 @@ FREE = Owner("free", "clients", "alice")
 OWNERS = (ALICE, BOB, CAROL, FREE)
 WORKERS = 3
 LIMITS = {
-    "ops": Limits(quota=(Quota(1_000_000, Period.HOUR),), pooled_quota=(Quota(2_500_000, Period.DAY),)),
-    "own": Limits(quota=(Quota(400_000, Period.HOUR), Quota(900_000, Period.DAY))),
+    "ops": Limits(quota=(Quota(400_000, Period.HOUR),), pooled_quota=(Quota(600_000, Period.DAY),)),
+    "own": Limits(quota=(Quota(150_000, Period.HOUR), Quota(350_000, Period.DAY))),
     "free": NO_LIMITS,
 }
 MANY_TURNS = 3_000  # more than any calm takes
 
 picks = st.integers(0, 11)
-amounts = st.sampled_from([1, 60_000, 130_000, 262_144, 300_000, 700_000, 2_000_000])
+amounts = st.sampled_from([1, 30_000, 65_536, 100_000, 150_000, 300_000, 2_000_000])
 
 
 class WatchedAccounts(Accounts):
@@ -247,6 +254,12 @@ class LeasesMachine(RuleBasedStateMachine):
 
     # Rules.
 
+    @initialize(places=st.lists(st.tuples(picks, st.sampled_from(OWNERS)), max_size=5))
+    def begin_with_sessions(self, places: list[tuple[int, Owner]]) -> None:
+        for worker, owner in places:
+            self.open_session(worker, owner)
+        self.all_is_delivered()
+
     @rule(worker=picks, owner=st.sampled_from(OWNERS))
     def open_session(self, worker: int, owner: Owner) -> None:
         self.accounts.roll(self.now_s)
@@ -328,11 +341,14 @@ class LeasesMachine(RuleBasedStateMachine):
         self.resume()
 
     @rule()
+    def books_are_kept(self) -> None:
+        self.sessions_without_quota_are_noted()
+        self.accounts_are_settled()
+
     def accounts_are_settled(self) -> None:
         self.accounts.settle()
         self.queue.append((self.accounts.take_rows(self.now_s), None))
 
-    @rule()
     def sessions_without_quota_are_noted(self) -> None:
         self.accounts.roll(self.now_s)
         for slot in self.leases.slots():
@@ -345,9 +361,11 @@ class LeasesMachine(RuleBasedStateMachine):
     def the_clock_goes(self, seconds: int) -> None:
         self.now_s += seconds
 
-    @rule(pick=picks)
-    def a_worker_is_killed(self, pick: int) -> None:
-        index = pick % WORKERS
+    @rule(index=st.integers(0, WORKERS))
+    def a_worker_is_killed(self, index: int) -> None:
+        if index == WORKERS:
+            self.everything_is_killed()
+            return
         dead = self.workers[index]
         self.workers[index] = Worker(self.next_worker)
         self.next_worker += 1
@@ -359,7 +377,6 @@ class LeasesMachine(RuleBasedStateMachine):
             self.end(slot, self.cells[slot])
         self.act(self.leases.lose(dead.number, self.now_s))
 
-    @rule()
     def everything_is_killed(self) -> None:
         self.workers = [Worker(self.next_worker + number) for number in range(WORKERS)]
         self.next_worker += WORKERS
@@ -387,16 +404,19 @@ class LeasesMachine(RuleBasedStateMachine):
                 self.granted[key] = self.accounts.account(owner).granted[number]
         self.carried.clear()
 
-    @rule(owner=st.sampled_from([*OWNERS[:3], ALICE.pool]), period=st.sampled_from([Period.HOUR, Period.DAY]))
-    def an_operator_resets(self, owner: Owner, period: Period) -> None:
-        self.accounts.reset(owner, [period], self.now_s)
-        self.moved[owner, PERIODS.index(period)] = self.lost[owner, PERIODS.index(period)] = 0
-        self.act(self.leases.serve_waiting(owner.role, self.now_s))
-
-    @rule(owner=st.sampled_from([*OWNERS[:3], ALICE.pool]), period=st.sampled_from([Period.HOUR, Period.DAY]))
-    def an_operator_grants(self, owner: Owner, period: Period) -> None:
-        self.accounts.grant(owner, [period], 200_000, self.now_s)
-        self.granted[owner, PERIODS.index(period)] += 200_000
+    @rule(
+        owner=st.sampled_from([*OWNERS[:3], ALICE.pool]),
+        period=st.sampled_from([Period.HOUR, Period.DAY]),
+        extra_bytes=st.sampled_from([None, 70_000]),
+    )
+    def an_operator_resets_or_grants(self, owner: Owner, period: Period, extra_bytes: int | None) -> None:
+        key = owner, PERIODS.index(period)
+        if extra_bytes is None:
+            self.accounts.reset(owner, [period], self.now_s)
+            self.moved[key] = self.lost[key] = 0
+        else:
+            self.accounts.grant(owner, [period], extra_bytes, self.now_s)
+            self.granted[key] += extra_bytes
         self.act(self.leases.serve_waiting(owner.role, self.now_s))
 
     @rule()
