@@ -100,6 +100,16 @@ async def test_a_directory_that_hangs_stops_neither_the_loop_nor_other_users(acc
     assert await accounts.account(7) == directory.answer
 
 
+async def test_a_caller_that_goes_away_takes_the_answer_from_no_other(accounts, directory):
+    directory.released.clear()
+    first, second = (asyncio.create_task(accounts.account(7)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait([first])
+    directory.released.set()
+    assert await second == directory.answer
+
+
 async def test_an_error_is_unavailable_and_not_remembered(accounts, directory):
     directory.error = OSError(5, "Input/output error")
     with pytest.raises(DirectoryUnavailable, match="Input/output error"):

@@ -164,6 +164,16 @@ def test_a_path_of_the_longest_length_works(tmp_path, group, opened):
     assert os.listdir(tmp_path) == [path.name]
 
 
+def test_one_that_could_not_be_put_in_its_place_leaves_nothing(tmp_path, group, monkeypatch):
+    def fail(*_given, **_more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", fail)
+    path = tmp_path / "control.sock"
+    assert refused(path, group).endswith(f"got {path}: no space left on device")
+    assert os.listdir(tmp_path) == []
+
+
 def test_closing_removes_it(tmp_path, group):
     listen(str(tmp_path / "control.sock"), group, FILE).close()
     assert os.listdir(tmp_path) == []

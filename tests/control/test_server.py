@@ -2,6 +2,7 @@
 
 import asyncio
 import grp
+import gzip
 import os
 import pwd
 import socket
@@ -337,6 +338,24 @@ async def test_a_silent_client_is_dropped(control, monkeypatch):
     assert await running.raw(b"") == b""
     assert await running.raw(b"GET /v1/look HTTP/1.1\r\nHost") == b""
     assert (await running.ask("GET", "/v1/look"))[0] == 200
+
+
+async def test_a_client_that_has_asked_may_wait_for_long(control, monkeypatch):
+    async def slow(peer, given):
+        await asyncio.sleep(0.15)  # that the time passes is what matters
+        return {}
+
+    monkeypatch.setattr(module, "_HEAD_S", 0.05)
+    running = control([Route("GET", "/v1/slow", Level.VIEWER, slow)])
+    assert await running.ask("GET", "/v1/slow") == (200, {})
+
+
+async def test_a_compressed_body_is_not_blown_up(control):
+    running = control(ROUTES)
+    body = gzip.compress(b'{"a": "' + b"x" * 10_000_000 + b'"}')
+    assert len(body) < module.LONGEST_BODY_BYTES
+    answer = await running.ask("POST", "/v1/act", body, Content_Encoding="gzip")
+    assert error_of(answer) == (400, "bad_argument", "body: expected a JSON object, got no JSON")
 
 
 async def test_a_slow_body_is_given_up(control, monkeypatch):
