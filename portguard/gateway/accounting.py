@@ -108,6 +108,11 @@ class Accounting:
         if rate is not None and (wait_s := self._rates.admit(owner, rate, now_s)):
             raise Refused(Reason.CONNECT_RATE, _too_often(owner.role, rate), retry_after_s=wait_s)
 
+    def connect_wait_s(self, owner: Owner) -> float:
+        """After how many seconds the connect rate lets the owner in again; 0 is now. Nothing is counted."""
+        rate = self.accounts.limits(owner.role).connect_rate
+        return self._rates.wait_s(owner, rate, time.time()) if rate is not None else 0.0
+
     def ticket(self, connection: int, session: Session) -> Ticket:
         """What a worker is told of a session that is admitted."""
         role = session.owner.role

@@ -23,11 +23,12 @@ from portguard.gateway.dial import Dialed, DialFailed, set_tcp_options
 from portguard.gateway.ends import End, Lingering, PlainEnd, TlsEnd
 from portguard.gateway.handshake import handshake, readable, receive, refusal, send
 from portguard.gateway.http_request import ApiRequest, BadRequest, ConnectTarget, NeedMore, RequestReader
-from portguard.gateway.http_response import established, json_response
+from portguard.gateway.http_response import RefusedRequest, established
 from portguard.gateway.http_response import refusal as http_refusal
 from portguard.gateway.live import Live, finite, now
 from portguard.gateway.protocol import Accepted, Admit, Ticket, TurnedAway
 from portguard.gateway.relay import Relay
+from portguard.gateway.self_service import Visitor, answer
 from portguard.gateway.setup import is_own_name
 from portguard.gateway.slots import CONNECTED
 from portguard.observe import log
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_SERVICE_PATH = "/v1/services/"
 _READ = 64 * 1024
 _LONGEST_MESSAGE = 200
 _MOST_GROUPS_BYTES = 3000
@@ -131,7 +131,7 @@ class Connection:
         if self._http:
             request = await _within(timeouts.request_s, Reason.REQUEST_TIMEOUT, self._request())
             if isinstance(request, ApiRequest):
-                return self._answer(request)
+                return await self._answer(request)
             service, early, port = self._named(request.host), request.trailing, request.port
         elif service is None:
             service = self._setup.snapshot.policy.resolve_name(name or "")
@@ -211,7 +211,7 @@ class Connection:
                     if answer:
                         self._end.write(memoryview(answer))
                 case BadRequest(status=status, message=message):
-                    raise _RefusedRequest(status, message)
+                    raise RefusedRequest(status, message)
                 case outcome:
                     return outcome
             if self._end.eof:
@@ -240,20 +240,20 @@ class Connection:
             return decision
         raise Refused(decision.reason)
 
-    def _answer(self, request: ApiRequest) -> bool:
+    async def _answer(self, request: ApiRequest) -> bool:
         """Answer a question about the gateway, and end."""
-        if request.method == "GET" and request.path.startswith(_SERVICE_PATH):
-            service = self._named(request.path.removeprefix(_SERVICE_PATH))
-            self._decide(service)
-            assert service is not None
-            document = {
-                "service": service.name,
-                "local_port": service.local_port,
-                "description": service.description,
-            }
-            self._last_words(json_response(200, document), clean=True)
-            return True
-        raise _RefusedRequest(404, f"expected CONNECT SERVICE or GET {_SERVICE_PATH}SERVICE, got {request.path!r}")
+        assert self._caller is not None
+        source = self._source.address if self._source is not None else None
+        visitor = Visitor(self._accepted.connection, self._caller, source, self._setup.snapshot)
+        self._last_words(await answer(request, visitor, self._worker, self._granted), clean=True)
+        return True
+
+    def _granted(self, name: str) -> Service:
+        """Return the service that is called so. Raises Refused unless it may be reached now. *Fails closed*."""
+        service = self._named(name)
+        self._decide(service)
+        assert service is not None
+        return service
 
     async def _greet_upstream(self, service: Service, dialed: Dialed) -> End:
         """Send the PROXY header and do the TLS handshake, as the service wants them. Raises Refused."""
@@ -345,11 +345,17 @@ class Connection:
             # By SNI there is no word for it. Without close_notify the client can tell it from an empty answer.
             self._last_words(b"", clean=False, reason=refused.reason)
             return True
-        status = refused.status if isinstance(refused, _RefusedRequest) else None
-        answer = http_refusal(
-            refused.reason, refused.message, self._session, status=status, retry_after_s=refused.retry_after_s
+        bad = refused if isinstance(refused, RefusedRequest) else None
+        words = http_refusal(
+            refused.reason,
+            refused.message,
+            self._session,
+            status=bad.status if bad is not None else None,
+            retry_after_s=refused.retry_after_s,
+            allow=bad.allow if bad is not None else None,
+            content=bad is None or bad.content,
         )
-        self._last_words(answer, clean=True, reason=refused.reason)
+        self._last_words(words, clean=True, reason=refused.reason)
         return True
 
     def _last_words(self, answer: bytes, *, clean: bool, reason: Reason = Reason.CLIENT_CLOSED) -> None:
@@ -419,14 +425,6 @@ class _FailedUpstream(Refused):
     def __init__(self, reason: Reason, detail: str):
         super().__init__(reason)
         self.detail = detail
-
-
-class _RefusedRequest(Refused):
-    """A request that HTTP has a status of its own for."""
-
-    def __init__(self, status: int, message: str):
-        super().__init__(Reason.BAD_REQUEST, message)
-        self.status = status
 
 
 def _check_port(service: Service, port: int | None) -> None:

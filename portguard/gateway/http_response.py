@@ -6,7 +6,22 @@ import re
 from collections.abc import Mapping
 from http import HTTPStatus
 
+from portguard.errors import Refused
 from portguard.reasons import Reason
+
+
+class RefusedRequest(Refused):
+    """A request that HTTP has a status of its own for.
+
+    `allow` is the method that would have done, if it is that; `content` tells whether the answer may have a body.
+    """
+
+    def __init__(self, status: int, message: str, *, allow: str | None = None, content: bool = True):
+        super().__init__(Reason.BAD_REQUEST, message)
+        self.status = status
+        self.allow = allow
+        self.content = content
+
 
 _RETRY_AFTER_S = 5
 """For a limit whose end is not known: whoever holds the places gives them back when they like."""
@@ -79,12 +94,15 @@ def refusal(
     *,
     status: int | None = None,
     retry_after_s: float | None = None,
+    allow: str | None = None,
+    content: bool = True,
 ) -> bytes:
     """A refusal: JSON with `reason`, `message` and `session`, and the reason as a header too.
 
     curl and others show a client the headers of a refused CONNECT, never its body. `message` may hold anything;
     `session` is the session id, None where there is none; `status` None is status_of(reason). `retry_after_s` is when
-    to come back, rounded up to whole seconds; None is unknown, and with 429 some seconds are then suggested.
+    to come back, rounded up to whole seconds; None is unknown, and with 429 some seconds are then suggested. `allow`
+    is the method that would do, where another one was used. Without `content` it is the head alone, for HEAD.
     """
     status = status_of(reason) if status is None else status
     if retry_after_s is None and status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -92,9 +110,12 @@ def refusal(
     headers = {"Portguard-Reason": str(reason)}
     if session is not None:
         headers["Portguard-Session"] = session
+    if allow is not None:
+        headers["Allow"] = allow
     if retry_after_s is not None and math.isfinite(retry_after_s):
         headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
-    return json_response(status, {"reason": str(reason), "message": message, "session": session}, headers=headers)
+    answer = json_response(status, {"reason": str(reason), "message": message, "session": session}, headers=headers)
+    return answer if content else answer[: answer.index(b"\r\n\r\n") + 4]
 
 
 def json_response(status: int, document: object, *, headers: Mapping[str, str] | None = None) -> bytes:
@@ -102,8 +123,17 @@ def json_response(status: int, document: object, *, headers: Mapping[str, str] |
 
     `headers` go in beside the usual ones. Raises ValueError for a header that is not printable ASCII.
     """
-    # ASCII only: what a client sent comes back as escapes, whoever displays it.
-    body = json.dumps(document, ensure_ascii=True, separators=(",", ":")).encode("ascii") + b"\n"
+    return json_text_response(status, json_text(document), headers=headers)
+
+
+def json_text(document: object) -> str:
+    """The document as JSON. ASCII only: what a client sent comes back as escapes, whoever displays it."""
+    return json.dumps(document, ensure_ascii=True, separators=(",", ":"))
+
+
+def json_text_response(status: int, text: str, *, headers: Mapping[str, str] | None = None) -> bytes:
+    """As `json_response`, with a document that `json_text` made, maybe in pieces."""
+    body = text.encode("ascii") + b"\n"
     usual = {
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),

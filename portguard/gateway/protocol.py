@@ -19,6 +19,10 @@ from typing import NamedTuple
 from portguard.reasons import Reason
 
 VERSION = 1
+
+MOST_ROLES = 10
+"""In one `StandingWanted`: its answer has up to eight quotas for each."""
+
 _LARGEST = 16384  # a name of 2048 bytes, 3000 of groups and 200 characters of a message, each escaped, and room
 _INT = struct.Struct("i")
 _DESCRIPTOR_SPACE = socket.CMSG_SPACE(_INT.size)
@@ -88,6 +92,49 @@ class Regranted(NamedTuple):
     account: int
     leased: bool
     paced: bool
+
+
+class QuotaStanding(NamedTuple):
+    """How an identity, or its role's pool, stands in one period, which ends at `end_s` (since the epoch)."""
+
+    period: str
+    pooled: bool
+    limit_bytes: int
+    granted_bytes: int
+    used_bytes: int
+    end_s: int
+
+
+class RoleStanding(NamedTuple):
+    """How an identity stands in one role: sessions that are open, and the time until it may connect again."""
+
+    sessions: int
+    connect_wait_s: float
+    quotas: list[QuotaStanding]
+
+
+class Standing(NamedTuple):
+    """How the identity of a `StandingWanted` stands, in each of its roles."""
+
+    connection: int
+    roles: list[RoleStanding]
+
+
+class PastRefusal(NamedTuple):
+    """An identity was refused, or its session was ended, at `time_s` since the epoch."""
+
+    time_s: float
+    service: str | None
+    reason: str
+    message: str
+    session: str
+
+
+class PastRefusals(NamedTuple):
+    """What the identity of a `PastRefusalsWanted` was refused of late, the latest one first."""
+
+    connection: int
+    refusals: list[PastRefusal]
 
 
 class Leased(NamedTuple):
@@ -176,6 +223,23 @@ class Admit(NamedTuple):
     handshake_s: float  # how long the TLS handshake took
 
 
+class StandingWanted(NamedTuple):
+    """How does this identity stand in these roles? At most `MOST_ROLES` of them."""
+
+    connection: int
+    trust: str
+    name: str
+    roles: list[str]
+
+
+class PastRefusalsWanted(NamedTuple):
+    """What was this identity refused of late?"""
+
+    connection: int
+    trust: str
+    name: str
+
+
 class TurnedAway(NamedTuple):
     """Somebody was refused a session, or the handshake. What is not known is None."""
 
@@ -246,6 +310,8 @@ Message = (
     | Refusal
     | End
     | Regranted
+    | Standing
+    | PastRefusals
     | Leased
     | Recalled
     | Closed
@@ -258,6 +324,8 @@ Message = (
     | Rechecked
     | Regrant
     | Admit
+    | StandingWanted
+    | PastRefusalsWanted
     | TurnedAway
     | Gone
     | Ended
@@ -293,6 +361,19 @@ def decode(packet: bytes) -> Message:
 def refused(refusal: Refusal) -> tuple[Reason, str, float | None]:
     """Return the parts of a refusal, its reason as one again."""
     return Reason(refusal.reason), refusal.message, refusal.retry_after_s
+
+
+def role_standings(standing: Standing) -> list[RoleStanding]:
+    """Return the parts of a standing, each as what it is again."""
+    return [
+        RoleStanding(sessions, wait_s, [QuotaStanding(*quota) for quota in quotas])
+        for sessions, wait_s, quotas in standing.roles
+    ]
+
+
+def past_refusals(past: PastRefusals) -> list[PastRefusal]:
+    """Return the refusals, each as one again."""
+    return [PastRefusal(*refusal) for refusal in past.refusals]
 
 
 class Channel:

@@ -41,14 +41,17 @@ from portguard.gateway.protocol import (
     LeaseReturned,
     LeaseWanted,
     Message,
+    PastRefusalsWanted,
     Refusal,
     ShareWanted,
+    StandingWanted,
     Stop,
     Tried,
     TurnedAway,
 )
 from portguard.gateway.slots import SlotTable
 from portguard.gateway.snapshot import Snapshot, build
+from portguard.gateway.standing import Standings
 from portguard.gateway.workers import Worker, Workers
 from portguard.limits.accounts import Warned
 from portguard.limits.ledger import Owner, Store
@@ -154,6 +157,7 @@ class Supervisor:
             send=self._send,
             on_warned=self._on_warned,
         )
+        self._standings = Standings(self._accounting, self._admission.sessions_of)
         self._loaded = Loaded.of(snapshot, bundle.read_at)
         self._http = OperatorHttp(read=self._read, not_ready=self._not_ready, faults=faults)
         settings = configuration.control
@@ -245,13 +249,17 @@ class Supervisor:
                 account = self._admission.end(message.slot, time.monotonic_ns())
                 self._accounting.ended(account)
                 self._meter.ended(account, message.reason)
+                self._standings.ended(account, message.reason)
                 self._trail.closed(account, message.reason, message.upstream)
                 self._end_if_drained()
             case LeaseWanted() | LeaseReturned() | ShareWanted():
                 self._accounting.on_message(worker.number, message)
             case TurnedAway():
                 self._meter.refused(message.service, message.reason)
+                self._standings.refused(message)
                 self._trail.refused(message, time.monotonic())
+            case StandingWanted() | PastRefusalsWanted():
+                worker.channel.send(self._standings.answer(message))
             case Gone():
                 self._meter.gone(message.handshake_s)
                 self._admission.gone(message.connection)
@@ -347,6 +355,7 @@ class Supervisor:
         session = account.session
         reason = Reason.GATEWAY_STOPPED if self._stopping else Reason.WORKER_LOST
         self._meter.ended(account, reason)
+        self._standings.ended(account, reason)
         self._trail.closed(account, reason, None)
         log.event(
             "warning",

@@ -43,6 +43,9 @@ from portguard.gateway.protocol import (
     Hello,
     Leased,
     Message,
+    PastRefusal,
+    PastRefusals,
+    PastRefusalsWanted,
     Prepare,
     Prepared,
     Recalled,
@@ -50,12 +53,17 @@ from portguard.gateway.protocol import (
     Refusal,
     Regrant,
     Regranted,
+    RoleStanding,
     Share,
+    Standing,
+    StandingWanted,
     Stop,
     Ticket,
     Tried,
     TurnedAway,
+    past_refusals,
     refused,
+    role_standings,
 )
 from portguard.gateway.setup import Setup
 from portguard.gateway.slots import SlotTable
@@ -104,12 +112,15 @@ class _Lingering(MutableSet[Lingering]):
             self._on_empty()
 
 
+_Answer = Ticket | Refusal | Standing | PastRefusals
+
+
 @dataclass(slots=True)
 class _Asked:
-    """A connection that waits for the supervisor to decide."""
+    """A connection that waits for the supervisor's answer."""
 
     deadline_s: float
-    answer: asyncio.Future[Ticket | Refusal]
+    answer: asyncio.Future[_Answer]
 
 
 class Worker:
@@ -156,7 +167,24 @@ class Worker:
 
         *Fails closed*: no answer, no session. With none after 10 s, or up to a second more, it is `ledger_unavailable`.
         """
-        answer: asyncio.Future[Ticket | Refusal] = self.loop.create_future()
+        ticket = await self._ask(request)
+        assert isinstance(ticket, Ticket)
+        return ticket
+
+    async def standing(self, request: StandingWanted) -> list[RoleStanding]:
+        """Ask the supervisor how an identity stands, role by role. Raises Refused when there is no answer, as admit."""
+        standing = await self._ask(request)
+        assert isinstance(standing, Standing)
+        return role_standings(standing)
+
+    async def past_refusals(self, request: PastRefusalsWanted) -> list[PastRefusal]:
+        """Ask the supervisor what an identity was refused. Raises Refused when there is no answer, as admit."""
+        past = await self._ask(request)
+        assert isinstance(past, PastRefusals)
+        return past_refusals(past)
+
+    async def _ask(self, request: Admit | StandingWanted | PastRefusalsWanted) -> Ticket | Standing | PastRefusals:
+        answer: asyncio.Future[_Answer] = self.loop.create_future()
         self._asked[request.connection] = _Asked(time.monotonic() + _ANSWER_S, answer)
         try:
             self._channel.send(request)
@@ -174,7 +202,7 @@ class Worker:
             raise Refused(reason, text, retry_after_s=retry_after_s)
         return message
 
-    def _decline(self, answer: Ticket | Refusal) -> None:
+    def _decline(self, answer: _Answer) -> None:
         """Give back what nobody needs any more."""
         if isinstance(answer, Ticket):
             self.ended(answer.slot, Reason.CLIENT_RESET)
@@ -223,7 +251,7 @@ class Worker:
         match message:
             case Accepted():
                 self._accept(message, descriptor)
-            case Ticket() | Refusal():
+            case Ticket() | Refusal() | Standing() | PastRefusals():
                 if isinstance(message, Ticket):
                     self._admitted.add(message.slot)
                     self.allowances.open(message)

@@ -7,7 +7,14 @@ from typing import cast
 
 import pytest
 
-from portguard.gateway.http_response import established, json_response, refusal, status_of
+from portguard.gateway.http_response import (
+    established,
+    json_response,
+    json_text,
+    json_text_response,
+    refusal,
+    status_of,
+)
 from portguard.reasons import Reason
 
 SESSION = "0123456789abcdef" * 2
@@ -47,6 +54,23 @@ def test_a_refusal_says_why_in_json_and_in_a_header() -> None:
     assert response.headers["Portguard-Reason"] == "no_role"
     assert response.headers["Portguard-Session"] == SESSION
     assert "Retry-After" not in response.headers
+
+
+def test_a_refused_method_is_answered_with_the_right_one() -> None:
+    response, body = received(refusal(Reason.BAD_REQUEST, "m", SESSION, status=405, allow="GET"))
+    assert (response.status, response.headers["Allow"]) == (405, "GET")
+    assert json.loads(body)["reason"] == "bad_request"
+
+
+def test_a_refused_head_has_the_head_alone() -> None:
+    whole = refusal(Reason.BAD_REQUEST, "m", SESSION, status=405)
+    alone = refusal(Reason.BAD_REQUEST, "m", SESSION, status=405, content=False)
+    assert alone == whole[: whole.index(b"{")]
+
+
+def test_an_answer_may_be_written_in_pieces() -> None:
+    pieces = f"[{json_text('é')},{json_text(1)}]"
+    assert json_text_response(200, pieces) == json_response(200, ["é", 1])
 
 
 def test_a_refusal_before_there_is_a_session_says_so() -> None:

@@ -5,7 +5,26 @@ import socket
 
 import pytest
 
-from portguard.gateway.protocol import Accepted, Admit, Channel, Ended, Refusal, Tried, TurnedAway, decode, encode
+from portguard.gateway.protocol import (
+    Accepted,
+    Admit,
+    Channel,
+    Ended,
+    PastRefusal,
+    PastRefusals,
+    PastRefusalsWanted,
+    QuotaStanding,
+    Refusal,
+    RoleStanding,
+    Standing,
+    StandingWanted,
+    Tried,
+    TurnedAway,
+    decode,
+    encode,
+    past_refusals,
+    role_standings,
+)
 from portguard.reasons import Reason
 
 MESSAGES = [
@@ -15,12 +34,24 @@ MESSAGES = [
     TurnedAway("ab" * 16, None, None, None, None, None, None, None, Reason.CERTIFICATE_MISSING, "none"),
     Refusal(7, Reason.CONNECT_RATE, "too often", 1.5),
     Ended(3, Reason.CLIENT_CLOSED, "10.0.3.7:5432"),
+    StandingWanted(7, "corp", "älice", ["dba", "ops"]),
+    PastRefusalsWanted(7, "corp", "älice"),
 ]
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_a_message_comes_out_as_it_went_in(message):
     assert decode(encode(message)) == message
+
+
+def test_a_standing_comes_out_in_its_parts():
+    parts = [RoleStanding(1, 0.5, [QuotaStanding("day", True, 5, 4, 3, 2)]), RoleStanding(0, 0.0, [])]
+    assert role_standings(decode(encode(Standing(7, parts)))) == parts
+
+
+def test_past_refusals_come_out_one_by_one():
+    parts = [PastRefusal(1.5, None, "no_role", "é\n", "ab" * 16)]
+    assert past_refusals(decode(encode(PastRefusals(7, parts)))) == parts
 
 
 @pytest.mark.parametrize("packet", [b'["Unheard"]', b'["Ended", 3]', b'["Ended", 3, "killed", null, 1]'])

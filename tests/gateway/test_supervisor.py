@@ -10,7 +10,17 @@ import pytest
 from portguard.control.listening import listen
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.notify import Notifier
-from portguard.gateway.protocol import Admit, Refusal, Ticket
+from portguard.gateway.protocol import (
+    Admit,
+    Ended,
+    PastRefusalsWanted,
+    Refusal,
+    StandingWanted,
+    Ticket,
+    TurnedAway,
+    past_refusals,
+    role_standings,
+)
 from portguard.gateway.snapshot import build
 from portguard.gateway.supervisor import Supervisor
 from portguard.observe import log
@@ -30,6 +40,9 @@ class Trail:
 
     def closed(self, account, reason, upstream):
         self.ended.append((account.session.id, reason))
+
+    def refused(self, message, now_s):
+        pass
 
 
 @pytest.fixture
@@ -107,3 +120,46 @@ async def test_nobody_gets_in_once_sessions_are_cut(supervisor, trail):
     ask(supervisor, one, "aa" * 16)
     assert trail.undecided == []
     assert [(type(message), message.reason) for message in one.sent] == [(Refusal, "draining")]
+
+
+# What identities are told.
+
+
+def past(supervisor, name="alice"):
+    one = worker(1)
+    supervisor._on_message(one, PastRefusalsWanted(7, "local", name))
+    return [(refusal.service, refusal.reason, refusal.session) for refusal in past_refusals(one.sent[0])]
+
+
+async def test_who_was_refused_or_cut_finds_out_why_and_nobody_else_does(supervisor, trail):
+    one = worker(1)
+    supervisor._on_message(
+        one,
+        TurnedAway("aa" * 16, "local", "alice", [], "1", "ab", None, "orders-db", "no_role", "no role has it"),
+    )
+    ask(supervisor, one, "bb" * 16)
+    trail.undecided.pop()(True)
+    supervisor._on_message(one, Ended(one.sent[0].slot, "killed", None))
+    ask(supervisor, one, "cc" * 16)
+    trail.undecided.pop()(True)
+    supervisor._on_message(one, Ended(one.sent[1].slot, "client_closed", None))
+    assert past(supervisor) == [("orders-db", "killed", "bb" * 16), ("orders-db", "no_role", "aa" * 16)]
+    assert past(supervisor, "bob") == []
+
+
+async def test_a_session_that_was_lost_with_its_worker_is_among_them(supervisor, trail):
+    one = worker(1)
+    ask(supervisor, one, "aa" * 16)
+    trail.undecided.pop()(True)
+    supervisor._log_lost(one)
+    assert past(supervisor) == [("orders-db", "worker_lost", "aa" * 16)]
+
+
+async def test_open_sessions_are_told_to_whom_they_belong(supervisor, trail):
+    one = worker(1)
+    ask(supervisor, one, "aa" * 16)
+    trail.undecided.pop()(True)
+    for name, role, expected in [("alice", "dba", 1), ("alice", "other", 0), ("bob", "dba", 0)]:
+        supervisor._on_message(one, StandingWanted(7, "local", name, [role]))
+        assert one.sent[-1].connection == 7
+        assert [standing.sessions for standing in role_standings(one.sent[-1])] == [expected]

@@ -27,7 +27,14 @@ from portguard.gateway.protocol import (
     Ended,
     Gone,
     Hello,
+    PastRefusal,
+    PastRefusals,
+    PastRefusalsWanted,
+    QuotaStanding,
     Refusal,
+    RoleStanding,
+    Standing,
+    StandingWanted,
     Ticket,
     TurnedAway,
 )
@@ -89,6 +96,12 @@ class Supervising:
                 self.channel.send(Configure(), bundle)
             case Admit() if self.answering:
                 self.channel.send(self.ticket(message.connection))
+            case StandingWanted() if self.answering:
+                quota = QuotaStanding("day", False, 100, 0, 40, 1)
+                self.channel.send(Standing(message.connection, [RoleStanding(2, 0.5, [quota])] * len(message.roles)))
+            case PastRefusalsWanted() if self.answering:
+                past = [PastRefusal(1.5, "orders-db", "killed", "an operator ended the session", "ab" * 16)]
+                self.channel.send(PastRefusals(message.connection, past))
             case Beat():
                 return
         self.said.append(message)
@@ -214,6 +227,24 @@ async def ask_for_what_there_is_not(supervisor):
     client.close()
 
 
+async def ask_who_one_is(supervisor):
+    client, _ = await supervisor.connection(server_name=NAME)
+    answer = await asyncio.to_thread(say, client, b"GET /v1/whoami HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b'"reason":"killed"' in answer
+    client.close()
+
+
+async def ask_what_there_is_and_get_no_answer(supervisor):
+    supervisor.answering = False
+    before = len([message for message in supervisor.said if isinstance(message, StandingWanted)])
+    client, number = await supervisor.connection(server_name=NAME)
+    await asyncio.to_thread(client.sendall, b"GET /v1/services HTTP/1.1\r\nHost: x\r\n\r\n")
+    await supervisor.hears(StandingWanted, before + 1)
+    supervisor.channel.send(Refusal(number, Reason.LEDGER_UNAVAILABLE, "no answer", None))
+    assert b"ledger_unavailable" in await asyncio.to_thread(client.recv, 65536)
+    client.close()
+
+
 async def show_no_certificate_of_ours(supervisor):
     context = ssl.create_default_context(cadata=supervisor._folder.authority.pem.decode())
     supervisor._contexts["stranger"] = context
@@ -230,6 +261,8 @@ async def show_no_certificate_of_ours(supervisor):
         be_refused_by_the_policy,
         be_refused_by_the_supervisor,
         ask_for_what_there_is_not,
+        ask_who_one_is,
+        ask_what_there_is_and_get_no_answer,
         show_no_certificate_of_ours,
     ],
     ids=lambda act: act.__name__,
@@ -349,6 +382,87 @@ async def test_an_answer_that_came_with_the_deadline_counts(worker, supervisor):
     worker._on_message(supervisor.ticket(number), None)
     worker._refuse_unanswered(time.monotonic() + 60)
     await echoed(client)
+
+
+def get(client, path):
+    """The status and the document that a whole answer has."""
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    answer = b""
+    while data := client.recv(65536):
+        answer += data
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split(b" ")[1]), json.loads(body)
+
+
+async def test_what_is_left_is_asked_of_the_supervisor_for_the_caller_alone(worker, supervisor):
+    client, number = await supervisor.connection(server_name=NAME)
+    status, document = await asyncio.to_thread(get, client, "/v1/services")
+    assert status == 200
+    assert [(each["name"], each["limits"]["quotas"][0]["left_bytes"]) for each in document["services"]] == [
+        ("orders-db", 60)
+    ]
+    assert await supervisor.hears(StandingWanted) == (number, "local", "alice", ["dba"])
+    client.close()
+    await supervisor.hears(Gone)
+
+
+async def test_whoami_needs_no_role(worker, supervisor):
+    client, number = await supervisor.connection("bob", server_name=NAME)
+    status, document = await asyncio.to_thread(get, client, "/v1/whoami")
+    assert (status, document["identity"], document["source"]) == (200, "bob", "127.0.0.1")
+    assert [refusal["reason"] for refusal in document["refusals"]] == ["killed"]
+    assert await supervisor.hears(PastRefusalsWanted) == (number, "local", "bob")
+    client.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/services", "/v1/whoami"])
+async def test_what_nobody_answers_is_unavailable(worker, supervisor, monkeypatch, path):
+    monkeypatch.setattr(worker_module, "_ANSWER_S", 0.0)
+    supervisor.answering = False
+    client, _ = await supervisor.connection(server_name=NAME)
+    status, document = await asyncio.to_thread(get, client, path)
+    assert (status, document["reason"]) == (503, "ledger_unavailable")
+    client.close()
+
+
+async def test_a_standing_for_a_connection_that_has_gone_is_nothing(worker, supervisor):
+    supervisor.answering = False
+    client, number = await supervisor.connection(server_name=NAME)
+    await asyncio.to_thread(client.sendall, b"GET /v1/services HTTP/1.1\r\nHost: x\r\n\r\n")
+    await supervisor.hears(StandingWanted)
+    worker._tasks[number].cancel()
+    await supervisor.hears(Gone)
+    supervisor.channel.send(Standing(number, []))
+    supervisor.answering = True
+    other, _ = await supervisor.connection()
+    await echoed(other)
+    other.close()
+    await supervisor.hears(Ended)
+
+
+async def test_a_list_larger_than_any_buffer_arrives_whole_at_a_client_that_is_slow(worker, supervisor, folder):
+    count = 2000
+    services = "".join(
+        f'[services.s{number}]\nupstream = ["10.0.0.1:1"]\ndescription = "{"x" * 2000}"\n' for number in range(count)
+    )
+    folder.write("policy.toml", f'{services}\n[[roles]]\nname = "dba"\nmembers = ["alice"]\nservices = ["*"]\n')
+    bundle = os.memfd_create("bundle")
+    os.write(bundle, read_bundle(folder.configuration).to_bytes())
+    supervisor.channel.send(Configure(), bundle)
+    await supervisor.hears(Configured, 2)
+    client, _ = await supervisor.connection(server_name=NAME)
+    client.sendall(b"GET /v1/services HTTP/1.1\r\nHost: x\r\n\r\n")
+    async with asyncio.timeout(_PATIENCE_S):
+        while not worker.lingering:  # noqa: ASYNC110  # no event, only for a test
+            await asyncio.sleep(0.001)
+    assert [one._end.backlog is not None for one in worker.lingering] == [True]
+    answer = b""
+    while data := await asyncio.to_thread(client.recv, 65536):
+        answer += data
+    body = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert len(answer) > count * 2000
+    assert [service["name"] for service in body["services"]] == [f"s{number}" for number in range(count)]
+    client.close()
 
 
 async def test_a_connection_whose_descriptor_was_lost_is_given_back_and_told_of(worker, supervisor, lines):
