@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 
 from portguard.gateway.ends import End, Lingering
+from portguard.gateway.gates import Gate
 from portguard.gateway.relay import Relay
 from portguard.gateway.slots import ACTIVITY, RECEIVED, SENT
 from portguard.reasons import Reason
@@ -134,6 +135,7 @@ async def session(
     idle_s: float | None = None,
     half_close_s: float | None = None,
     session_s: float | None = None,
+    gates: tuple[Gate | None, Gate | None] = (None, None),
 ) -> AsyncIterator[Session]:
     """A relay that is not started yet. `…_ahead` came with the last message of that side's handshake."""
     descriptors = set(os.listdir("/proc/self/fd"))
@@ -171,6 +173,7 @@ async def session(
         idle_s=idle_s,
         half_close_s=half_close_s,
         session_s=session_s,
+        gates=gates,
     )
     one = Session(relay, client, upstream, client_end, upstream_end, cells, lingering, reasons)
     with pytest.MonkeyPatch.context() as unhurried:
