@@ -120,7 +120,7 @@ def _until(rung: Rung, at: datetime | None) -> datetime | None:
 
 def _joinable(caller: Set[Subject], denied: list[Subject]) -> tuple[Subject, ...]:
     """Those of `denied` that somebody may be who is `caller`."""
-    return in_order({subject for subject in denied if any(_may_be(each, subject) for each in caller)} - caller)
+    return in_order({subject for subject in denied if any(_may_be(each, subject) for each in caller)})
 
 
 def _may_be(subject: Subject, other: Subject) -> bool:

@@ -147,6 +147,8 @@ def test_a_kept_policy_is_found_by_the_beginning_of_its_revision(folder):
         assert kept_revision(state, text) is None
     with pytest.raises(NotKept, match="expected the revision of one kept policy, got that of 0"):
         kept_revision(state, "0" * 64)
+    (folder.path / "state/policies" / f"{revision}.bak").mkdir()
+    assert kept_revision(state, revision[:6]) == revision
     (folder.path / "state/policies" / (revision[:6] + "0" * 58)).mkdir()
     with pytest.raises(NotKept, match="got that of 2"):
         kept_revision(state, revision[:6])

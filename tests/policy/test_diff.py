@@ -48,14 +48,20 @@ def aspects(old, new, **keywords):
 
 
 def test_a_policy_that_is_written_otherwise_but_means_the_same_does_not_differ():
-    old = deny('"eve"') + deny('"mallory"') + role(members='"alice", "@one"', more='quota = ["1GB/day", "2GB/month"]')
+    old = (
+        deny('"eve"')
+        + deny('"mallory"')
+        + role(
+            members='"alice", "@one"', more='quota = ["1GB/day", "2GB/month"]\npooled_quota = ["1TB/day", "2TB/week"]'
+        )
+    )
     new = (
         deny('"mallory"')
         + deny('"eve"')
         + role(
             members='"bob", "alice"',
             services='"zone:prod"',
-            more='quota = ["2GB/month", "1GB/day"]\nhours = ["Mon-Sun"]\ndescription = "x"',
+            more='quota = ["2GB/month", "1GB/day"]\npooled_quota = ["2TB/week", "1TB/day"]\nhours = ["Mon-Sun"]\ndescription = "x"',
         )
     )
     assert not differences(policy(old + '[groups]\none = ["bob"]'), policy(new))
@@ -187,6 +193,7 @@ def test_roles_that_never_held_together_and_do_now_are_told():
     one, other = role("a", '"@corp:dba"', more='hours = ["Mon"]'), role("b", '"@corp:ops"', more='hours = ["Tue"]')
     assert not differences(policy(one + other), policy(other + one)).exchanged
     assert differences(policy(one + other), policy(role("b", '"@corp:ops"') + one)).exchanged
+    assert differences(policy(role("b", '"@corp:ops"') + one), policy(one + other)).exchanged
 
 
 @pytest.mark.parametrize(
