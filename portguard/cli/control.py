@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from portguard.control.client import ControlClient
+from portguard.control.client import ANSWER_S, ControlClient
 from portguard.errors import ConfigurationError, Problem
 from portguard.gateway.configuration import read_configuration
 
@@ -10,8 +10,10 @@ from portguard.gateway.configuration import read_configuration
 _NEEDED = {"", "gateway", "gateway.control"}
 
 
-def control_client(configuration_path: str) -> ControlClient:
-    """Return the client for the gateway that the configuration is of. Raises ConfigurationError.
+def control_client(configuration_path: str, *, timeout_s: float = ANSWER_S) -> ControlClient:
+    """Return the client for the gateway that the configuration is of; it may take so long to answer.
+
+    Raises ConfigurationError.
 
     Of the file nothing but `gateway.control` counts: with a slip elsewhere in it, which the gateway that runs has not
     read, one must still be able to look and to act.
@@ -26,4 +28,4 @@ def control_client(configuration_path: str) -> ControlClient:
     configuration = read_configuration(path, content, problems)
     if any(problem.key in _NEEDED for problem in problems):
         raise ConfigurationError(problems)
-    return ControlClient(Path(configuration.gateway.control))
+    return ControlClient(Path(configuration.gateway.control), timeout_s=timeout_s)

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 from portguard.errors import ConfigurationError, PortguardError, Problem, Unreachable, UsageError
 
-_TIMEOUT_S = 10.0  # without a byte of an answer
+ANSWER_S = 10.0  # without a byte of an answer
 _LONGEST_ANSWER_BYTES = 256 * 2**20
 
 
@@ -45,7 +45,7 @@ class ControlClient:
     gateway finds files wrong; UsageError when it finds an argument wrong; NotDone for what else it refuses.
     """
 
-    def __init__(self, path: Path, *, timeout_s: float = _TIMEOUT_S):
+    def __init__(self, path: Path, *, timeout_s: float = ANSWER_S):
         self._path = str(path)
         self._timeout_s = timeout_s
 

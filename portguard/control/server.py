@@ -131,6 +131,12 @@ class ControlServer:
         self._welcoming: set[asyncio.Task[None]] = set()
         self._resume: asyncio.TimerHandle | None = None
 
+    def configure(self, access: Access) -> None:
+        """Let others in from now on."""
+        self._access = access
+        self._accounts.close()
+        self._accounts = HostAccounts(access.groups)
+
     def start(self, listening: ControlSocket) -> None:
         """Serve on it; it is the server's from here on."""
         self._listening = listening

@@ -64,6 +64,17 @@ class Acceptor:
         for sock in self._listening:
             self._loop.remove_reader(sock)
 
+    def replace(self, listening: Sequence[socket.socket]) -> None:
+        """Take connections from other sockets; those that are not among them any more are closed."""
+        goes_on = self.active or self._resuming is not None
+        self.stop()
+        for sock in self._listening:
+            if sock not in listening:
+                sock.close()
+        self._listening = listening
+        if goes_on:
+            self.start()
+
     def close(self) -> None:
         """Take no more, ever: the kernel refuses who connects now. May be called twice."""
         self.stop()

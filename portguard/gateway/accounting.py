@@ -16,6 +16,7 @@ from portguard.gateway.protocol import (
     LeaseWanted,
     Message,
     Recalled,
+    Regranted,
     Share,
     ShareWanted,
     Ticket,
@@ -69,7 +70,8 @@ class Accounting:
         self.accounts = Accounts({role.name: role.limits for role in policy.roles}, policy.zone, now_s)
         contents = store.contents(now_s)
         self.accounts.load(contents.usage)
-        self._leases = Leases(self.accounts, lambda slot: _moved(slots, slot))
+        self._moved = partial(_moved, slots)
+        self._leases = Leases(self.accounts, self._moved)
         self._rates = ConnectRates()
         try:
             self._rates.load(contents.rates)
@@ -90,6 +92,17 @@ class Accounting:
         self._buckets: dict[tuple[Owner, int], Bucket] = {}  # by direction
         self._pouring: dict[tuple[Owner, int], asyncio.TimerHandle] = {}
         self._note_at_s = time.monotonic() + _NOTE_EVERY_S
+
+    def configure(self, policy: Policy, when_unavailable: Literal["refuse", "allow"]) -> None:
+        """Go on with other limits, for live sessions too."""
+        limits = {role.name: role.limits for role in policy.roles}
+        self.accounts.configure(limits, policy.zone, time.time())
+        self._refuses = when_unavailable == "refuse"
+        for (owner, _), bucket in self._buckets.items():
+            if (bandwidth := self.accounts.limits(owner.role).bandwidth) is not None:
+                bucket.set_rate(bandwidth, time.monotonic())
+        for role in limits:
+            self.serve_waiting(role)
 
     # Sessions.
 
@@ -128,6 +141,12 @@ class Accounting:
         """The session's ticket is on its way."""
         self._sessions[session.slot] = session
         self._act(self._leases.open(session.slot, session.worker, session.owner, time.time()))
+
+    def move(self, session: Session) -> Regranted:
+        """A session goes on under other limits, perhaps in another role. `opened` is to follow."""
+        self._leases.end(session.slot, self._moved(session.slot), time.time())
+        ticket = self.ticket(0, session)
+        return Regranted(session.slot, ticket.account, ticket.leased, ticket.paced)
 
     def ended(self, account: Account) -> None:
         """A session has ended; nothing for one that was never opened."""

@@ -9,9 +9,9 @@ answer is bounded too.
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 from portguard.errors import Refused
 from portguard.gateway.slots import SlotTable
@@ -55,6 +55,14 @@ class _Pending:
     counted: Address | None  # None: the address is exempt from the bound per address
 
 
+class PendingBounds(TypedDict):
+    """Bounds on connections that are neither sessions nor gone; `exempt` are networks without one per address."""
+
+    max_pending: int
+    max_pending_per_address: int
+    exempt: Iterable[Network]
+
+
 class Admission:
     """Who is being let in, and who is in."""
 
@@ -78,6 +86,12 @@ class Admission:
         self._per_owner: Counter[Owner] = Counter()
         self._per_service: Counter[str] = Counter()
         self._last_connection = 0
+
+    def configure(self, *, max_pending: int, max_pending_per_address: int, exempt: Iterable[Network]) -> None:
+        """Go on with other bounds on those that are pending; `exempt` holds for those to come."""
+        self._max_pending = max_pending
+        self._max_pending_per_address = max_pending_per_address
+        self._exempt = tuple(exempt)
 
     @property
     def pending(self) -> int:
@@ -151,6 +165,14 @@ class Admission:
         """
         if connection in self._pending:
             self._forget(connection)
+
+    def move(self, slot: int, role: str) -> Session:
+        """Let a session go on in another role; return it. Raises KeyError when there is none in the slot."""
+        session = self.sessions[slot]
+        _discount(self._per_owner, session.owner)
+        session = self.sessions[slot] = replace(session, owner=session.owner._replace(role=role))
+        self._per_owner[session.owner] += 1
+        return session
 
     def end(self, slot: int, now_ns: int) -> Account:
         """End a session; return what it moved. Raises KeyError when there is none in the slot."""

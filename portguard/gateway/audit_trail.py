@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from portguard import __version__
-from portguard.gateway.admission import Account
+from portguard.gateway.admission import Account, Session
 from portguard.gateway.bundle import Bundle, policy_files
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.credentials import AUDIT_KEY, credential
@@ -50,6 +50,27 @@ def open_recorder(configuration: Configuration) -> Recorder:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """A configuration that comes into force; who had it loaded, and why, where somebody did."""
+
+    bundle: Bundle
+    snapshot: Snapshot
+    by: str | None = None
+    message: str | None = None
+
+    def keep(self) -> bool:
+        """Keep its policy for later; return whether that was possible. Waits for the disk."""
+        configuration = self.snapshot.configuration
+        try:
+            keep_policy(self.bundle, configuration)
+            record_load(configuration, self.snapshot.revision, datetime.now(UTC), by=self.by, message=self.message)
+        except OSError as error:
+            log.event("error", "policy.keep_failed", file=error.filename, message=error.strerror)
+            return False
+        return True
+
+
 @dataclass(slots=True)
 class _Waiting:
     deadline_s: float
@@ -82,21 +103,19 @@ class AuditTrail:
             {"gateway": name, "version": __version__, "key": self._recorder.fingerprint, "clean": self._recorder.clean},
         )
 
-    def loaded(self, bundle: Bundle, snapshot: Snapshot, *, by: str | None = None, message: str | None = None) -> None:
-        """A policy comes into force; `by` and `message` tell who had it loaded, and why, where somebody did."""
+    def loaded(self, loading: Loading, *, kept: bool) -> None:
+        """A policy comes into force, and was `kept` or could not be."""
+        snapshot = loading.snapshot
         self._policy = snapshot.revision
-        try:
-            keep_policy(bundle, snapshot.configuration)
-            record_load(snapshot.configuration, snapshot.revision, datetime.now(UTC), by=by, message=message)
-        except OSError as error:
-            kept = False
-            log.event("error", "policy.keep_failed", file=error.filename, message=error.strerror)
-        else:
-            kept = True
-        files = [path for path, _ in policy_files(snapshot.configuration, bundle.files)]
+        files = [path for path, _ in policy_files(snapshot.configuration, loading.bundle.files)]
         self._note(
-            "policy.load", {"policy": snapshot.revision, "files": files, "kept": kept, "by": by, "message": message}
+            "policy.load",
+            {"policy": snapshot.revision, "files": files, "kept": kept, "by": loading.by, "message": loading.message},
         )
+
+    def not_loaded(self, problem: str, *, by: str | None, message: str | None) -> None:
+        """A reload has failed, and what was in force stays so."""
+        self._note("policy.load_failed", {"policy": self._policy, "problem": problem, "by": by, "message": message})
 
     def worker_exited(self, number: int, pid: int, status: int) -> None:
         """A worker process has ended unasked; `status` is negative for a signal."""
@@ -122,6 +141,10 @@ class AuditTrail:
         """Whether sessions are refused at once, because their lines could not be written for a while."""
         failing_s = self._writer.failing_s()
         return self._required and failing_s is not None and failing_s > PATIENCE_S
+
+    def configure(self, *, required: bool) -> None:
+        """From now on sessions do, or do not, wait for their lines."""
+        self._required = required
 
     @property
     def failures(self) -> int:
@@ -173,6 +196,13 @@ class AuditTrail:
         )
         if self._timer is None:
             self._timer = self._loop.call_later(PATIENCE_S, self._on_timer)
+
+    def moved(self, session: Session) -> None:
+        """A live session goes on in another role, or under other limits."""
+        about = self._sessions.get(session.id)
+        if about is not None:
+            about = self._sessions[session.id] = {**about, "role": session.owner.role, "policy": self._policy}
+            self._note("session.regrant", about)
 
     def closed(self, account: Account, reason: str, upstream: str | None) -> None:
         """Record that a session has closed, unless its opening is not recorded."""

@@ -50,6 +50,11 @@ class Meter:
         self._roles: set[tuple[str, str]] = set()  # services and roles that ever had a session
         self._up: dict[str, bool] = {}  # by upstream, of those that were tried
 
+    def configure(self, *, written: Callable[[str, str], str], max_identities: int) -> None:
+        """Go on with another way to write identities, and another number of those that get a label; labels stay."""
+        self._written = written
+        self._max_identities = max_identities
+
     def gone(self, handshake_s: float | None) -> None:
         """A connection ended before it was admitted; `handshake_s` None: its handshake was not completed."""
         if handshake_s is not None:
@@ -189,7 +194,14 @@ class Moment:
                 yield
 
     def reading(
-        self, loaded: Loaded, *, workers: int, draining: bool, audit_failures: int, ledger_errors: int
+        self,
+        loaded: Loaded,
+        *,
+        last_load_successful: bool,
+        workers: int,
+        draining: bool,
+        audit_failures: int,
+        ledger_errors: int,
     ) -> Reading:
         """Return what a scrape shows."""
         return Reading(
@@ -199,7 +211,7 @@ class Moment:
             upstreams={pair: self.up[pair[1]] for pair in loaded.upstreams if pair[1] in self.up},
             certificates=loaded.certificates,
             crls=loaded.crls,
-            last_load_successful=True,  # what serves was loaded, and nothing is loaded a second time
+            last_load_successful=last_load_successful,
             loaded_s=loaded.loaded_s,
             revision=loaded.revision,
             workers=workers,

@@ -63,12 +63,16 @@ class Notifier:
             self._socket.close()
 
     def ready(self, status: str) -> None:
-        """The gateway serves: for the first time, or again after `reloading`."""
+        """The gateway serves, for the first time."""
         self._status = status
         self._send("READY=1", f"STATUS={status}")
 
+    def reloaded(self) -> None:
+        """What `reloading` has begun is over."""
+        self._send("READY=1")
+
     def reloading(self, now_s: float) -> None:
-        """A reload begins, which `ready` ends, whatever came of it."""
+        """A reload begins, which `reloaded` ends, whatever came of it."""
         # In one message: systemd compares the time with that of its own request, systemd.service(5), notify-reload.
         self._send("RELOADING=1", f"MONOTONIC_USEC={int(now_s * 1e6)}")
 

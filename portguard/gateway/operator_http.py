@@ -44,6 +44,7 @@ class OperatorHttp:
                 web.get("/readyz", self._readyz),
             ]
         )
+        self._site: web.SockSite | None = None
         self._runner = web.AppRunner(
             application,
             access_log=None,
@@ -55,7 +56,14 @@ class OperatorHttp:
     async def start(self, listening: socket.socket) -> None:
         """Serve on a socket that listens; it is the server's from here on."""
         await self._runner.setup()
-        await web.SockSite(self._runner, listening).start()
+        await self.move(listening)
+
+    async def move(self, listening: socket.socket) -> None:
+        """Serve on another socket from now on. Answers that are under way go out."""
+        before, self._site = self._site, web.SockSite(self._runner, listening)
+        await self._site.start()
+        if before is not None:
+            await before.stop()
 
     async def stop(self) -> None:
         """End, after a moment for answers that are under way."""

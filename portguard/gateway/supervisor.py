@@ -9,7 +9,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
+from dataclasses import asdict
 from functools import lru_cache
 from ipaddress import ip_address
 
@@ -19,17 +20,18 @@ from portguard import __version__
 from portguard.control.access import Access, Level, Peer
 from portguard.control.listening import ControlSocket
 from portguard.control.listening import listen as listen_to_operators
-from portguard.control.routes import Arguable, Arguments, Route
+from portguard.control.routes import Arguable, Arguments, Conflict, Route
 from portguard.control.server import ControlServer
 from portguard.errors import Refused
 from portguard.gateway.accepting import Acceptor
 from portguard.gateway.accounting import Accounting, open_ledger
 from portguard.gateway.activation import receive
-from portguard.gateway.admission import Account, Admission, Session
-from portguard.gateway.audit_trail import AuditTrail, open_recorder
-from portguard.gateway.bundle import Bundle, read_bundle
+from portguard.gateway.admission import Account, Admission, PendingBounds, Session
+from portguard.gateway.audit_trail import AuditTrail, Loading, open_recorder
+from portguard.gateway.bundle import read_bundle
+from portguard.gateway.configuration import Configuration
 from portguard.gateway.descriptors import raise_descriptor_limit
-from portguard.gateway.listeners import Listener, listen, written_address
+from portguard.gateway.listeners import listen, written_address
 from portguard.gateway.meter import Loaded, Meter
 from portguard.gateway.notify import Notifier
 from portguard.gateway.operator_http import OperatorHttp
@@ -43,14 +45,17 @@ from portguard.gateway.protocol import (
     Message,
     PastRefusalsWanted,
     Refusal,
+    Regrant,
     ShareWanted,
     StandingWanted,
     Stop,
     Tried,
     TurnedAway,
 )
+from portguard.gateway.quota_desk import QuotaDesk, Rules
+from portguard.gateway.reloading import InForce, Reloader
 from portguard.gateway.slots import SlotTable
-from portguard.gateway.snapshot import Snapshot, build
+from portguard.gateway.snapshot import build
 from portguard.gateway.standing import Standings
 from portguard.gateway.workers import Worker, Workers
 from portguard.limits.accounts import Warned
@@ -84,28 +89,26 @@ def serve(configuration_path: str) -> int:
         log.event("warning", "configuration.warning", message=warning)
     raise_descriptor_limit(snapshot.configuration.capacity, configuration_path)
     bound, metrics = listen(snapshot.configuration, snapshot.policy, handed_over)
+    in_force = InForce(bundle, snapshot, tuple(bound), metrics)
     ledger = open_ledger(snapshot.configuration)
     recorder = open_recorder(snapshot.configuration)
     gateway = snapshot.configuration.gateway
     control = listen_to_operators(gateway.control, snapshot.configuration.control.group, configuration_path)
     floods = log.Floods()
     Faults(floods).watch_process()
-    return uvloop.run(_run(bundle, snapshot, bound, metrics, control, floods, recorder, ledger, notifier))
+    return uvloop.run(_run(in_force, control, floods, recorder, ledger, notifier))
 
 
 async def _run(
-    bundle: Bundle,
-    snapshot: Snapshot,
-    bound: list[tuple[Listener, socket.socket]],
-    metrics: socket.socket,
+    in_force: InForce,
     control: ControlSocket,
     floods: log.Floods,
     recorder: Recorder,
     ledger: Store,
     notifier: Notifier,
 ) -> int:
-    trail = AuditTrail(recorder, required=snapshot.configuration.audit.required)
-    return await Supervisor(bundle, snapshot, bound, metrics, control, floods, trail, ledger, notifier).run()
+    trail = AuditTrail(recorder, required=in_force.snapshot.configuration.audit.required)
+    return await Supervisor(in_force, control, floods, trail, ledger, notifier).run()
 
 
 class Supervisor:
@@ -113,36 +116,25 @@ class Supervisor:
 
     def __init__(
         self,
-        bundle: Bundle,
-        snapshot: Snapshot,
-        bound: list[tuple[Listener, socket.socket]],
-        metrics: socket.socket,
+        in_force: InForce,
         control: ControlSocket,
         floods: log.Floods,
         trail: AuditTrail,
         ledger: Store,
         notifier: Notifier,
     ):
+        snapshot = in_force.snapshot
         configuration = snapshot.configuration
         capacity = configuration.capacity
         self._loop = asyncio.get_running_loop()
         faults = Faults(floods)
         faults.watch_loop(self._loop)
-        self._bundle = bundle
-        self._snapshot = snapshot
-        self._bound = bound
-        self._metrics = metrics
+        self._snapshot = snapshot  # that is in force
         self._operators = control
         self._trail = trail
         self._notifier = notifier
         self._slots = SlotTable.create(capacity.max_sessions)
-        self._admission = Admission(
-            self._slots,
-            max_pending=capacity.pending_handshakes,
-            max_pending_per_address=capacity.pending_handshakes_per_address,
-            # Behind a balancer all clients come from its address.
-            exempt=(*capacity.pending_handshakes_exempt, *configuration.gateway.accept_proxy_protocol_from),
-        )
+        self._admission = Admission(self._slots, **_pending_bounds(configuration))
         self._meter = Meter(
             self._slots,
             self._admission.sessions,
@@ -158,24 +150,31 @@ class Supervisor:
             on_warned=self._on_warned,
         )
         self._standings = Standings(self._accounting, self._admission.sessions_of)
-        self._loaded = Loaded.of(snapshot, bundle.read_at)
+        self._loaded = Loaded.of(snapshot, in_force.bundle.read_at)
         self._http = OperatorHttp(read=self._read, not_ready=self._not_ready, faults=faults)
         settings = configuration.control
         self._control = ControlServer(
             access=Access(os.getuid(), settings.viewers, settings.operators, settings.admins),
-            routes=[Route("GET", "/v1/status", Level.VIEWER, self._on_status)],
+            routes=[
+                Route("GET", "/v1/status", Level.VIEWER, self._on_status),
+                Route("POST", "/v1/reload", Level.OPERATOR, self._on_reload),
+                *QuotaDesk(
+                    self._accounting.accounts, lambda: Rules.of(self._snapshot), self._accounting.serve_waiting
+                ).routes,
+            ],
             faults=faults,
             on_act=_log_act,
         )
-        self._acceptor = Acceptor([sock for _, sock in bound], self._pass_on)
+        self._acceptor = Acceptor([sock for _, sock in in_force.bound], self._pass_on)
         self._workers = Workers(
-            bundle,
+            in_force.bundle,
             self._slots,
             on_message=self._on_message,
             on_ready=self._on_ready,
             on_gone=self._on_worker_gone,
             on_exit=lambda worker, status: trail.worker_exited(worker.number, worker.process.pid, status),
         )
+        self._reloader = Reloader(in_force, workers=self._workers, trail=trail, apply=self._apply, notifier=notifier)
         self._floods = floods
         self._draining = False
         self._stopping = False
@@ -187,17 +186,13 @@ class Supervisor:
         """Serve; return the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_stop_signal)
+        self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        in_force = self._reloader.in_force
         self._trail.start(self._snapshot.configuration.gateway.name)
-        self._trail.loaded(self._bundle, self._snapshot)
-        for listener, sock in self._bound:
-            log.event(
-                "info",
-                "gateway.listen",
-                address=written_address(sock),
-                service=listener.service.name if listener.service is not None else None,
-            )
-        log.event("info", "metrics.listen", address=written_address(self._metrics))
-        await self._http.start(self._metrics)
+        loading = Loading(in_force.bundle, in_force.snapshot)
+        self._trail.loaded(loading, kept=loading.keep())
+        _log_listening(in_force, None)
+        await self._http.start(in_force.metrics)
         self._control.start(self._operators)
         self._workers.start(self._snapshot.configuration.gateway.workers or os.cpu_count() or 1)
         ticker = asyncio.create_task(self._tick(), name="tick")
@@ -252,6 +247,8 @@ class Supervisor:
                 self._standings.ended(account, message.reason)
                 self._trail.closed(account, message.reason, message.upstream)
                 self._end_if_drained()
+            case Regrant():
+                self._regrant(worker, message)
             case LeaseWanted() | LeaseReturned() | ShareWanted():
                 self._accounting.on_message(worker.number, message)
             case TurnedAway():
@@ -268,7 +265,6 @@ class Supervisor:
 
     def _admit(self, worker: Worker, request: Admit) -> None:
         owner, service = Owner(request.role, request.trust, request.name), request.service
-        policy = self._snapshot.policy
         try:
             # Who was accepted before the drain began still gets in, or a restart would turn clients away.
             if self._stopping:
@@ -277,7 +273,7 @@ class Supervisor:
                 owner,
                 service,
                 most_of_owner=self._accounting.accounts.limits(owner.role).max_sessions,
-                most_of_service=policy.services[service].max_sessions,
+                most_of_service=self._most_sessions_of(service),
             )
             self._accounting.check(owner)
             session = self._admission.admit(
@@ -291,6 +287,13 @@ class Supervisor:
             worker.channel.send(Refusal(request.connection, refused.reason, refused.message, refused.retry_after_s))
         else:
             self._trail.opens(request, lambda may: self._on_decided(worker, request, session, may=may))
+
+    def _most_sessions_of(self, name: str) -> int | None:
+        """Raise Refused with `unknown_service` when it is not there any more, which the worker did not know yet."""
+        service = self._snapshot.policy.services.get(name)
+        if service is None:
+            raise Refused(Reason.UNKNOWN_SERVICE)
+        return service.max_sessions
 
     def _on_decided(self, worker: Worker, request: Admit, session: Session, *, may: bool) -> None:
         if self._admission.sessions.get(session.slot) is not session:
@@ -380,6 +383,7 @@ class Supervisor:
             await asyncio.sleep(0)
         return moment.reading(
             self._loaded,
+            last_load_successful=self._reloader.last_successful,
             workers=workers,
             draining=draining,
             audit_failures=self._trail.failures,
@@ -420,6 +424,50 @@ class Supervisor:
             "pid": os.getpid(),
             "policy": self._snapshot.revision,
         }
+
+    # Reload.
+
+    def _on_hangup(self) -> None:
+        if self._draining:
+            log.event("warning", "gateway.reload_failed", message="draining: expected a gateway that goes on")
+        else:
+            self._reloader.soon("SIGHUP")
+
+    async def _on_reload(self, peer: Peer, given: Arguable) -> object:
+        arguments = Arguments(given)
+        message = arguments.text("message")
+        arguments.finish()
+        if self._draining:
+            raise Conflict("expected a gateway that goes on, got one that drains")
+        reloaded = await self._reloader.reload(by=str(peer), message=message)
+        return asdict(reloaded)
+
+    async def _apply_rest(self, before: InForce, after: InForce) -> None:
+        if after.metrics is not before.metrics:
+            await self._http.move(after.metrics)
+
+    def _apply(self, before: InForce, in_force: InForce) -> Awaitable[None]:
+        """Work by another configuration from now on."""
+        snapshot = self._snapshot = in_force.snapshot
+        configuration = snapshot.configuration
+        log.configure(json_lines=configuration.log.format == "json", level=configuration.log.level)
+        self._acceptor.replace([sock for _, sock in in_force.bound])
+        self._admission.configure(**_pending_bounds(configuration))
+        self._meter.configure(written=snapshot.written, max_identities=configuration.metrics.max_identities)
+        self._accounting.configure(snapshot.policy, configuration.ledger.when_unavailable)
+        self._trail.configure(required=configuration.audit.required)
+        self._loaded = Loaded.of(snapshot, in_force.bundle.read_at)
+        settings = configuration.control
+        self._control.configure(Access(os.getuid(), settings.viewers, settings.operators, settings.admins))
+        _log_listening(in_force, before)
+        return self._apply_rest(before, in_force)
+
+    def _regrant(self, worker: Worker, request: Regrant) -> None:
+        """Let a live session go on in another role, or under other kinds of limits."""
+        session = self._admission.move(request.slot, request.role)
+        worker.channel.send(self._accounting.move(session))
+        self._accounting.opened(session)
+        self._trail.moved(session)
 
     # The end.
 
@@ -468,6 +516,27 @@ class Supervisor:
             # That the loop turns is said by saying anything; a gateway that drains is alive without workers too.
             healthy = self._draining or self._workers.healthy(now_s)
             self._notifier.tick(now_s, status=self._status(), healthy=healthy, stopping=self._draining)
+
+
+def _log_listening(in_force: InForce, before: InForce | None) -> None:
+    """Log the addresses that were not listened on before."""
+    known = set() if before is None else {sock for _, sock in before.bound} | {before.metrics}
+    for listener, sock in in_force.bound:
+        if sock not in known:
+            service = listener.service.name if listener.service is not None else None
+            log.event("info", "gateway.listen", address=written_address(sock), service=service)
+    if in_force.metrics not in known:
+        log.event("info", "metrics.listen", address=written_address(in_force.metrics))
+
+
+def _pending_bounds(configuration: Configuration) -> PendingBounds:
+    capacity = configuration.capacity
+    return {
+        "max_pending": capacity.pending_handshakes,
+        "max_pending_per_address": capacity.pending_handshakes_per_address,
+        # Behind a balancer all clients come from its address.
+        "exempt": (*capacity.pending_handshakes_exempt, *configuration.gateway.accept_proxy_protocol_from),
+    }
 
 
 def _log_act(peer: Peer, method: str, path: str, _given: Mapping[str, object], outcome: str) -> None:

@@ -5,10 +5,24 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+from portguard.errors import PortguardError
 from portguard.gateway.bundle import Bundle
-from portguard.gateway.protocol import VERSION, Beat, Channel, Configure, Configured, Drain, Hello, Message
+from portguard.gateway.protocol import (
+    VERSION,
+    Apply,
+    Beat,
+    Channel,
+    Configure,
+    Configured,
+    Drain,
+    Hello,
+    Message,
+    Prepare,
+    Prepared,
+    Rechecked,
+)
 from portguard.gateway.slots import SlotTable
 from portguard.observe import log
 
@@ -17,7 +31,15 @@ _PROVEN_S = 30.0  # a worker that lived so long starts a new row
 _HUNG_S = 30.0  # without a beat; reading a very large policy takes a good part of it
 _UNHEARD_S = 5.0  # between two ticks: the supervisor itself was stopped
 _FRESH_S = 5.0  # a beat comes every second
+_ANSWER_S = 120.0  # to a configuration to make ready, or sessions to look at
 _EXIT_S = 5.0  # for the process of a worker that has closed its channel
+
+
+_Answer = Prepared | Rechecked | None
+
+
+class NotPrepared(PortguardError):
+    """A worker cannot work by a configuration that was found to be good: the host, or one of the two, is at fault."""
 
 
 class Worker:
@@ -27,6 +49,9 @@ class Worker:
         self.number = number
         self.process = process
         self.started_s = self.beat_s = time.monotonic()
+        self.bundle: Bundle | None = None  # by which it works, or will when it has said hello
+        self.prepared: Bundle | None = None  # by which it is ready to work
+        self.answer: asyncio.Future[_Answer] | None = None  # to what it was asked
         self.channel: Channel  # set right after
 
 
@@ -82,6 +107,50 @@ class Workers:
         """Send a message to all."""
         for worker in self:
             worker.channel.send(message)
+
+    async def prepare(self, bundle: Bundle) -> None:
+        """Have all that serve make ready to work by another bundle. Raises NotPrepared when one of them is not able to.
+
+        One that ends meanwhile does not count: its replacement gets what is in force then.
+        """
+        workers = list(self.serving.values())
+        answers = []
+        for worker in workers:
+            try:
+                descriptor = _memory_file(bundle)
+            except OSError as error:
+                raise NotPrepared(f"expected memory for the configuration, got {error.strerror}") from error
+            answers.append(self._ask(worker, Prepare(), descriptor))
+        if answers:
+            await asyncio.wait(answers, timeout=_ANSWER_S)
+        for worker, answer in zip(workers, answers, strict=True):
+            said = answer.result() if answer.done() else None
+            if isinstance(said, Prepared) and said.failure is None:
+                worker.prepared = bundle
+            elif worker.number in self.serving:
+                failure = said.failure if isinstance(said, Prepared) else f"no answer within {_ANSWER_S:.0f} s"
+                raise NotPrepared(f"worker {worker.number}: expected it to take the configuration, got {failure}")
+
+    def apply(self, bundle: Bundle) -> Awaitable[int]:
+        """Have all work by a bundle that they are prepared for, from the next message on that they are sent.
+
+        The answer is how many sessions that closes, once all have been looked at.
+        """
+        self._bundle = bundle
+        answers = []
+        for worker in self:
+            if worker.prepared is bundle and worker.number in self.serving:
+                worker.bundle = bundle
+                answers.append(self._ask(worker, Apply()))
+            elif worker.bundle is not None:  # it was started while the others were made ready
+                self._configure(worker, VERSION)
+        return _closed_by(answers)
+
+    def _ask(self, worker: Worker, message: Message, descriptor: int | None = None) -> "asyncio.Future[_Answer]":
+        """Send a message that is answered; the answer is None when the worker ends without one."""
+        worker.answer = self._loop.create_future()
+        worker.channel.send(message, descriptor)
+        return worker.answer
 
     def drain(self) -> None:
         """Let each end when its last session has. From now on none is replaced, and the end of one is no news."""
@@ -164,11 +233,17 @@ class Workers:
                 worker.beat_s = time.monotonic()
             case Hello():
                 self._configure(worker, message.version)
+            case Prepared() | Rechecked():
+                self._answer(worker, message)
             case Configured():
                 self.serving[worker.number] = worker
                 self._on_ready()
             case _:
                 self._on_message(worker, message)
+
+    def _answer(self, worker: Worker, answer: _Answer) -> None:
+        if worker.answer is not None and not worker.answer.done():
+            worker.answer.set_result(answer)
 
     def _configure(self, worker: Worker, version: int) -> None:
         try:
@@ -179,11 +254,13 @@ class Workers:
             log.event("error", "worker.start_failed", worker=worker.number, message=error.strerror or str(error))
             worker.process.kill()  # another one is started in its place
             return
+        worker.bundle = self._bundle
         worker.channel.send(Configure(), descriptor)
 
     def _on_closed(self, worker: Worker) -> None:
         del self._all[worker.number]
         self.serving.pop(worker.number, None)
+        self._answer(worker, None)
         self._reap_later(worker)
         if not self._draining:
             if time.monotonic() - worker.started_s > _PROVEN_S:
@@ -203,6 +280,13 @@ class Workers:
         task = asyncio.create_task(reap(), name=f"reap worker {worker.number}")
         self._reaping.add(task)
         task.add_done_callback(self._reaping.discard)
+
+
+async def _closed_by(answers: Sequence["asyncio.Future[_Answer]"]) -> int:
+    if not answers:
+        return 0
+    done, _ = await asyncio.wait(answers, timeout=_ANSWER_S)
+    return sum(said.closed for answer in done if isinstance(said := answer.result(), Rechecked))
 
 
 def _memory_file(bundle: Bundle) -> int:

@@ -320,6 +320,7 @@ async def test_a_document_that_breaks_off_is_not_taken_for_a_whole_one(control):
 
 async def test_what_is_no_http_is_answered_and_closed(control, caplog):
     running = control(ROUTES)
+    caplog.clear()
     assert b" 400 " in await running.raw(b"\x16\x03\x01\x00\xa5\x01 hello\r\n\r\n")
     assert b" 400 " in await running.raw(b"GET /v1/look HTTP/1.1\r\nX: " + b"x" * 20_000 + b"\r\n\r\n")
     assert caplog.records == []

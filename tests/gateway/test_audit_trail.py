@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from portguard.gateway import audit_trail
-from portguard.gateway.audit_trail import AuditTrail
+from portguard.gateway.audit_trail import AuditTrail, Loading
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.connection import _MOST_GROUPS_BYTES, _listed
 from portguard.gateway.kept_policies import recorded_loads
@@ -179,7 +179,8 @@ async def test_a_policy_that_comes_into_force_is_kept_and_recorded(trail, writer
     bundle = read_bundle(GatewayFolder(tmp_path).configuration)
     snapshot = build(bundle)
     snapshot = replace(snapshot, configuration=_with_state(snapshot.configuration, tmp_path / "state"))
-    trail().loaded(bundle, snapshot, **people)
+    loading = Loading(bundle, snapshot, **people)
+    trail().loaded(loading, kept=loading.keep())
     (entry,) = writer.entries
     assert (entry.event, entry.fields["policy"], entry.fields["kept"]) == ("policy.load", snapshot.revision, True)
     (load,) = recorded_loads(str(tmp_path / "state"))
@@ -193,7 +194,8 @@ async def test_a_policy_that_cannot_be_kept_is_in_force_all_the_same_and_recorde
     snapshot = build(bundle)
     (tmp_path / "state").write_text("a file")
     snapshot = replace(snapshot, configuration=_with_state(snapshot.configuration, tmp_path / "state"))
-    trail().loaded(bundle, snapshot)
+    loading = Loading(bundle, snapshot)
+    trail().loaded(loading, kept=loading.keep())
     assert [entry.fields["kept"] for entry in writer.entries] == [False]
 
 

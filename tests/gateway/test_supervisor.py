@@ -21,6 +21,7 @@ from portguard.gateway.protocol import (
     past_refusals,
     role_standings,
 )
+from portguard.gateway.reloading import InForce
 from portguard.gateway.snapshot import build
 from portguard.gateway.supervisor import Supervisor
 from portguard.observe import log
@@ -57,7 +58,8 @@ async def supervisor(tmp_path, trail):
     bundle = read_bundle(GatewayFolder(tmp_path).configuration)
     control = listen(str(tmp_path / "control.sock"), "root", bundle.configuration_path)
     with socket.socket() as metrics:
-        yield Supervisor(bundle, build(bundle), [], metrics, control, log.Floods(), trail, MemoryLedger(), Notifier())
+        in_force = InForce(bundle, build(bundle), (), metrics)
+        yield Supervisor(in_force, control, log.Floods(), trail, MemoryLedger(), Notifier())
     control.close()
     loop.set_exception_handler(handler)
 

@@ -1,0 +1,35 @@
+"""`portguard reload`: have the gateway read its configuration, policy and certificates again."""
+
+import json
+
+import click
+
+from portguard.cli.control import control_client
+from portguard.cli.options import configuration_option, json_option
+from portguard.cli.rendering import printable
+
+_LONGEST_S = 300.0  # a very large policy is read for a while
+
+
+@click.command()
+@click.option("--message", metavar="TEXT", help='Why, for the audit: "CHG-123".')
+@configuration_option
+@json_option
+def reload(message: str | None, configuration_path: str, as_json: bool) -> None:
+    """Have the gateway work by what its files say now: all of it, or nothing when anything in them is wrong.
+
+    Live sessions go on; those that have lost their right end with the reason.
+    """
+    document = control_client(configuration_path, timeout_s=_LONGEST_S).post("/v1/reload", message=message)
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+        return
+    for warning in document["warnings"]:
+        click.echo(f"warning: {printable(warning)}", err=True)
+    if not document["changed"]:
+        click.echo("nothing has changed")
+        return
+    click.echo(f"in force: {printable(document['revision'])}")
+    click.echo(f"sessions closed: {int(document['closed'])}")
+    if document["needs_restart"]:
+        click.echo(f"needs a restart: {printable(', '.join(document['needs_restart']))}")

@@ -1,0 +1,206 @@
+"""Reload: another configuration for the gateway while it runs, all of it or nothing.
+
+read      all files, and check them                   nothing has changed yet, and any error leaves it so
+bind      addresses that are new                      likewise
+prepare   have every worker make itself ready         likewise
+apply     swap one reference, here and in every worker, and look at every live session again
+"""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+
+from portguard.errors import ConfigurationError, PortguardError
+from portguard.gateway.audit_trail import AuditTrail, Loading
+from portguard.gateway.bundle import Bundle, read_bundle
+from portguard.gateway.configuration import Configuration
+from portguard.gateway.listeners import Listener, bind, bind_address, listeners
+from portguard.gateway.notify import Notifier
+from portguard.gateway.snapshot import Snapshot, build
+from portguard.gateway.workers import Workers
+from portguard.observe import log
+
+_NEEDS_RESTART = (
+    "gateway.state",
+    "gateway.control",
+    "gateway.workers",
+    "capacity.max_sessions",
+    "ledger.url",
+    "audit.path",
+    "audit.rotate_size",
+    "audit.rotate_age_s",
+    "audit.sync",
+    "audit.copy",
+    "control.group",
+)
+"""What stays as it was when the gateway started."""
+
+_WRITTEN = {"audit.rotate_age_s": "audit.rotate_age"}
+
+Bound = tuple[tuple[Listener, socket.socket], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """By what the gateway works, and the sockets that it listens on for that: clients' in order, and the metrics'."""
+
+    bundle: Bundle
+    snapshot: Snapshot = field(repr=False)
+    bound: Bound
+    metrics: socket.socket
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What a reload has done. `closed` sessions have lost their right; `needs_restart` are keys that have changed."""
+
+    revision: str
+    changed: bool
+    closed: int
+    needs_restart: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+class Reloader:
+    """Reloads, one after the other. Belongs to the running loop.
+
+    `apply(before, after)` swaps what the supervisor works by, before anything else can happen; it must not fail.
+    What it returns is awaited for the rest.
+    """
+
+    def __init__(
+        self,
+        in_force: InForce,
+        *,
+        workers: Workers,
+        trail: AuditTrail,
+        apply: Callable[[InForce, InForce], Awaitable[None]],
+        notifier: Notifier,
+    ):
+        self.in_force = in_force
+        self.last_successful = True
+        self._workers = workers
+        self._trail = trail
+        self._apply = apply
+        self._notifier = notifier
+        self._one = asyncio.Lock()
+        self._due = False  # a reload that nobody waits for will begin
+
+    def soon(self, by: str) -> "asyncio.Task[None] | None":
+        """Reload for somebody who does not wait; nothing if such a reload is to begin anyway."""
+        if self._due:
+            return None
+        self._due = True
+        return asyncio.get_running_loop().create_task(self._reload_quietly(by), name="reload")
+
+    async def _reload_quietly(self, by: str) -> None:
+        with contextlib.suppress(PortguardError):  # which the log and the audit have
+            await self.reload(by=by, message=None, begun=self._begun)
+
+    def _begun(self) -> None:
+        self._due = False
+
+    async def reload(self, *, by: str, message: str | None, begun: Callable[[], None] = lambda: None) -> Reloaded:
+        """Reload what the files say now. Raises ConfigurationError or another PortguardError, with all as it was."""
+        async with self._one:
+            begun()
+            self._notifier.reloading(time.monotonic())
+            try:
+                reloaded = await self._reload(by, message)
+            except PortguardError as error:
+                self.last_successful = False
+                problems = error.problems if isinstance(error, ConfigurationError) else (error,)
+                for problem in problems:
+                    log.event("error", "gateway.reload_failed", message=str(problem))
+                self._trail.not_loaded("; ".join(map(str, problems)), by=by, message=message)
+                raise
+            finally:
+                self._notifier.reloaded()
+            self.last_successful = True
+            log.event(
+                "info",
+                "gateway.reload",
+                by=by,
+                message=message,
+                policy=reloaded.revision,
+                changed=reloaded.changed,
+                closed=reloaded.closed,
+                needs_restart=", ".join(reloaded.needs_restart) or None,
+            )
+            return reloaded
+
+    async def _reload(self, by: str, message: str | None) -> Reloaded:
+        before = self.in_force
+        bundle, snapshot = await asyncio.to_thread(_read, before.bundle.configuration_path)
+        kept, needs_restart = _keep_what_needs_a_restart(before.snapshot.configuration, snapshot.configuration)
+        if bundle.revision == before.bundle.revision:
+            return Reloaded(bundle.revision, False, 0, (), snapshot.warnings)
+        snapshot = replace(snapshot, configuration=kept)
+        after = _bind(before, bundle, snapshot)
+        try:
+            await self._workers.prepare(bundle)
+            loading = Loading(bundle, snapshot, by, message)
+            policy_kept = await asyncio.to_thread(loading.keep)
+        except BaseException:
+            _close(set(_sockets(after)) - set(_sockets(before)))
+            raise
+        closing = self._workers.apply(bundle)
+        self.in_force = after
+        rest = self._apply(before, after)
+        self._trail.loaded(loading, kept=policy_kept)
+        for warning in snapshot.warnings:
+            log.event("warning", "configuration.warning", message=warning)
+        await rest
+        return Reloaded(bundle.revision, True, await closing, needs_restart, snapshot.warnings)
+
+
+def _read(path: str) -> tuple[Bundle, Snapshot]:
+    bundle = read_bundle(path)
+    return bundle, build(bundle)
+
+
+def _keep_what_needs_a_restart(before: Configuration, after: Configuration) -> tuple[Configuration, tuple[str, ...]]:
+    changed = []
+    for place in _NEEDS_RESTART:
+        section, _, key = place.partition(".")
+        old, new = getattr(before, section), getattr(after, section)
+        if getattr(old, key) != getattr(new, key):
+            changed.append(_WRITTEN.get(place, place))
+            after = replace(after, **{section: replace(new, **{key: getattr(old, key)})})
+    return after, tuple(changed)
+
+
+def _bind(before: InForce, bundle: Bundle, snapshot: Snapshot) -> InForce:
+    """Find or make a socket for each address. Raises ConfigurationError, with nothing left open."""
+    configuration = snapshot.configuration
+    free = list(before.bound)
+    bound: list[tuple[Listener, socket.socket]] = []
+    new: list[socket.socket] = []
+    try:
+        for listener in listeners(configuration, snapshot.policy):
+            same = next((one for one in free if one[0].address == listener.address), None)
+            if same is not None:
+                free.remove(same)
+                bound.append((listener, same[1]))
+            else:
+                new.append(bind(listener, configuration.path))
+                bound.append((listener, new[-1]))
+        metrics = before.metrics
+        if configuration.metrics.listen != before.snapshot.configuration.metrics.listen:
+            metrics = bind_address(configuration.metrics.listen, configuration.path, "metrics.listen")
+    except ConfigurationError:
+        _close(set(new))
+        raise
+    return InForce(bundle, snapshot, tuple(bound), metrics)
+
+
+def _sockets(in_force: InForce) -> list[socket.socket]:
+    return [*(sock for _, sock in in_force.bound), in_force.metrics]
+
+
+def _close(sockets: set[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
