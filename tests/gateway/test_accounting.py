@@ -1,0 +1,485 @@
+"""The supervisor's way into limits, with a ledger in memory that fails when it is told to."""
+
+import asyncio
+import time
+
+import pytest
+
+from portguard.errors import ConfigurationError, Refused
+from portguard.gateway import accounting
+from portguard.gateway.accounting import Accounting
+from portguard.gateway.admission import Account, Session
+from portguard.gateway.protocol import LeaseReturned, LeaseWanted, ShareWanted
+from portguard.gateway.slots import RECEIVED, SENT, SlotTable
+from portguard.identity.names import Namespace
+from portguard.limits.leases import FIRST_BYTES
+from portguard.limits.ledger import Owner, RateRow
+from portguard.policy.quantities import Period
+from portguard.policy.read import read_policy
+from portguard.reasons import Reason
+from tests.ledger_double import MemoryLedger
+
+MB = 1_000_000
+ALICE, BOB = Owner("team", "local", "alice"), Owner("team", "local", "bob")
+
+
+def policy_with(limits):
+    text = f"""
+[[roles]]
+name = "team"
+members = ["alice", "bob"]
+services = ["*"]
+{limits}
+[services.db]
+upstream = ["10.0.0.1:1"]
+"""
+    return read_policy([("p.toml", text.encode())], Namespace({"local": "spiffe"}, "local", {}))
+
+
+class Books:
+    """An Accounting with sessions that move what the test says. `sent` is what workers were sent, and by what name."""
+
+    def __init__(self, limits="", ledger=None, when_unavailable="refuse"):
+        self.ledger = MemoryLedger() if ledger is None else ledger
+        self.slots = SlotTable.create(8)
+        self.sent = []
+        self.came = asyncio.Event()
+        self.warned = []
+        self._free = list(range(8))
+        self.accounting = Accounting(
+            policy_with(limits),
+            self.slots,
+            self.ledger,
+            when_unavailable=when_unavailable,
+            send=self._send,
+            on_warned=self.warned.append,
+        )
+
+    def _send(self, worker, message):
+        self.sent.append((worker, type(message).__name__, *message))
+        self.came.set()
+
+    def take_sent(self):
+        sent, self.sent = self.sent, []
+        return sent
+
+    async def open(self, owner=ALICE, worker=0):
+        """A session that was checked and let in, and all that follows from it."""
+        self.accounting.check(owner)
+        slot = self._free.pop()
+        self.slots.open(slot, worker, 0)
+        session = Session("ab" * 16, slot, worker, owner, "db")
+        self.ticket = self.accounting.ticket(7, session)
+        self.accounting.opened(session)
+        await asyncio.sleep(0)
+        return session
+
+    def move(self, session, received=0, sent=0):
+        base = self.slots.base(session.slot)
+        self.slots.cells[base + RECEIVED] += received
+        self.slots.cells[base + SENT] += sent
+
+    def moved(self, session):
+        base = self.slots.base(session.slot)
+        return self.slots.cells[base + RECEIVED] + self.slots.cells[base + SENT]
+
+    def end(self, session):
+        self.accounting.ended(Account(session, *self.slots.free(session.slot), 1.0, 0.1))
+        self._free.append(session.slot)
+
+    async def say(self, worker, message):
+        self.accounting.on_message(worker, message)
+        await asyncio.sleep(0)
+
+    async def use_up(self, session):
+        """Move what is leased and ask for more, until something else is said; return that."""
+        for _ in range(100):
+            messages = self.take_sent()
+            if any(message[1] != "Leased" for message in messages):
+                return messages
+            self.move(session, sum(message[3] for message in messages if message[0] == session.worker))
+            await self.say(session.worker, empty())
+        raise AssertionError("expected an end, got leases only")
+
+    def refusal(self, owner=ALICE):
+        with pytest.raises(Refused) as caught:
+            self.accounting.check(owner)
+        return caught.value
+
+    def used(self, owner=ALICE, period=Period.DAY):
+        """What the ledger holds."""
+        return self.ledger.rows[owner, period].used_bytes
+
+
+def leased(worker, lease_bytes, account=0):
+    return worker, "Leased", account, lease_bytes
+
+
+def empty(account=0):
+    return LeaseWanted(account, empty=True)
+
+
+# Tickets and what comes with them.
+
+
+@pytest.mark.parametrize(
+    ("limits", "is_leased", "is_paced"),
+    [
+        ("max_sessions = 1", False, False),
+        ('quota = ["1MB/day"]', True, False),
+        ('pooled_quota = ["1MB/day"]', True, False),
+        ('bandwidth = "1MB/s"', False, True),
+        ('quota = ["1MB/day"]\nbandwidth = "1MB/s"', True, True),
+    ],
+)
+async def test_a_ticket_says_what_a_session_may_not_move_unasked(limits, is_leased, is_paced):
+    books = Books(limits)
+    session = await books.open()
+    assert books.ticket == (7, session.slot, 0, is_leased, is_paced)
+    assert bool(books.sent) == is_leased
+
+
+async def test_an_account_is_of_an_identity_in_a_role_on_all_workers():
+    books = Books()
+    accounts = []
+    for owner, worker in ((ALICE, 0), (BOB, 0), (ALICE, 1), (ALICE._replace(role="other"), 0)):
+        await books.open(owner, worker)
+        accounts.append(books.ticket.account)
+    assert accounts == [0, 1, 0, 2]
+
+
+# Who is refused, and for what first.
+
+
+async def test_a_quota_that_is_used_up_refuses_and_is_no_attempt_to_connect():
+    books = Books('quota = ["1MB/day"]\nconnect_rate = "2/d"')
+    session = await books.open()
+    assert await books.use_up(session) == [(0, "Closed", 0, "quota_exhausted")]
+    books.end(session)
+    for _ in range(3):
+        refused = books.refusal()
+        assert (refused.reason, refused.message[:34]) == (Reason.QUOTA_EXHAUSTED, "daily quota of 1 MB is used up; it")
+        assert 0 < refused.retry_after_s <= 86_400
+    books.accounting.accounts.reset(ALICE, [Period.DAY], time.time())
+    books.accounting.check(ALICE)
+    assert books.refusal().reason is Reason.CONNECT_RATE
+
+
+@pytest.mark.parametrize(
+    ("rate", "count", "message"),
+    [
+        ("1/s", 1, "role team allows 1 connection a second"),
+        ("2/m", 2, "role team allows 2 connections a minute"),
+        ("2/h", 2, "role team allows 2 connections an hour"),
+        ("3/d", 3, "role team allows 3 connections a day"),
+    ],
+)
+async def test_one_connection_too_many_is_refused_and_told_when_to_come_back(rate, count, message):
+    books = Books(f'connect_rate = "{rate}"')
+    for _ in range(count):
+        books.accounting.check(ALICE)
+    refused = books.refusal()
+    assert (refused.reason, refused.message) == (Reason.CONNECT_RATE, message)
+    assert refused.retry_after_s > 0
+    books.accounting.check(BOB)
+
+
+async def test_a_ledger_that_fails_for_long_refuses_everybody_before_all_else():
+    books = Books('quota = ["1B/day"]')
+    session = await books.open()
+    books.move(session, 1)
+    books.end(session)
+    books.ledger.trouble = "no space"
+    books.ledger.failing_for_s = accounting.PATIENCE_S
+    assert (books.refusal().reason, books.accounting.refuses) == (Reason.QUOTA_EXHAUSTED, None)
+    books.ledger.failing_for_s = accounting.PATIENCE_S + 0.1
+    assert (books.refusal().reason, books.accounting.refuses) == (Reason.LEDGER_UNAVAILABLE, "no space")
+    assert books.refusal(BOB).reason is Reason.LEDGER_UNAVAILABLE
+    books.ledger.trouble = None
+    assert (books.refusal().reason, books.accounting.refuses) == (Reason.QUOTA_EXHAUSTED, None)
+
+
+async def test_with_allow_a_ledger_that_fails_for_long_lifts_quotas_and_rates():
+    books = Books('quota = ["1B/day"]\nconnect_rate = "1/d"', when_unavailable="allow")
+    books.move(session := await books.open(), 1)
+    books.end(session)
+    assert books.refusal().reason is Reason.QUOTA_EXHAUSTED
+    books.ledger.trouble = "no space"
+    books.ledger.failing_for_s = accounting.PATIENCE_S
+    assert books.refusal().reason is Reason.QUOTA_EXHAUSTED
+    books.ledger.failing_for_s = accounting.PATIENCE_S + 0.1
+    books.accounting.check(ALICE)
+    assert (books.accounting.unavailable, books.accounting.refuses) == (True, None)
+    books.ledger.trouble = None
+    assert books.refusal().reason is Reason.QUOTA_EXHAUSTED
+
+
+# Leases.
+
+
+async def test_no_lease_is_given_before_the_ledger_has_it():
+    books = Books('quota = ["100MB/day"]', MemoryLedger(prompt=False))
+    await books.open()
+    assert books.sent == []
+    books.ledger.commit()
+    await asyncio.sleep(0)
+    assert books.sent == [leased(0, FIRST_BYTES)]
+    assert books.used() >= FIRST_BYTES
+
+
+async def test_what_the_ledger_holds_ahead_is_given_at_once():
+    books = Books('quota = ["1MB/day"]', MemoryLedger(prompt=False))
+    session = await books.open()
+    kinds = []
+    for _ in range(3):
+        books.ledger.commit()
+        await asyncio.sleep(0)
+        while books.sent:
+            books.move(session, sum(message[3] for message in books.take_sent()))
+            await books.say(0, empty())
+            kinds.append("at once" if books.sent else "once it is written")
+    assert kinds[:3] == ["at once", "once it is written", "at once"]
+    books.ledger.commit()
+    assert books.used() >= books.moved(session)
+
+
+async def test_what_a_session_moved_is_in_the_ledger_to_the_byte_once_nobody_draws_on_the_account():
+    books = Books('quota = ["100MB/day"]')
+    session = await books.open()
+    books.move(session, 1000, 234)
+    books.end(session)
+    await books.say(0, LeaseReturned(0, FIRST_BYTES - 1234))
+    await books.accounting.stop()
+    assert [books.used(period=period) for period in Period] == [1234] * len(Period)
+    assert books.ledger.closed
+
+
+async def test_a_session_that_was_never_opened_ends_without_a_trace():
+    books = Books('quota = ["1MB/day"]')
+    books.slots.open(3, 0, 0)
+    books.end(Session("ab" * 16, 3, 0, ALICE, "db"))
+    await books.accounting.stop()
+    assert books.ledger.rows == {}
+
+
+async def test_a_worker_with_nothing_left_gets_what_another_gives_back():
+    books = Books('quota = ["256KiB/day"]')
+    session, _ = await books.open(worker=0), await books.open(worker=1)
+    held = books.sent[1][3]
+    assert await books.use_up(session) == [(1, "Recalled", 0)]
+    await books.say(1, LeaseReturned(0, held))
+    assert books.take_sent() == [leased(0, held)]
+    books.move(session, held)
+    await books.say(0, empty())
+    assert books.take_sent() == [(0, "Closed", 0, "quota_exhausted")]
+    assert books.used() == 256 * 1024
+
+
+async def test_a_worker_with_nothing_left_gets_what_one_that_is_lost_had():
+    books = Books('quota = ["256KiB/day"]')
+    session, other = await books.open(worker=0), await books.open(worker=1)
+    held = books.sent[1][3]
+    books.move(other, held - 1000)
+    assert await books.use_up(session) == [(1, "Recalled", 0)]
+    books.end(other)
+    books.accounting.lost(1)
+    await asyncio.sleep(0)
+    assert books.take_sent() == [leased(0, 1000)]
+
+
+async def test_who_waits_gets_what_an_administrator_grants():
+    books = Books('quota = ["256KiB/day"]')
+    session, _ = await books.open(worker=0), await books.open(worker=1)
+    await books.use_up(session)
+    books.accounting.accounts.grant(ALICE, [Period.DAY], 5000, time.time())
+    books.accounting.serve_waiting("team")
+    await asyncio.sleep(0)
+    assert books.take_sent() == [leased(0, 5000)]
+    assert books.ledger.rows[ALICE, Period.DAY].granted_bytes == 5000
+
+
+# A ledger that fails.
+
+
+async def test_a_lease_that_could_not_be_written_comes_when_the_ledger_is_back():
+    books = Books('quota = ["100MB/day"]')
+    books.ledger.trouble = "no space"
+    books.ledger.failing_for_s = 0.1
+    await books.open()
+    await books.accounting.tick()
+    assert (books.sent, books.accounting.errors) == ([], 1)
+    books.ledger.trouble = None
+    await books.accounting.tick()
+    await asyncio.sleep(0)
+    assert [message[:2] for message in books.sent] == [(0, "Leased")]
+    await books.accounting.tick()
+    assert len(books.sent) == 1
+
+
+async def test_sessions_that_waited_for_the_ledger_too_long_end_for_it(monkeypatch):
+    books = Books('quota = ["100MB/day"]')
+    books.ledger.trouble = "no space"
+    books.ledger.failing_for_s = 0.1
+    await books.open()
+    await books.accounting.tick()
+    assert books.sent == []
+    monkeypatch.setattr(accounting, "_LEASE_PATIENCE_S", -1.0)
+    await books.accounting.tick()
+    await books.accounting.tick()
+    assert books.sent == [(0, "Closed", 0, "ledger_unavailable")]
+
+
+async def test_sessions_end_for_a_ledger_that_does_not_answer_at_all(monkeypatch):
+    books = Books('quota = ["100MB/day"]', MemoryLedger(prompt=False))
+    await books.open()
+    await books.accounting.tick()
+    assert books.sent == []
+    monkeypatch.setattr(accounting, "_LEASE_PATIENCE_S", -1.0)
+    await books.accounting.tick()
+    assert books.sent == [(0, "Closed", 0, "ledger_unavailable")]
+
+
+async def test_sessions_without_a_quota_go_on_whatever_the_ledger_does(monkeypatch):
+    monkeypatch.setattr(accounting, "_LEASE_PATIENCE_S", -1.0)
+    books = Books('bandwidth = "1MB/s"')
+    await books.open()
+    books.ledger.trouble = "no space"
+    await books.accounting.tick()
+    await books.say(0, ShareWanted(0, 0))
+    assert [message[1] for message in books.sent] == ["Share"]
+
+
+async def test_with_allow_leases_are_given_that_could_not_be_written():
+    books = Books('quota = ["256KiB/day"]', when_unavailable="allow")
+    books.ledger.trouble = "no space"
+    books.ledger.failing_for_s = 0.1
+    await books.open()
+    assert [message[:2] for message in books.sent] == [(0, "Leased")]
+
+
+async def test_with_allow_a_quota_that_is_used_up_ends_nothing_while_the_ledger_is_away():
+    books = Books('quota = ["256KiB/day"]', when_unavailable="allow")
+    session = await books.open()
+    books.ledger.trouble = "no space"
+    books.ledger.failing_for_s = accounting.PATIENCE_S + 0.1
+    with pytest.raises(AssertionError, match="got leases only"):
+        await books.use_up(session)
+    assert books.moved(session) > 256 * 1024
+    books.ledger.failing_for_s = accounting.PATIENCE_S
+    assert await books.use_up(session) == [(0, "Closed", 0, "quota_exhausted")]
+
+
+# Bandwidth.
+
+
+async def test_shares_of_a_bandwidth_go_to_who_asks_and_more_when_it_has_come_together():
+    books = Books('bandwidth = "1MB/s"')
+    await books.open(worker=0)
+    await books.open(worker=1)
+    for worker in (0, 1):
+        await books.say(worker, ShareWanted(0, 1))
+    assert [message[:4] for message in books.sent] == [(0, "Share", 0, 1), (1, "Share", 0, 1)]
+    while len(books.sent) < 20:
+        books.came.clear()
+        for worker in (0, 1):
+            await books.say(worker, ShareWanted(0, 1))
+        await asyncio.wait_for(books.came.wait(), 20)
+    assert max(share for *_, share in books.sent) <= 25_000
+    await books.accounting.stop()
+
+
+async def test_the_other_direction_has_a_bandwidth_of_its_own():
+    books = Books('bandwidth = "20B/s"')
+    await books.open()
+    for direction in (0, 1):
+        for _ in range(3):
+            await books.say(0, ShareWanted(0, direction))
+    given = [(direction, share) for *_, direction, share in books.sent]
+    assert given == [(0, 1), (1, 1)]  # what has come together is one byte, in each
+    await books.accounting.stop()
+
+
+async def test_a_role_without_a_bandwidth_has_nothing_to_share():
+    books = Books()
+    await books.open()
+    await books.say(0, ShareWanted(0, 0))
+    assert books.sent == []
+
+
+async def test_a_worker_that_is_lost_waits_for_no_share():
+    books = Books('bandwidth = "1MB/s"')
+    await books.open(worker=0)
+    await books.open(worker=1)
+    for _ in range(9):  # what came together is soon used up
+        await books.say(1, ShareWanted(0, 0))
+    books.accounting.lost(1)
+    books.take_sent()
+    books.came.clear()
+    await books.say(0, ShareWanted(0, 0))
+    await asyncio.wait_for(books.came.wait(), 20)
+    assert {message[0] for message in books.sent} == {0}
+    await books.accounting.stop()
+
+
+# What is kept.
+
+
+async def test_what_sessions_without_a_quota_move_is_noted_while_they_live(monkeypatch):
+    monkeypatch.setattr(accounting, "_NOTE_EVERY_S", -1.0)
+    monkeypatch.setattr(accounting, "_NOTED_AT_A_TIME", 1)
+    books = Books()
+    one, two = await books.open(), await books.open(BOB)
+    books.move(one, 1000, 200)
+    books.move(two, 1)
+    await books.accounting.tick()
+    assert (books.used(ALICE), books.used(BOB)) == (1200, 1)
+    books.move(one, 1)
+    await books.accounting.tick()
+    assert books.used(ALICE) == 1201
+    books.move(two, 5)
+    books.end(two)
+    assert books.used(BOB) == 6
+
+
+async def test_who_nears_a_quota_is_told_of_once():
+    books = Books('quota = ["1MB/day"]')
+    session = await books.open()
+    while not books.warned:
+        books.move(session, sum(message[3] for message in books.take_sent()))
+        await books.accounting.tick()
+        assert bool(books.warned) == (books.moved(session) >= 800_000)
+        await books.say(0, empty())
+    await books.accounting.tick()
+    assert [(warned.owner, warned.quota.period) for warned in books.warned] == [(ALICE, Period.DAY)]
+
+
+async def test_another_supervisor_on_the_same_ledger_knows_what_was_used_and_who_connected():
+    books = Books('quota = ["256KiB/day"]\nconnect_rate = "2/d"')
+    session = await books.open()
+    await books.use_up(session)
+    books.end(session)
+    books.accounting.check(BOB)
+    books.accounting.check(BOB)
+    await books.accounting.stop()
+    again = Books('quota = ["256KiB/day"]\nconnect_rate = "2/d"', books.ledger)
+    assert again.refusal(ALICE).reason is Reason.QUOTA_EXHAUSTED
+    assert again.refusal(BOB).reason is Reason.CONNECT_RATE
+    assert again.warned == []
+    await again.accounting.tick()
+    assert again.warned == []
+
+
+async def test_connects_that_nobody_can_read_are_an_error_that_says_so():
+    ledger = MemoryLedger()
+    ledger.rows[ALICE, None] = RateRow(ALICE, "nonsense", int(time.time()) + 60)
+    with pytest.raises(ConfigurationError, match="ledger: connects: expected what portguard writes, got "):
+        Books(ledger=ledger)
+
+
+async def test_rows_that_cannot_be_written_at_the_end_are_told_of(caplog):
+    books = Books()
+    books.move(session := await books.open(), 1)
+    books.ledger.trouble = "no space"
+    books.end(session)
+    await books.accounting.stop()
+    assert "ledger.unavailable" in caplog.messages
