@@ -183,8 +183,8 @@ class Moment:
         for number, line in enumerate(lines, start=1):
             role, period = line.owner.role, line.period
             if line.limit_bytes is None:
-                continue
-            if line.owner.is_pool:
+                pass  # it is only counted
+            elif line.owner.is_pool:
                 quotas.pooled_limits[role, period] = line.limit_bytes
                 quotas.pooled_used[role, period] = line.used_bytes
             elif (label := self.labels.get((line.owner.trust, line.owner.name))) is not None:

@@ -89,6 +89,51 @@ def test_an_identitys_sessions_are_counted_per_role_and_nobody_elses_with_them(a
     assert admission.sessions_of(ALICE) == 0
 
 
+def check_room(admission, owner=ALICE, service="db", most_of_owner=None, most_of_service=None):
+    admission.check_room(owner, service, most_of_owner=most_of_owner, most_of_service=most_of_service)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_identity_has_only_so_many_sessions_in_a_role_and_others_have_their_own(admission, count):
+    sessions = [admit(admission, admission.begin(0, HERE)) for _ in range(count)]
+    with pytest.raises(Refused) as caught:
+        check_room(admission, most_of_owner=count)
+    assert caught.value.reason is Reason.MAX_SESSIONS
+    noun = "session" if count == 1 else "sessions"
+    assert caught.value.message == f"role team allows {count} {noun} at once, and as many are open"
+    check_room(admission, most_of_owner=count + 1)
+    check_room(admission, BOB, most_of_owner=1)
+    check_room(admission, ALICE._replace(role="other"), most_of_owner=1)
+    check_room(admission)
+    admission.end(sessions[0].slot, SECOND_NS)
+    check_room(admission, most_of_owner=count)
+
+
+def test_a_service_has_only_so_many_sessions_of_all_together(admission):
+    session = admit(admission, admission.begin(0, HERE))
+    with pytest.raises(Refused) as caught:
+        check_room(admission, BOB, most_of_owner=5, most_of_service=1)
+    assert caught.value.reason is Reason.SERVICE_FULL
+    assert caught.value.message == "service db allows 1 session at once, and as many are open"
+    check_room(admission, BOB, most_of_service=2)
+    check_room(admission, service="web", most_of_service=1)
+    admission.end(session.slot, SECOND_NS)
+    check_room(admission, BOB, most_of_service=1)
+
+
+def test_of_both_the_identitys_own_bound_is_told(admission):
+    admit(admission, admission.begin(0, HERE))
+    with pytest.raises(Refused) as caught:
+        check_room(admission, most_of_owner=1, most_of_service=1)
+    assert caught.value.reason is Reason.MAX_SESSIONS
+
+
+def test_a_worker_that_is_lost_makes_room(admission):
+    admit(admission, admission.begin(4, HERE))
+    admission.lose(4, SECOND_NS)
+    check_room(admission, most_of_owner=1, most_of_service=1)
+
+
 def test_an_unknown_connection_is_not_admitted(admission):
     with pytest.raises(KeyError):
         admit(admission, 7)

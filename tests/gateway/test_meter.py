@@ -3,8 +3,10 @@ import pytest
 from portguard.gateway.admission import Admission
 from portguard.gateway.meter import Meter
 from portguard.gateway.slots import CONNECTED, RECEIVED, SENT, SlotTable
+from portguard.limits.accounts import QuotaLine
 from portguard.limits.ledger import Owner
 from portguard.observe.metrics import OTHER, Histogram
+from portguard.policy.quantities import Period
 from portguard.reasons import Reason
 
 SECOND_NS = 10**9
@@ -231,3 +233,44 @@ def test_many_sessions_are_added_some_at_a_time():
     sums = [moment.totals.received["corp:alice", "db"] for _ in moment.add_live()]
     assert sums == [1000, 2000]
     assert moment.totals.received["corp:alice", "db"] == moment.active["db", "team"] == 2500
+
+
+def line(name="alice", period=Period.DAY, limit_bytes=100, used_bytes=30, trust="corp", role="team"):
+    return QuotaLine(Owner(role, trust, name), period, limit_bytes, 0, used_bytes, 20, 0)
+
+
+def quotas_of(gateway, *lines):
+    moment = gateway.meter.take()
+    assert list(moment.add_quotas(lines)) == []
+    return moment.quotas
+
+
+def test_quotas_are_shown_of_roles_and_of_identities_that_have_a_label(gateway):
+    gateway.open("alice")
+    quotas = quotas_of(
+        gateway,
+        line(),
+        line(period=Period.MONTH, limit_bytes=1000, used_bytes=40),
+        line(role="other", limit_bytes=7, used_bytes=6),
+        line("nobody-has-let-bob-in"),
+        line("", trust="", limit_bytes=500, used_bytes=90),
+    )
+    assert quotas.limits == {("team", "day"): 100, ("team", "month"): 1000, ("other", "day"): 7}
+    assert quotas.used == {
+        ("corp:alice", "team", "day"): 30,
+        ("corp:alice", "team", "month"): 40,
+        ("corp:alice", "other", "day"): 6,
+    }
+    assert (quotas.pooled_limits, quotas.pooled_used) == ({("team", "day"): 500}, {("team", "day"): 90})
+
+
+def test_what_is_only_counted_is_no_quota(gateway):
+    gateway.open("alice")
+    quotas = quotas_of(gateway, line(limit_bytes=None), line("", trust="", limit_bytes=None))
+    assert (quotas.limits, quotas.used, quotas.pooled_limits, quotas.pooled_used) == ({}, {}, {}, {})
+
+
+@pytest.mark.parametrize("limit_bytes", [100, None])
+def test_many_quotas_are_added_some_at_a_time(gateway, limit_bytes):
+    many = (line(f"user{number}", limit_bytes=limit_bytes) for number in range(1000))
+    assert len(list(gateway.meter.take().add_quotas(many))) == 5

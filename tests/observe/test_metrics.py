@@ -41,6 +41,7 @@ def some_totals():
         closed=Counter({("db", "client_closed"): 2}),
         refused=Counter({("", "handshake_failed"): 4}),
         worker_restarts=6,
+        quota_warnings=Counter({("team", "day"): 8}),
     )
     for seconds in (0.001, 0.002, 99.0):
         totals.handshakes.observe(seconds)
@@ -60,7 +61,14 @@ def samples(reading, accept="", parse=parse_text):
 
 @pytest.mark.parametrize(("accept", "parse"), [("", parse_text), (OPENMETRICS, parse_openmetrics)])
 def test_every_value_is_found_under_its_name(accept, parse):
-    found = samples(reading(some_totals()), accept, parse)
+    quotas = QuotaUse(
+        limits={("team", "day"): 10**13},
+        used={("alice", "team", "day"): 9},
+        pooled_limits={("team", "month"): 11},
+        pooled_used={("team", "month"): 12},
+    )
+    found = samples(reading(some_totals(), quotas=quotas, audit_failures=13, ledger_errors=14), accept, parse)
+    day, month = (("period", "day"), ("role", "team")), (("period", "month"), ("role", "team"))
     who = ("identity", "alice"), ("service", "db")
     expected = {
         ("sessions_active", ("role", "team"), ("service", "db")): 3,
@@ -80,6 +88,13 @@ def test_every_value_is_found_under_its_name(accept, parse):
         ("workers",): 2,
         ("worker_restarts_total",): 6,
         ("draining",): 0,
+        ("quota_limit_bytes", *day): 10**13,
+        ("quota_used_bytes", ("identity", "alice"), *day): 9,
+        ("pooled_quota_limit_bytes", *month): 11,
+        ("pooled_quota_used_bytes", *month): 12,
+        ("quota_warnings_total", *day): 8,
+        ("audit_failures_total",): 13,
+        ("ledger_errors_total",): 14,
         ("handshake_seconds_count",): 3,
         ("handshake_seconds_bucket", ("le", "0.001")): 1,
         ("handshake_seconds_bucket", ("le", "0.0025")): 2,
@@ -97,6 +112,7 @@ def test_every_value_is_found_under_its_name(accept, parse):
 def test_counters_that_never_counted_are_there_all_the_same():
     found = samples(reading())
     assert found["worker_restarts_total",] == 0
+    assert found["audit_failures_total",] == found["ledger_errors_total",] == 0
     assert found["handshake_seconds_count",] == 0
 
 
