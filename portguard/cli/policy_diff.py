@@ -29,6 +29,7 @@ from portguard.cli.policy_diff_rendering import (
 from portguard.cli.rendering import printable
 from portguard.cli.spreadsheets import csv_lines
 from portguard.errors import UsageError
+from portguard.gateway.kept_policies import is_like_revision
 from portguard.observe.audit.replaying import OPENED, REFUSED, Replayable
 from portguard.observe.audit.selecting import Selection, every
 from portguard.policy.checks import described
@@ -90,7 +91,8 @@ def diff(
 
 
 def _both(new: str, against: str | None, configuration_path: str, *, given: bool) -> tuple[NamedPolicy, NamedPolicy]:
-    if against is not None and not given and os.path.exists(against) and os.path.exists(new):
+    alone = against is not None and all(os.path.exists(each) or not is_like_revision(each) for each in (against, new))
+    if against is not None and alone and not given:
         before, after = policies_alone(against, new)
         return before, after
     configuration = configuration_at(configuration_path)

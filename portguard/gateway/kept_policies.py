@@ -123,9 +123,14 @@ def in_force(loads: Sequence[Load], at: datetime) -> Load | None:
     return next((load for load in reversed(loads) if load.at <= at), None)
 
 
+def is_like_revision(text: str) -> bool:
+    """Whether `text` could be the beginning of a revision."""
+    return _ABBREVIATED.fullmatch(text) is not None
+
+
 def kept_revision(state: str, text: str) -> str | None:
     """The one revision that begins with `text`, at least 6 digits; None where `text` is none. Raises NotKept."""
-    if not _ABBREVIATED.fullmatch(text):
+    if not is_like_revision(text):
         return None
     folder = Path(state) / _FOLDER
     try:

@@ -196,6 +196,68 @@ def test_two_files_are_compared_without_a_configuration(folder, diff, monkeypatc
     assert diff("new.toml", "--against", "policy.toml")[0] == 2
 
 
+@pytest.mark.parametrize("missing", ["new.toml", "old.toml"])
+def test_a_file_that_is_missing_is_told_whatever_the_configuration(folder, diff, monkeypatch, missing):
+    monkeypatch.setenv("PORTGUARD_CONFIG", "/nowhere/portguard.toml")
+    folder.write("old.toml", OLD)
+    (folder.path / missing).unlink()
+    code, out, err = diff("new.toml", "--against", "old.toml", config=False)
+    assert (code, out, err) == (
+        2,
+        "",
+        f"portguard: {folder.path}/{missing}: expected a file that can be read, got no such file or directory\n",
+    )
+
+
+def test_a_file_that_is_called_like_a_revision_is_a_file(folder, diff):
+    folder.write("abcdef01", OLD)
+    assert diff("abcdef01")[0] == 0
+    assert diff("abcdef02")[0] == 2
+
+
+def test_a_role_that_has_expired_may_go(folder, diff):
+    expires = '[[roles]]\nname = "old"\nmembers = ["eve"]\nservices = ["*"]\nexpires = {}-01-01T00:00:00Z\n'
+    folder.write("new.toml", OLD)
+    folder.write("policy.toml", OLD + expires.format(2026))
+    assert diff("new.toml")[0] == 0
+    folder.write("policy.toml", OLD + expires.format(2999))
+    assert diff("new.toml")[0] == 1
+
+
+def test_a_deny_that_takes_or_took_access_is_told(folder, diff):
+    deny = '[[deny]]\nmembers = ["alice"]\nservices = ["orders-db"]\n'
+    folder.write("new.toml", OLD + deny)
+    lost = ["lost access:", "  who      alice", "  to       orders-db"]
+    by = "  by       dba (hours Mon-Fri 07:00-20:00 UTC)"
+    assert diff("new.toml")[1].splitlines()[3:] == [*lost, by, "           a deny takes it"]
+    folder.write("policy.toml", OLD + deny)
+    folder.write("new.toml", OLD)
+    assert diff("new.toml")[1].splitlines()[3:] == [
+        "gained access:", *lost[1:], by, "           a deny took it"
+    ]  # fmt: skip
+
+
+def test_roles_in_another_order_are_told_to_those_who_have_both(folder, diff):
+    services, _, roles = OLD.partition("[[roles]]")
+    one, _, other = roles.replace("@local:ops", "alice").partition("[[roles]]")
+    folder.write("policy.toml", services + "[[roles]]" + one + "[[roles]]" + other)
+    folder.write("new.toml", services + "[[roles]]" + other + "[[roles]]" + one)
+    assert diff("new.toml")[1].splitlines()[3:] == [
+        "access changes:",
+        "  who      alice",
+        "  to       orders-db",
+        "  role     - dba",
+    ]
+    swapped = one.replace("hours", "max_sessions = 1\nhours").replace("Mon-Fri", "Mon")
+    other = other.replace("max_sessions = 4", 'from = ["10.0.0.0/8"]')
+    folder.write("policy.toml", services + "[[roles]]" + swapped + "[[roles]]" + other)
+    folder.write("new.toml", services + "[[roles]]" + other + "[[roles]]" + swapped)
+    assert diff("new.toml")[1].splitlines()[6:] == [
+        "  roles    in another order: ops (from 10.0.0.0/8), then dba (hours Mon",
+        "           07:00-20:00 UTC; max_sessions 1)",
+    ]
+
+
 def test_folders_are_compared_too(folder, diff):
     services, roles = OLD.split("[[roles]]", 1)
     folder.write("policy.d/1.toml", services)

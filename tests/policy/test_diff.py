@@ -61,7 +61,8 @@ def test_a_policy_that_is_written_otherwise_but_means_the_same_does_not_differ()
         + role(
             members='"bob", "alice"',
             services='"zone:prod"',
-            more='quota = ["2GB/month", "1GB/day"]\npooled_quota = ["2TB/week", "1TB/day"]\nhours = ["Mon-Sun"]\ndescription = "x"',
+            more='quota = ["2GB/month", "1GB/day"]\npooled_quota = ["2TB/week", "1TB/day"]\n'
+            'hours = ["Mon-Sun"]\ndescription = "x"',
         )
     )
     assert not differences(policy(old + '[groups]\none = ["bob"]'), policy(new))
