@@ -23,6 +23,13 @@ POLICY = """
 name = "team"
 members = ["alice"]
 services = ["*"]
+quota = ["1GB/day"]
+pooled_quota = ["1TB/month"]
+[[roles]]
+name = "frugal"
+members = ["frank"]
+services = ["echo"]
+quota = ["20B/day"]
 [[roles]]
 name = "guests"
 members = ["carol"]
@@ -122,6 +129,12 @@ def test_what_happened_is_counted_under_its_names(gateway):
         "policy_last_load_successful": 1,
         "workers": 2,
         "worker_restarts_total": 0,
+        'quota_limit_bytes{period="day",role="team"}': 1e9,
+        'quota_used_bytes{identity="alice",period="day",role="team"}': 3000,
+        'pooled_quota_limit_bytes{period="month",role="team"}': 1e12,
+        'pooled_quota_used_bytes{period="month",role="team"}': 3000,
+        "audit_failures_total": 0,
+        "ledger_errors_total": 0,
         "draining": 0,
     }
     assert {name: found.get(name) for name in expected} == expected
@@ -131,6 +144,8 @@ def test_what_happened_is_counted_under_its_names(gateway):
 
 def test_every_metric_is_documented_with_its_type_and_labels_and_no_other(gateway):
     traffic(gateway)
+    use(gateway, "frank", 9)
+    wait_for(gateway, 'quota_warnings_total{period="day",role="frugal"}', 1)
     _, text = get(gateway, "/metrics")
     types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     labels = {name: set() for name in types}
