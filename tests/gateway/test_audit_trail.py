@@ -14,6 +14,9 @@ from portguard.gateway.kept_policies import recorded_loads
 from portguard.gateway.protocol import TurnedAway
 from portguard.gateway.snapshot import build
 from portguard.identity.names import Group
+from portguard.limits.accounts import Warned
+from portguard.limits.ledger import Owner
+from portguard.policy.quantities import Period, Quota
 from portguard.reasons import Reason
 from tests.gateway_folder import GatewayFolder
 
@@ -201,3 +204,20 @@ async def test_a_policy_that_cannot_be_kept_is_in_force_all_the_same_and_recorde
 
 def _with_state(configuration, state):
     return replace(configuration, gateway=replace(configuration.gateway, state=str(state)))
+
+
+@pytest.mark.parametrize(
+    ("owner", "named"),
+    [(Owner("team", "local", "alice"), {"trust": "local", "identity": "alice"}), (Owner("team", "", ""), {})],
+)
+async def test_a_quota_that_is_used_for_the_most_part_is_recorded_with_whose_it_is(trail, writer, owner, named):
+    trail().quota_warning(Warned(owner, Quota(10_000_000, Period.DAY), 8_000_001))
+    [entry] = writer.entries
+    known = {key: value for key, value in entry.fields.items() if value is not None}
+    assert entry.event == "quota.warning"
+    assert known == {"role": "team", "quota": "10MB/day", "used": 8_000_001, **named}
+
+
+async def test_attempts_to_write_that_failed_are_those_of_the_writer(trail, writer):
+    writer.failures = 7
+    assert trail().failures == 7

@@ -91,12 +91,13 @@ def test_closing_writes_what_waits_and_seals_the_log(audit):
 
 
 def test_with_a_full_disk_nothing_is_acknowledged_and_all_is_when_there_is_room(audit, disk):
-    assert audit.writer.failing_s() is None
+    assert (audit.writer.failing_s(), audit.writer.failures) == (None, 0)
     disk.full = True
     audit.append("alice")
     disk.failed.get(timeout=PATIENCE_S)
     disk.failed.get(timeout=PATIENCE_S)
     assert audit.writer.failing_s() >= 0
+    assert audit.writer.failures > 0
     audit.append("bob")
     assert audit.answers.empty()
     disk.full = False
