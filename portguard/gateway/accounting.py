@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from portguard.errors import ConfigurationError, Problem, Refused
 from portguard.gateway.admission import Account, Session
@@ -103,6 +103,42 @@ class Accounting:
                 bucket.set_rate(bandwidth, time.monotonic())
         for role in limits:
             self.serve_waiting(role)
+
+    async def suspend(self) -> bool:
+        """Have everything written, and the ledger closed, for another program; return whether that was possible."""
+        self._settle()
+        return await asyncio.to_thread(self._store.flush_and_close, _CLOSE_S)
+
+    @property
+    def is_securing(self) -> bool:
+        """Whether a lease waits for the ledger."""
+        return bool(self._securing)
+
+    def state(self) -> dict[str, Any]:
+        """Everything but leases that wait for the ledger, for another program: what json.dumps() takes."""
+        return {
+            "accounts": self.accounts.state(),
+            "leases": self._leases.state(),
+            "owners": self._owners,
+            "sessions": list(self._sessions),
+            "stalled": [[worker, self._number(owner)] for worker, owner in self._stalled],
+            "shares": [
+                [self._number(owner), direction, bucket.waiting] for (owner, direction), bucket in self._buckets.items()
+            ],
+        }
+
+    def restore(self, state: Mapping[str, Any], sessions: Mapping[int, Session]) -> None:
+        """Go on from a `state`; `sessions` are all that are admitted, by slot. The workers can be reached."""
+        self.accounts.restore(state["accounts"])
+        self._leases.restore(state["leases"])
+        for owner in state["owners"]:
+            self._number(Owner(*owner))
+        self._sessions = {slot: sessions[slot] for slot in state["sessions"]}
+        for worker, number in state["stalled"]:
+            self._act(self._leases.ask(worker, self._owners[number], time.time(), empty=True))
+        for number, direction, workers in state["shares"]:
+            for worker in workers:
+                self._share(worker, self._owners[number], direction)
 
     # Sessions.
 

@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 
 from portguard import __version__
 from portguard.gateway.admission import Account, Session
@@ -116,6 +117,26 @@ class AuditTrail:
     def not_loaded(self, problem: str, *, by: str | None, message: str | None) -> None:
         """A reload has failed, and what was in force stays so."""
         self._note("policy.load_failed", {"policy": self._policy, "problem": problem, "by": by, "message": message})
+
+    @property
+    def is_deciding(self) -> bool:
+        """Whether a session waits for its line."""
+        return bool(self._waiting)
+
+    def state(self) -> dict[str, Any]:
+        """What is to be told when sessions close, for another program: what json.dumps() takes."""
+        return {"policy": self._policy, "sessions": self._sessions}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self._policy = state["policy"]
+        self._sessions.update(state["sessions"])
+
+    async def suspend(self, by: str) -> bool:
+        """Another program goes on with the audit: write what waits; return whether that was possible."""
+        self._report(time.monotonic(), at_once=True)
+        self._note("gateway.reexec", {"version": __version__, "by": by})
+        return await asyncio.to_thread(self._writer.close, _CLOSE_S)
 
     def worker_exited(self, number: int, pid: int, status: int) -> None:
         """A worker process has ended unasked; `status` is negative for a signal."""

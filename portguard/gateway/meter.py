@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from portguard.gateway.admission import Account, Session
 from portguard.gateway.expiries import certificate_expiries, crl_expiries
@@ -54,6 +55,24 @@ class Meter:
         """Go on with another way to write identities, and another number of those that get a label; labels stay."""
         self._written = written
         self._max_identities = max_identities
+
+    def state(self) -> dict[str, Any]:
+        """What has been counted, for another program that goes on counting: what json.dumps() takes."""
+        return {
+            "totals": self.totals.state(),
+            "labels": [[*who, label] for who, label in self._labels.items()],
+            "connecting": sorted(self._connecting),
+            "roles": sorted(self._roles),
+            "up": self._up,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.totals.restore(state["totals"])
+        self._labels = {(trust, name): label for trust, name, label in state["labels"]}
+        self._connecting = set(state["connecting"])
+        self._roles = {(service, role) for service, role in state["roles"]}
+        self._up = dict(state["up"])
 
     def gone(self, handshake_s: float | None) -> None:
         """A connection ended before it was admitted; `handshake_s` None: its handshake was not completed."""

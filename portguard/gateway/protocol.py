@@ -405,6 +405,20 @@ class Channel:
         """Return the two sockets of a new channel."""
         return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
+    def pause(self) -> None:
+        """Hear nothing until resume(); what is said meanwhile waits in the kernel."""
+        self._loop.remove_reader(self._sock)
+
+    def resume(self) -> None:
+        """Hear again."""
+        if not self._closed:
+            self._loop.add_reader(self._sock, self._on_readable)
+
+    @property
+    def descriptor(self) -> int:
+        """The socket's; -1 when it is closed."""
+        return self._sock.fileno()
+
     def send(self, message: Message, descriptor: int | None = None) -> None:
         """Send a message, now or as soon as the other side takes it. Owns the descriptor, and closes it here."""
         self._queue.append((encode(message), descriptor))

@@ -2,13 +2,14 @@
 
 import asyncio
 import os
-import subprocess
-import sys
+import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from portguard.errors import PortguardError
 from portguard.gateway.bundle import Bundle
+from portguard.gateway.processes import Adopted, Process, start, wait_or_kill
 from portguard.gateway.protocol import (
     VERSION,
     Apply,
@@ -22,9 +23,11 @@ from portguard.gateway.protocol import (
     Prepare,
     Prepared,
     Rechecked,
+    Stop,
 )
 from portguard.gateway.slots import SlotTable
 from portguard.observe import log
+from portguard.reasons import Reason
 
 _BACK_OFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)  # before a dead worker's replacement, by deaths in a row
 _PROVEN_S = 30.0  # a worker that lived so long starts a new row
@@ -32,7 +35,7 @@ _HUNG_S = 30.0  # without a beat; reading a very large policy takes a good part 
 _UNHEARD_S = 5.0  # between two ticks: the supervisor itself was stopped
 _FRESH_S = 5.0  # a beat comes every second
 _ANSWER_S = 120.0  # to a configuration to make ready, or sessions to look at
-_EXIT_S = 5.0  # for the process of a worker that has closed its channel
+_FLUSH_S = 2.0  # for what was said to workers
 
 
 _Answer = Prepared | Rechecked | None
@@ -45,13 +48,14 @@ class NotPrepared(PortguardError):
 class Worker:
     """A worker as the supervisor sees it. What it is told goes through `channel`."""
 
-    def __init__(self, number: int, process: subprocess.Popen[bytes]):
+    def __init__(self, number: int, process: Process):
         self.number = number
         self.process = process
         self.started_s = self.beat_s = time.monotonic()
         self.bundle: Bundle | None = None  # by which it works, or will when it has said hello
         self.prepared: Bundle | None = None  # by which it is ready to work
         self.answer: asyncio.Future[_Answer] | None = None  # to what it was asked
+        self.retiring = False  # it gets no more connections, and ends with its last session
         self.channel: Channel  # set right after
 
 
@@ -98,6 +102,46 @@ class Workers:
         """The worker of that number; None when it is gone."""
         return self._all.get(number)
 
+    async def quiesce(self) -> bool:
+        """Hear nothing more of anybody, and have all sent that was said; return whether that was possible in time."""
+        await asyncio.gather(*self._reaping)
+        for worker in self:
+            worker.channel.pause()
+        flushes = [asyncio.ensure_future(worker.channel.flush()) for worker in self]
+        if not flushes:
+            return True
+        _, late = await asyncio.wait(flushes, timeout=_FLUSH_S)
+        for flush in late:
+            flush.cancel()
+        return not late
+
+    def resume(self) -> None:
+        """Hear again."""
+        for worker in self:
+            worker.channel.resume()
+
+    def state(self) -> dict[str, Any]:
+        """The processes, for another program that goes on with them: what json.dumps() takes."""
+        return {
+            "next": self._next_number,
+            "workers": [[worker.number, worker.process.pid, worker.channel.descriptor] for worker in self],
+        }
+
+    def adopt(self, state: Mapping[str, Any]) -> None:
+        """Go on with the workers of another program, whose `state` this is: until their last session ends."""
+        self._next_number = state["next"]
+        for number, pid, descriptor in state["workers"]:
+            os.set_inheritable(descriptor, False)
+            worker = self._add(Worker(number, Adopted(pid)), socket.socket(fileno=descriptor))
+            worker.retiring = True
+            worker.bundle = self._bundle
+            worker.channel.send(Drain())
+
+    @property
+    def wanted(self) -> int:
+        """How many are to serve: all but those that are retiring."""
+        return sum(not worker.retiring for worker in self)
+
     def start(self, count: int) -> None:
         """Start so many. What cannot be started now is tried again later."""
         for _ in range(count):
@@ -113,7 +157,7 @@ class Workers:
 
         One that ends meanwhile does not count: its replacement gets what is in force then.
         """
-        workers = list(self.serving.values())
+        workers = [worker for worker in self if worker.retiring or worker.number in self.serving]
         answers = []
         for worker in workers:
             try:
@@ -127,6 +171,8 @@ class Workers:
             said = answer.result() if answer.done() else None
             if isinstance(said, Prepared) and said.failure is None:
                 worker.prepared = bundle
+            elif worker.retiring:
+                worker.channel.send(Stop(Reason.POLICY_CHANGED))  # what it cannot look at by the new one must end
             elif worker.number in self.serving:
                 failure = said.failure if isinstance(said, Prepared) else f"no answer within {_ANSWER_S:.0f} s"
                 raise NotPrepared(f"worker {worker.number}: expected it to take the configuration, got {failure}")
@@ -139,10 +185,10 @@ class Workers:
         self._bundle = bundle
         answers = []
         for worker in self:
-            if worker.prepared is bundle and worker.number in self.serving:
+            if worker.prepared is bundle:
                 worker.bundle = bundle
                 answers.append(self._ask(worker, Apply()))
-            elif worker.bundle is not None:  # it was started while the others were made ready
+            elif worker.bundle is not None and not worker.retiring:  # it was started while the others were made ready
                 self._configure(worker, VERSION)
         return _closed_by(answers)
 
@@ -182,7 +228,7 @@ class Workers:
         for worker in self:
             worker.channel.close()  # which ends the worker, whatever it does
         for worker in self:
-            await asyncio.to_thread(_wait_or_kill, worker.process)
+            await asyncio.to_thread(wait_or_kill, worker.process)
 
     # One process.
 
@@ -205,27 +251,24 @@ class Workers:
     def _start_one(self) -> None:
         """Start one more. Raises OSError."""
         ours, theirs = Channel.pair()
-        command = [sys.executable, "-P", "-m", "portguard.gateway.worker"]
         arguments = [theirs.fileno(), self._slots.descriptor, self._slots.capacity]
         try:
             with theirs:
-                process = subprocess.Popen(
-                    [*command, *map(str, arguments)],
-                    pass_fds=(theirs.fileno(), self._slots.descriptor),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                )
+                process = start(arguments, arguments[:2])
         except OSError:
             ours.close()
             raise
-        worker = Worker(self._next_number, process)
+        self._add(Worker(self._next_number, process), ours)
         self._next_number += 1
+
+    def _add(self, worker: Worker, sock: socket.socket) -> Worker:
         self._all[worker.number] = worker
         worker.channel = Channel(
-            ours,
+            sock,
             on_message=lambda message, _: self._on_said(worker, message),
             on_closed=lambda: self._on_closed(worker),
         )
+        return worker
 
     def _on_said(self, worker: Worker, message: Message) -> None:
         match message:
@@ -262,7 +305,7 @@ class Workers:
         self.serving.pop(worker.number, None)
         self._answer(worker, None)
         self._reap_later(worker)
-        if not self._draining:
+        if not self._draining and not worker.retiring:
             if time.monotonic() - worker.started_s > _PROVEN_S:
                 self._deaths_in_a_row = 0
             self._start_one_later()
@@ -272,8 +315,10 @@ class Workers:
         """Collect the process, which is ending or has."""
 
         async def reap() -> None:
-            status = await asyncio.to_thread(_wait_or_kill, worker.process)
-            if not self._draining:
+            status = await asyncio.to_thread(wait_or_kill, worker.process)
+            if worker.retiring and status == 0:
+                log.event("info", "worker.retired", worker=worker.number, pid=worker.process.pid)
+            elif not self._draining:
                 log.event("error", "worker.exit", worker=worker.number, pid=worker.process.pid, status=status)
                 self._on_exit(worker, status)
 
@@ -299,12 +344,3 @@ def _memory_file(bundle: Bundle) -> int:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _wait_or_kill(process: subprocess.Popen[bytes]) -> int:
-    """Return the exit status of a process that is ending; what does not end is made to."""
-    try:
-        return process.wait(_EXIT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()

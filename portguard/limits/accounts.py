@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import tzinfo
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from portguard.errors import Refused
 from portguard.limits.ledger import Owner, UsageRow
-from portguard.limits.periods import span_at, written_end, written_period
+from portguard.limits.periods import Span, span_at, written_end, written_period
 from portguard.policy.model import NO_LIMITS, Limits
 from portguard.policy.quantities import Period, Quota, written_size
 from portguard.reasons import Reason
@@ -148,6 +148,25 @@ class Accounts:
             if role not in shared:
                 self._count_members(role, range(len(PERIODS)))
         self._to_check = dict(self._accounts)
+
+    def state(self) -> dict[str, Any]:
+        """All accounts, for another program that goes on with them and their ledger: what json.dumps() takes."""
+        return {
+            "spans": self._spans,
+            "accounts": [
+                [*account.owner, account.used, account.granted, account.asked, sorted(account.warned)]
+                for account in self._accounts.values()
+            ],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`, in which the ledger had all that it was asked to hold."""
+        self._spans = [Span(*span) for span in state["spans"]]
+        for role, trust, name, used, granted, asked, warned in state["accounts"]:
+            account = self.account(Owner(role, trust, name))
+            account.used, account.granted, account.asked, account.safe = used, granted, asked, asked.copy()
+            account.warned = set(map(Period, warned))
+            self._ahead[account.owner] = self._changed[account.owner] = account
 
     def account(self, owner: Owner) -> Account:
         """The owner's account; a new one if there is none."""

@@ -57,6 +57,11 @@ class Bucket:
             granted.append((worker, size))
         return granted
 
+    @property
+    def waiting(self) -> tuple[int, ...]:
+        """The workers that wait, in the order of their turns."""
+        return tuple(self._waiting)
+
     def due_s(self, now_s: float) -> float | None:
         """The time, by the clock of `now_s` and not before it, at which `grants` has something; None: nobody waits."""
         if not self._waiting:

@@ -12,9 +12,9 @@ and gives back what is left with the last session. How much it has used is told 
 was killed. Time is seconds since the epoch.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from portguard.errors import Refused
 from portguard.limits.accounts import Account, Accounts, Holding
@@ -86,6 +86,48 @@ class Leases:
             and not any(holding.unspent() > 0 for holding in self._accounts.short(owner).holdings.values())
         ):
             raise self._accounts.exhausted(owner, now_s)
+
+    def state(self) -> dict[str, Any]:
+        """Everything, for another program that goes on with it: what json.dumps() takes."""
+        return {
+            "holdings": [
+                [
+                    *holding.owner,
+                    holding.worker,
+                    list(holding.slots.items()),
+                    holding.leased,
+                    holding.spent,
+                    holding.next_bytes,
+                    holding.recalled,
+                ]
+                for holding in self._holdings.values()
+            ],
+            "sessions": [
+                [
+                    slot,
+                    *session.account.owner,
+                    None if session.holding is None else session.holding.worker,
+                    session.noted,
+                ]
+                for slot, session in self._sessions.items()
+            ],
+            "waiting": [[*holding.owner, holding.worker] for row in self._waiting.values() for holding in row],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`; that of the accounts is restored already."""
+        for role, trust, name, worker, slots, leased, spent, next_bytes, recalled in state["holdings"]:
+            holding = self._hold(Owner(role, trust, name), worker)
+            holding.slots = dict(map(tuple, slots))
+            holding.leased, holding.spent, holding.next_bytes, holding.recalled = leased, spent, next_bytes, recalled
+        for slot, role, trust, name, worker, noted in state["sessions"]:
+            owner = Owner(role, trust, name)
+            holding_of = None if worker is None else self._holdings[owner, worker]
+            self._sessions[slot] = _Session(self._accounts.account(owner), holding_of, noted)
+        for role, trust, name, worker in state["waiting"]:
+            holding = self._holdings[Owner(role, trust, name), worker]
+            holding.waiting = True
+            self._waiting.setdefault(role, []).append(holding)
 
     # Sessions.
 

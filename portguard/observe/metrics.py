@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import (
@@ -58,6 +58,16 @@ class Histogram:
         copy._counts, copy._sum = self._counts.copy(), self._sum
         return copy
 
+    def state(self) -> list[float]:
+        """All of it but the bounds: the counts, and the sum last."""
+        return [*self._counts, self._sum]
+
+    def restore(self, state: Sequence[float]) -> None:
+        """Go on from a `state`, unless it is one with other bounds."""
+        *counts, total = state
+        if len(counts) == len(self._counts):
+            self._counts, self._sum = list(map(int, counts)), total
+
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str]) -> None:
         """Write it into a family, whose buckets are cumulative."""
         total = 0
@@ -70,6 +80,9 @@ class Histogram:
 
 def _of_network() -> Histogram:
     return Histogram(_NETWORK_S)
+
+
+_COUNTERS = ("opened", "received", "sent", "closed", "refused", "quota_warnings")
 
 
 @dataclass(slots=True)
@@ -98,6 +111,30 @@ class Totals:
         if service not in self.durations:
             self.durations[service] = Histogram(_SESSION_S)
         self.durations[service].observe(seconds)
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for another program that goes on counting: what json.dumps() takes."""
+        return {
+            "counters": {name: [[*key, count] for key, count in getattr(self, name).items()] for name in _COUNTERS},
+            "handshakes": self.handshakes.state(),
+            "connects": {service: histogram.state() for service, histogram in self.connects.items()},
+            "durations": {service: histogram.state() for service, histogram in self.durations.items()},
+            "worker_restarts": self.worker_restarts,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        for name, entries in state["counters"].items():
+            if name in _COUNTERS:
+                getattr(self, name).update({tuple(key): count for *key, count in entries})
+        self.handshakes.restore(state["handshakes"])
+        for service, histogram in state["connects"].items():
+            self.connects[service] = _of_network()
+            self.connects[service].restore(histogram)
+        for service, histogram in state["durations"].items():
+            self.durations[service] = Histogram(_SESSION_S)
+            self.durations[service].restore(histogram)
+        self.worker_restarts = state["worker_restarts"]
 
     def copy(self) -> "Totals":
         """Return totals that stay as these are now."""
