@@ -15,7 +15,19 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from tests.counting import MB, PATIENCE_S, connect_answer, counting, download, get, metric, steady_zone, upload
+from tests.counting import (
+    MB,
+    PATIENCE_S,
+    Transfers,
+    connect_answer,
+    counting,
+    download,
+    get,
+    metric,
+    moved,
+    steady_zone,
+    upload,
+)
 from tests.curl import curl, curl_by_connect
 from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
@@ -327,6 +339,18 @@ def test_a_ledger_that_is_locked_keeps_new_sessions_out_until_it_is_not(start_li
         echoes(gateway)
         echoes(gateway, name="bob")
         exchange(live)
+
+
+def test_a_transfer_that_waits_for_the_ledger_goes_on_where_it_was(start_limited):
+    with counting(12 * MB) as source:
+        gateway = start_limited('quota = ["1GB/day"]\nbandwidth = "6MB/s"', {"source": source.address})
+        transfers = Transfers()
+        transfers.begin(1, download, gateway)
+        gateway.program.wait_until(lambda: moved(gateway) > 100_000, "it had begun")
+        with locked(gateway):
+            gateway.wait_for_log("ledger.unavailable ")
+        assert transfers.wait() == 12 * MB
+        gateway.wait_for_log("session.close .*reason=upstream_closed")
 
 
 def test_with_allow_a_ledger_that_is_locked_lifts_quotas_and_rates_for_as_long_as_it_is(start_limited):
