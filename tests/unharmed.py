@@ -3,8 +3,8 @@
     with unharmed(gateway):
         ...  # the worst
 
-It serves alice, it holds no more descriptors than before, its log has grown by a bounded number of lines, and none of
-them is a fault of its own or a piece of a traceback.
+It serves alice, it holds no more descriptors than before, its log has grown by a bounded number of lines beside those
+of sessions, and none of them is a fault of its own or a piece of a traceback.
 """
 
 import contextlib
@@ -71,4 +71,5 @@ def unharmed(gateway: Any, most_lines: int = MOST_LINES) -> Iterator[None]:
     lines = gateway.log.splitlines()
     assert [line for line in lines if not _EVENT.match(line)] == []
     assert [line for line in lines if " gateway.fault" in line] == []
-    assert len(lines) <= most_lines
+    # Sessions have two lines each, as many as the test makes; what strangers cause is bounded.
+    assert sum(" session.open " not in line and " session.close " not in line for line in lines) <= most_lines
