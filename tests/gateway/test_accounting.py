@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -367,6 +368,68 @@ async def test_with_allow_a_quota_that_is_used_up_ends_nothing_while_the_ledger_
     assert books.moved(session) > 256 * 1024
     books.ledger.failing_for_s = accounting.PATIENCE_S
     assert await books.use_up(session) == [(0, "Closed", 0, "quota_exhausted")]
+
+
+# Other limits for sessions that go on.
+
+
+async def test_who_waits_gets_what_a_larger_quota_allows():
+    books = Books('quota = ["256KiB/day"]')
+    session, _ = await books.open(worker=0), await books.open(worker=1)
+    await books.use_up(session)
+    books.accounting.configure(policy_with('quota = ["100MB/day"]'), "refuse")
+    await asyncio.sleep(0)
+    assert [message[:2] for message in books.take_sent()] == [(0, "Leased")]
+
+
+async def test_a_quota_that_became_smaller_than_what_was_used_ends_who_asks_for_more():
+    books = Books('quota = ["100MB/day"]')
+    session = await books.open()
+    books.move(session, FIRST_BYTES)
+    books.take_sent()
+    books.accounting.configure(policy_with('quota = ["1kB/day"]'), "refuse")
+    await books.say(0, empty())
+    assert books.take_sent() == [(0, "Closed", 0, "quota_exhausted")]
+    refused = books.refusal()
+    assert (refused.reason, refused.message[:30]) == (Reason.QUOTA_EXHAUSTED, "daily quota of 1 kB is used up")
+
+
+async def test_what_the_ledger_means_for_sessions_can_change():
+    books = Books()
+    books.ledger.trouble = "no space"
+    assert books.refusal().reason is Reason.LEDGER_UNAVAILABLE
+    books.accounting.configure(policy_with(""), "allow")
+    books.accounting.check(ALICE)
+    books.accounting.configure(policy_with(""), "refuse")
+    assert books.refusal().reason is Reason.LEDGER_UNAVAILABLE
+
+
+async def test_a_larger_bandwidth_applies_to_who_shares_one_already():
+    books = Books('bandwidth = "1B/s"')
+    await books.open()
+    for _ in range(2):  # the second waits for a second
+        await books.say(0, ShareWanted(0, 0))
+    assert books.take_sent() == [(0, "Share", 0, 0, 1)]
+    books.accounting.configure(policy_with('bandwidth = "1MB/s"'), "refuse")
+    books.came.clear()
+    await books.say(0, ShareWanted(0, 0))
+    await asyncio.wait_for(books.came.wait(), 20)
+    assert books.take_sent()[0][4] == 25_000
+    await books.accounting.stop()
+
+
+async def test_what_a_session_moved_before_it_went_to_another_role_stays_with_the_first():
+    books = Books('quota = ["1MB/day"]')
+    session = await books.open()
+    books.move(session, 1000)
+    await books.say(0, LeaseReturned(0, books.take_sent()[0][3] - 1000))
+    other = replace(session, owner=ALICE._replace(role="other"))
+    assert books.accounting.move(other) == (session.slot, 1, False, False)
+    books.accounting.opened(other)
+    books.move(other, 0, 200)
+    books.end(other)
+    await books.accounting.stop()
+    assert (books.used(ALICE), books.used(other.owner)) == (1000, 200)
 
 
 # Bandwidth.
