@@ -1,6 +1,6 @@
 """A ledger in memory that does as the test says."""
 
-from portguard.limits.ledger import Contents, RateRow, UsageRow
+from portguard.limits.ledger import Contents, LockRow, RateRow, UsageRow
 
 
 class MemoryLedger:
@@ -11,14 +11,17 @@ class MemoryLedger:
         self.trouble = None
         self.failing_for_s = 10.0
         self.errors = 0
-        self.rows = {}  # by owner and period; by owner and None the connects
+        self.rows = {}  # by owner and period; by owner and None the connects, by target and None locks
         self._pending = []
         self.closed = False
 
     def contents(self, now_s):
-        rows = [row for row in self.rows.values() if row.end_s > now_s]
-        usage = tuple(row for row in rows if isinstance(row, UsageRow))
-        return Contents(usage, tuple(row for row in rows if isinstance(row, RateRow)))
+        kinds = {UsageRow: [], RateRow: [], LockRow: []}
+        for row in self.rows.values():
+            end_s = row.until_s if isinstance(row, LockRow) else row.end_s
+            if end_s is None or end_s > now_s:
+                kinds[type(row)].append(row)
+        return Contents(*map(tuple, kinds.values()))
 
     def start(self, deliver):
         self._deliver = deliver
@@ -34,7 +37,7 @@ class MemoryLedger:
         answers = []
         for rows, on_written in pending:
             if self.trouble is None:
-                self.rows.update({(row.owner, getattr(row, "period", None)): row for row in rows})
+                self.rows.update({(row[0], getattr(row, "period", None)): row for row in rows})
             else:
                 self.errors += 1
                 self._pending.append((rows, None))

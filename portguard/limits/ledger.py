@@ -7,7 +7,7 @@ no quota is passed; what was leased and not used is at worst lost.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from portguard.policy.quantities import Period
 
@@ -52,7 +52,28 @@ class RateRow(NamedTuple):
     end_s: int  # from then on it says nothing any more
 
 
-Row = UsageRow | RateRow
+class LockTarget(NamedTuple):
+    """Who is locked out: an identity, a certificate by its fingerprint, or those of a trust with a serial number."""
+
+    kind: Literal["identity", "fingerprint", "serial"]
+    trust: str  # empty for a fingerprint, which needs none
+    value: str  # the name; the SHA-256, or the serial number, in lower-case hex without anything between
+
+
+class LockRow(NamedTuple):
+    """A lock, of the reason `reason`, by the operator `by`. Times are seconds since the epoch.
+
+    It acts until before `until_s`, None for ever. One whose `until_s` is 0 is a lock that was taken away.
+    """
+
+    target: LockTarget
+    reason: str
+    by: str
+    since_s: int
+    until_s: int | None
+
+
+Row = UsageRow | RateRow | LockRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +82,7 @@ class Contents:
 
     usage: tuple[UsageRow, ...]
     rates: tuple[RateRow, ...]
+    locks: tuple[LockRow, ...]
 
 
 Answers = Sequence[tuple[Callable[[bool], None], bool]]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from portguard.limits import sqlite_schema
-from portguard.limits.ledger import LATEST_S, Answers, Contents, Owner, RateRow, Row, UsageRow
+from portguard.limits.ledger import LATEST_S, Answers, Contents, LockRow, LockTarget, Owner, RateRow, Row, UsageRow
 from portguard.limits.sqlite_file import LedgerFile, Misplaced, because, unusable
 from portguard.limits.sqlite_schema import NotALedger
 from portguard.observe import log
@@ -24,7 +24,7 @@ _STUCK_S = 2.0
 
 _DELETE_EVERY_S = 600.0
 
-_Key = tuple[Owner, Period | None]
+_Key = tuple[Owner | LockTarget, Period | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,11 @@ class SqliteStore:
         """
         try:
             connection = self._file.connection()
-            usage = sqlite_schema.usage_rows(connection, now_s)
-            return Contents(usage, sqlite_schema.rate_rows(connection, now_s))
+            return Contents(
+                sqlite_schema.usage_rows(connection, now_s),
+                sqlite_schema.rate_rows(connection, now_s),
+                sqlite_schema.lock_rows(connection, now_s),
+            )
         except (sqlite3.Error, OSError, NotALedger, Misplaced) as error:
             raise unusable(self._file.path, error) from error
 
@@ -231,14 +234,25 @@ class SqliteStore:
 
 
 def _key(row: Row) -> _Key:
-    return row.owner, row.period if isinstance(row, UsageRow) else None
+    match row:
+        case UsageRow():
+            return row.owner, row.period
+        case RateRow():
+            return row.owner, None
+        case LockRow():
+            return row.target, None
 
 
 def _is_possible(row: Row) -> bool:
+    match row:
+        case UsageRow():
+            texts: tuple[str, ...] = row.owner
+        case RateRow():
+            texts = (*row.owner, row.connects)
+        case LockRow():
+            texts = (*row.target, row.reason, row.by)
     try:
-        "".join(row.owner).encode()
-        if isinstance(row, RateRow):
-            row.connects.encode()
+        "".join(texts).encode()
     except UnicodeEncodeError:
         return False
     return True

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-from portguard.limits.ledger import Owner, RateRow, Row, UsageRow
+from portguard.limits.ledger import LockRow, LockTarget, Owner, RateRow, Row, UsageRow
 from portguard.policy.quantities import MAX_SIZE_BYTES, Period
 
 # "PGLG": tells this file from any other SQLite file before a row is read.
@@ -43,11 +43,26 @@ STEPS: tuple[Step, ...] = (
         ) WITHOUT ROWID
         """,
     ),
+    (
+        """
+        CREATE TABLE locks (
+            kind    TEXT NOT NULL,     -- identity, fingerprint, serial
+            trust   TEXT NOT NULL,     -- empty for a fingerprint
+            value   TEXT NOT NULL,     -- the name, or hex digits
+            reason  TEXT NOT NULL,
+            by      TEXT NOT NULL,
+            since_s INTEGER NOT NULL,
+            end_s   INTEGER,           -- NULL: for ever
+            PRIMARY KEY (kind, trust, value)
+        ) WITHOUT ROWID
+        """,
+    ),
 )
 """Each step makes the version that is its place, counted from 1, out of the one before. Released ones never change."""
 
 _USAGE = "usage (role, trust, name, period, start_s, end_s, used_bytes, granted_bytes)"
 _RATES = "rates (role, trust, name, connects, end_s)"
+_LOCKS = "locks (kind, trust, value, reason, by, since_s, end_s)"
 
 _ROWS_AT_ONCE = 100  # times 8 values: below the 999 that every SQLite takes
 
@@ -126,13 +141,19 @@ def put(connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
         if isinstance(row, UsageRow)
     ]
     rates = [(*row.owner, row.connects, _clipped(row.end_s)) for row in rows if isinstance(row, RateRow)]
+    locks = [
+        (*row.target, row.reason, row.by, _clipped(row.since_s), None if row.until_s is None else _clipped(row.until_s))
+        for row in rows
+        if isinstance(row, LockRow)
+    ]
     _insert(connection, _USAGE, usage)
     _insert(connection, _RATES, rates)
+    _insert(connection, _LOCKS, locks)
 
 
 def delete_over(connection: sqlite3.Connection, now_s: float) -> None:
-    """Delete the rows of periods that have ended."""
-    for table in ("usage", "rates"):
+    """Delete the rows of periods that have ended, and of locks."""
+    for table in ("usage", "rates", "locks"):
         connection.execute(f"DELETE FROM {table} WHERE end_s <= ?", (now_s,))  # noqa: S608 constant
 
 
@@ -149,6 +170,14 @@ def rate_rows(connection: sqlite3.Connection, now_s: float) -> tuple[RateRow, ..
     """Return what is not over. Raises NotALedger for a row that portguard has not written."""
     found = connection.execute("SELECT role, trust, name, connects, end_s FROM rates WHERE end_s > ?", (now_s,))
     return tuple(_rate_row(row) for row in found)
+
+
+def lock_rows(connection: sqlite3.Connection, now_s: float) -> tuple[LockRow, ...]:
+    """Return what is in force. Raises NotALedger for a row that portguard has not written. *Fails closed*."""
+    found = connection.execute(
+        "SELECT kind, trust, value, reason, by, since_s, end_s FROM locks WHERE end_s IS NULL OR end_s > ?", (now_s,)
+    )
+    return tuple(_lock_row(row) for row in found)
 
 
 def _insert(connection: sqlite3.Connection, table: str, rows: Sequence[tuple[object, ...]]) -> None:
@@ -186,3 +215,18 @@ def _rate_row(row: tuple[object, ...]) -> RateRow:
         case (str() as role, str() as trust, str() as name, str() as connects, int() as end_s):
             return RateRow(Owner(role, trust, name), connects, end_s)
     raise NotALedger("rows of rates as portguard writes them", f"{row!r}")
+
+
+def _lock_row(row: tuple[object, ...]) -> LockRow:
+    match row:
+        case (
+            "identity" | "fingerprint" | "serial" as kind,
+            str() as trust,
+            str() as value,
+            str() as reason,
+            str() as by,
+            int() as since_s,
+            int() | None as until_s,
+        ):
+            return LockRow(LockTarget(kind, trust, value), reason, by, since_s, until_s)
+    raise NotALedger("rows of locks as portguard writes them", f"{row!r}")

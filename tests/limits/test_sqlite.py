@@ -11,7 +11,7 @@ import pytest
 
 from portguard.errors import ConfigurationError
 from portguard.limits import sqlite, sqlite_schema
-from portguard.limits.ledger import Contents, Owner, RateRow, UsageRow
+from portguard.limits.ledger import Contents, LockRow, LockTarget, Owner, RateRow, UsageRow
 from portguard.limits.sqlite import SqliteStore
 from portguard.policy.quantities import Period
 
@@ -29,6 +29,13 @@ def usage(owner=ALICE, used_bytes=1000, period=Period.DAY, end_s=END_S, granted_
 
 def rate(owner=ALICE, connects="1 2 3", end_s=END_S):
     return RateRow(owner, connects, end_s)
+
+
+LOCKED = LockTarget("identity", "corp", "alice")
+
+
+def lock(target=LOCKED, reason="INC-1", until_s=None):
+    return LockRow(target, reason, "uid 0 (root)", 1_794_999_000, until_s)
 
 
 def eventually(condition):
@@ -119,7 +126,7 @@ LEDGER = "a ledger that can be read and written (gateway.state)"
 
 
 def test_a_new_ledger_is_empty(path):
-    assert contents(path) == Contents((), ())
+    assert contents(path) == Contents((), (), ())
 
 
 def test_rows_are_there_when_the_ledger_is_opened_again(path):
@@ -138,10 +145,10 @@ def test_rows_are_there_when_the_ledger_is_opened_again(path):
 def test_a_row_takes_the_place_of_the_one_before(path):
     ledger = Ledger(path)
     for number in range(1, 4):
-        ledger.write(usage(used_bytes=number), rate(connects=str(number)))
+        ledger.write(usage(used_bytes=number), rate(connects=str(number)), lock(reason=str(number)))
         assert ledger.answer() == ("written", True)
     ledger.close()
-    assert contents(path) == Contents((usage(used_bytes=3),), (rate(connects="3"),))
+    assert contents(path) == Contents((usage(used_bytes=3),), (rate(connects="3"),), (lock(reason="3"),))
 
 
 def test_rows_of_one_key_coalesce_and_those_of_others_do_not(path):
@@ -172,11 +179,37 @@ def test_what_is_over_is_not_returned_and_is_deleted(path):
     ledger = Ledger(path)
     ledger.write(usage(end_s=int(NOW_S)), usage(BOB, end_s=int(NOW_S) + 1), rate(end_s=int(NOW_S)), rate(BOB))
     ledger.answer()
-    assert ledger.store.contents(NOW_S) == Contents((usage(BOB, end_s=int(NOW_S) + 1),), (rate(BOB),))
+    assert ledger.store.contents(NOW_S) == Contents((usage(BOB, end_s=int(NOW_S) + 1),), (rate(BOB),), ())
     assert ledger.close()
     assert used(path) == {"alice": 1000, "bob": 1000}
     contents(path)
     assert used(path) == {"bob": 1000}
+
+
+def test_locks_come_back_until_they_are_over_or_taken_away(path):
+    serial, fingerprint = LockTarget("serial", "corp", "1f"), LockTarget("fingerprint", "", "ab" * 32)
+    bob = LockTarget("identity", "corp", "bob")
+    ledger = Ledger(path)
+    ledger.write(lock(), lock(serial, until_s=int(NOW_S) + 1), lock(fingerprint, until_s=int(NOW_S)), lock(bob))
+    ledger.answer()
+    ledger.write(lock(bob, until_s=0))
+    ledger.answer()
+    ledger.close()
+    found = contents(path).locks
+    assert set(found) == {lock(), lock(serial, until_s=int(NOW_S) + 1)}
+    assert all(isinstance(row.target, LockTarget) for row in found)
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT count(*) FROM locks").fetchone() == (2,)
+    connection.close()
+
+
+def test_an_identity_and_a_serial_number_that_read_alike_are_two_locks(path):
+    ledger = Ledger(path)
+    rows = {lock(LockTarget(kind, "corp", "1f")) for kind in ("identity", "serial", "fingerprint")}
+    ledger.write(*rows)
+    ledger.answer()
+    ledger.close()
+    assert set(contents(path).locks) == rows
 
 
 def test_the_writer_deletes_what_is_over_now_and_then(path, monkeypatch):
@@ -264,7 +297,7 @@ def test_numbers_are_clipped_to_what_a_column_holds(path):
     assert ledger.answer() == ("written", True)
     ledger.close()
     largest = 2**63 - 1
-    assert contents(path) == Contents((usage(used_bytes=largest, end_s=largest),), (rate(end_s=largest),))
+    assert contents(path) == Contents((usage(used_bytes=largest, end_s=largest),), (rate(end_s=largest),), ())
 
 
 # Where it is kept.
@@ -343,7 +376,7 @@ def test_a_ledger_of_a_newer_portguard_is_refused_and_not_touched(path):
     connection.execute("PRAGMA user_version = 7")
     connection.close()
     before = path.read_bytes()
-    assert problem(path) == (str(path), "a ledger of version 1 at most", "version 7, of a newer portguard")
+    assert problem(path) == (str(path), "a ledger of version 2 at most", "version 7, of a newer portguard")
     assert path.read_bytes() == before
 
 
@@ -393,11 +426,14 @@ def test_a_ledger_whose_free_pages_are_lost_is_refused(path):
         "UPDATE usage SET name = x'ff00'",
         "UPDATE usage SET name = CAST(x'ff' AS TEXT)",
         "UPDATE rates SET connects = x'00'",
+        "UPDATE locks SET kind = 'person'",
+        "UPDATE locks SET value = x'ff'",
+        "UPDATE locks SET end_s = 'never'",
     ],
 )
 def test_a_row_that_was_changed_into_nonsense_is_an_error_at_start(path, statement):
     ledger = Ledger(path)
-    ledger.write(usage(), rate())
+    ledger.write(usage(), rate(), lock())
     ledger.answer()
     ledger.close()
     connection = sqlite3.connect(path)
@@ -482,7 +518,7 @@ def test_a_ledger_that_another_process_has_locked_is_refused_at_start(path, prog
     assert other.line() == "locked"
     assert problem(path) == (str(path), LEDGER, "a file that another process has locked")
     assert other.end() == 0
-    assert contents(path) == Contents((), ())
+    assert contents(path) == Contents((), (), ())
 
 
 HOLDS = """
@@ -621,7 +657,7 @@ def test_a_file_that_cannot_grow_is_an_error_at_start(path, program, exists):
     other = program(NO_ROOM, path)
     assert other.line().startswith("an input or output error")
     assert other.end() == 0
-    assert contents(path) == Contents((), ())
+    assert contents(path) == Contents((), (), ())
 
 
 def test_opening_writes_something_so_that_a_full_disk_shows_at_once(path):
@@ -762,10 +798,10 @@ def test_closing_with_nothing_to_write_needs_no_lock(path, program, events):
 # Versions.
 
 
-STEP_2 = ("ALTER TABLE usage ADD COLUMN note TEXT NOT NULL DEFAULT ''", "CREATE TABLE locks (identity TEXT)")
+ANOTHER_STEP = ("ALTER TABLE usage ADD COLUMN note TEXT NOT NULL DEFAULT ''", "CREATE TABLE more (identity TEXT)")
 
 
-def test_an_empty_file_becomes_version_1(path):
+def test_an_empty_file_becomes_the_newest_version(path):
     path.parent.mkdir()
     path.touch()
     contents(path)
@@ -785,10 +821,10 @@ def written(path):
 
 def test_a_further_step_applies_to_what_is_there_and_only_once(path):
     connection = written(path)
-    steps = (*sqlite_schema.STEPS, STEP_2)
+    steps = (*sqlite_schema.STEPS, ANOTHER_STEP)
     sqlite_schema.migrate(connection, steps)
     sqlite_schema.migrate(connection, steps)
-    assert sqlite_schema.check(connection, 2) == 2
+    assert sqlite_schema.check(connection, len(steps)) == len(steps)
     assert connection.execute("SELECT name, used_bytes, note FROM usage").fetchall() == [("alice", 1000, "")]
     assert sqlite_schema.usage_rows(connection, NOW_S) == (usage(),)
     connection.close()
@@ -797,8 +833,54 @@ def test_a_further_step_applies_to_what_is_there_and_only_once(path):
 def test_a_step_that_fails_changes_nothing(path):
     connection = written(path)
     with pytest.raises(sqlite3.OperationalError):
-        sqlite_schema.migrate(connection, (*sqlite_schema.STEPS, (*STEP_2, "CREATE TABLE usage (x)")))
-    assert sqlite_schema.check(connection) == 1
-    assert connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'locks'").fetchone() == (0,)
+        sqlite_schema.migrate(connection, (*sqlite_schema.STEPS, (*ANOTHER_STEP, "CREATE TABLE usage (x)")))
+    assert sqlite_schema.check(connection) == len(sqlite_schema.STEPS)
+    assert connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'more'").fetchone() == (0,)
     assert not connection.in_transaction
+    connection.close()
+
+
+# As the first version of portguard made it, taken from a file that it wrote.
+VERSION_1 = f"""
+PRAGMA journal_mode = WAL;
+CREATE TABLE usage (
+            role          TEXT NOT NULL,
+            trust         TEXT NOT NULL,     -- with name, empty for what the whole role has used together
+            name          TEXT NOT NULL,
+            period        TEXT NOT NULL,     -- hour, day, week, month
+            start_s       INTEGER NOT NULL,  -- seconds since 1970, as all that end in _s
+            end_s         INTEGER NOT NULL,
+            used_bytes    INTEGER NOT NULL,  -- at most: what is leased counts
+            granted_bytes INTEGER NOT NULL,
+            PRIMARY KEY (role, trust, name, period)
+        ) WITHOUT ROWID;
+CREATE TABLE rates (
+            role     TEXT NOT NULL,
+            trust    TEXT NOT NULL,
+            name     TEXT NOT NULL,
+            connects TEXT NOT NULL,
+            end_s    INTEGER NOT NULL,
+            PRIMARY KEY (role, trust, name)
+        ) WITHOUT ROWID;
+PRAGMA application_id = 1346849863;
+PRAGMA user_version = 1;
+INSERT INTO usage VALUES ('orders-dba', 'corp', 'alice', 'day', 1794900000, {END_S}, 1000, 0);
+INSERT INTO rates VALUES ('orders-dba', 'corp', 'alice', '1 2 3', {END_S});
+"""
+
+
+def test_a_ledger_of_version_1_keeps_what_it_has_and_takes_locks(path):
+    path.parent.mkdir(mode=0o700)
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript(VERSION_1)
+    connection.close()
+    ledger = Ledger(path)
+    assert ledger.store.contents(NOW_S) == Contents((usage(),), (rate(),), ())
+    ledger.write(lock(), usage(BOB, 5))
+    assert ledger.answer() == ("written", True)
+    assert ledger.close()
+    found = contents(path)
+    assert (set(found.usage), found.rates, found.locks) == ({usage(), usage(BOB, 5)}, (rate(),), (lock(),))
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA user_version").fetchone() == (2,)
     connection.close()
