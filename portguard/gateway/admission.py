@@ -28,6 +28,16 @@ Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
+class Client:
+    """Who a session was admitted for, beyond its identity: what its certificate says, and where it came from."""
+
+    groups: tuple[str, ...]  # of very many, the last one says how many more there are
+    serial: str  # of its certificate, lower-case hex
+    fingerprint: str  # SHA-256 of its certificate, lower-case hex
+    source: str | None  # its address; None: a balancer did not say
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """A session that was admitted, and what it is for."""
 
@@ -36,6 +46,9 @@ class Session:
     worker: int
     owner: Owner  # the identity, in the role that let it in
     service: str
+    client: Client
+    upstreams: tuple[str, ...]  # those of the service by which it was admitted; empty: not known
+    opened_ns: int  # when it was admitted, time.monotonic_ns()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +60,7 @@ class Account:
     sent: int
     duration_s: float
     connected_s: float | None  # how long connecting to the service took; None: it never came to that
+    upstream: str | None  # that it had reached; None: none, or it is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +153,17 @@ class Admission:
         """How many sessions an identity has in a role."""
         return self._per_owner[owner]
 
-    def admit(self, connection: int, *, session_id: str, owner: Owner, service: str, now_ns: int) -> Session:
+    def admit(
+        self,
+        connection: int,
+        *,
+        session_id: str,
+        owner: Owner,
+        service: str,
+        client: Client,
+        upstreams: tuple[str, ...],
+        now_ns: int,
+    ) -> Session:
         """Make a session of a pending connection, whose client the policy lets in as `owner`.
 
         Raises Refused with `gateway_full`; the connection is then still pending. *Fails closed*: KeyError for a
@@ -151,7 +175,7 @@ class Admission:
         self._forget(connection)
         slot = self._free.pop()
         self._slots.open(slot, pending.worker, now_ns)
-        session = Session(session_id, slot, pending.worker, owner, service)
+        session = Session(session_id, slot, pending.worker, owner, service, client, upstreams, now_ns)
         self.sessions[slot] = session
         self._per_worker[pending.worker] += 1
         self._per_owner[owner] += 1
@@ -174,16 +198,21 @@ class Admission:
         self._per_owner[session.owner] += 1
         return session
 
+    def upstream(self, session: Session) -> str | None:
+        """The upstream that a session which is open has reached; None while it has not, or when that is not known."""
+        index = self._slots.upstream(session.slot)
+        return session.upstreams[index] if index is not None and index < len(session.upstreams) else None
+
     def end(self, slot: int, now_ns: int) -> Account:
         """End a session; return what it moved. Raises KeyError when there is none in the slot."""
         session = self.sessions.pop(slot)
         self._per_worker[session.worker] -= 1
         _discount(self._per_owner, session.owner)
         _discount(self._per_service, session.service)
-        opened_ns, connected_s = self._slots.opened_ns(slot), self._slots.connected_s(slot)
+        connected_s, upstream = self._slots.connected_s(slot), self.upstream(session)
         received, sent = self._slots.free(slot)
         self._free.append(slot)
-        return Account(session, received, sent, (now_ns - opened_ns) / 1e9, connected_s)
+        return Account(session, received, sent, (now_ns - session.opened_ns) / 1e9, connected_s, upstream)
 
     def lose(self, worker: int, now_ns: int) -> list[Account]:
         """End all that a worker had, because it is no more; return what its sessions moved, read from their slots."""

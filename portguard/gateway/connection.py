@@ -30,7 +30,7 @@ from portguard.gateway.protocol import Accepted, Admit, Ticket, TurnedAway
 from portguard.gateway.relay import Relay
 from portguard.gateway.self_service import Visitor, answer
 from portguard.gateway.setup import is_own_name
-from portguard.gateway.slots import CONNECTED
+from portguard.gateway.slots import CONNECTED, UPSTREAM
 from portguard.observe import log
 from portguard.policy.decide import Grant, Request, decide
 from portguard.reasons import Reason
@@ -151,6 +151,7 @@ class Connection:
                 self._caller.fingerprint,
                 str(self._source.address) if self._source is not None else None,
                 self._handshake_s,
+                self._setup.snapshot.revision,
             )
         )
         admitted_ns = time.monotonic_ns()
@@ -164,6 +165,7 @@ class Connection:
             dialed.sock.close()
             raise
         slots = self._worker.slots
+        slots.cells[slots.base(self._ticket.slot) + UPSTREAM] = 1 + service.upstreams.index(dialed.upstream)
         slots.cells[slots.base(self._ticket.slot) + CONNECTED] = max(1, time.monotonic_ns() - admitted_ns)
         self._relay(service, grant, upstream, self._upstream, early)
         return True

@@ -40,11 +40,18 @@ class Configure(NamedTuple):
 
 
 class Prepare(NamedTuple):
-    """Make ready to work by this configuration. Carries the memory file of the bundle."""
+    """Make ready to work by this configuration. Carries the memory file of the bundle.
+
+    `reload` numbers it: an answer that came too late must not be taken for that to the next one.
+    """
+
+    reload: int
 
 
 class Apply(NamedTuple):
-    """Work from now on by the configuration that was made ready last, and look at every live session again."""
+    """Work from now on by the configuration that was made ready so, and look at every live session again."""
+
+    reload: int
 
 
 class Accepted(NamedTuple):
@@ -189,14 +196,16 @@ class Configured(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """The worker is ready to work by the configuration that it was sent last; or it is not, because of `failure`."""
+    """The worker is ready to work by the configuration of that reload; or it is not, because of `failure`."""
 
+    reload: int
     failure: str | None
 
 
 class Rechecked(NamedTuple):
     """All live sessions were looked at by the new configuration; those that lost their right are being closed."""
 
+    reload: int
     closed: int
 
 
@@ -221,6 +230,7 @@ class Admit(NamedTuple):
     fingerprint: str
     source: str | None
     handshake_s: float  # how long the TLS handshake took
+    policy: str  # the revision that has said yes
 
 
 class StandingWanted(NamedTuple):

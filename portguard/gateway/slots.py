@@ -10,7 +10,7 @@ that nothing counted is lost. A slot is eight unsigned 64-bit numbers, one cache
     4 ACTIVITY   when a byte last moved, time.monotonic_ns()
     5 OPENED     when the session was admitted, time.monotonic_ns()
     6 CONNECTED  how long it took to connect to the service, in ns; 0 until bytes can pass
-    7            unused
+    7 UPSTREAM   which of the service's upstreams was reached: 1 + its index at admission; 0 until bytes can pass
 
 Aligned 64-bit stores are whole on the platforms that the gateway runs on, so a reader never sees half a number.
 """
@@ -18,7 +18,7 @@ Aligned 64-bit stores are whole on the platforms that the gateway runs on, so a 
 import mmap
 import os
 
-STATE, WORKER, RECEIVED, SENT, ACTIVITY, OPENED, CONNECTED = range(7)
+STATE, WORKER, RECEIVED, SENT, ACTIVITY, OPENED, CONNECTED, UPSTREAM = range(8)
 FREE, OPEN = range(2)
 
 _FIELDS = 8
@@ -52,7 +52,8 @@ class SlotTable:
         if self.cells[base + STATE] != FREE:
             raise ValueError(f"slot {slot}: expected it free, got it open")
         self.cells[base + WORKER] = worker
-        self.cells[base + RECEIVED] = self.cells[base + SENT] = self.cells[base + CONNECTED] = 0
+        self.cells[base + RECEIVED] = self.cells[base + SENT] = 0
+        self.cells[base + CONNECTED] = self.cells[base + UPSTREAM] = 0
         self.cells[base + ACTIVITY] = self.cells[base + OPENED] = now_ns
         self.cells[base + STATE] = OPEN
 
@@ -63,6 +64,11 @@ class SlotTable:
     def connected_s(self, slot: int) -> float | None:
         """How long the session in `slot` took to connect to its service; None until bytes can pass."""
         return self.cells[self.base(slot) + CONNECTED] / 1e9 or None
+
+    def upstream(self, slot: int) -> int | None:
+        """The index, in its service's upstreams at admission, of the one that the session in `slot` has reached."""
+        number = self.cells[self.base(slot) + UPSTREAM]
+        return number - 1 if number else None
 
     def copy(self) -> memoryview:
         """Return all numbers as they are now, which is quick."""

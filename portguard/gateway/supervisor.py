@@ -26,7 +26,7 @@ from portguard.errors import Refused
 from portguard.gateway.accepting import Acceptor
 from portguard.gateway.accounting import Accounting, open_ledger
 from portguard.gateway.activation import receive
-from portguard.gateway.admission import Account, Admission, PendingBounds, Session
+from portguard.gateway.admission import Account, Admission, Client, PendingBounds, Session
 from portguard.gateway.audit_trail import AuditTrail, Loading, open_recorder
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.configuration import Configuration
@@ -55,7 +55,7 @@ from portguard.gateway.protocol import (
 from portguard.gateway.quota_desk import QuotaDesk, Rules
 from portguard.gateway.reloading import InForce, Reloader
 from portguard.gateway.slots import SlotTable
-from portguard.gateway.snapshot import build
+from portguard.gateway.snapshot import Snapshot, build
 from portguard.gateway.standing import Standings
 from portguard.gateway.workers import Worker, Workers
 from portguard.limits.accounts import Warned
@@ -149,6 +149,7 @@ class Supervisor:
             send=self._send,
             on_warned=self._on_warned,
         )
+        self._upstreams = _upstreams(snapshot)
         self._standings = Standings(self._accounting, self._admission.sessions_of)
         self._loaded = Loaded.of(snapshot, in_force.bundle.read_at)
         self._http = OperatorHttp(read=self._read, not_ready=self._not_ready, faults=faults)
@@ -281,6 +282,8 @@ class Supervisor:
                 session_id=request.session,
                 owner=owner,
                 service=service,
+                client=Client(tuple(request.groups), request.serial, request.fingerprint, request.source),
+                upstreams=self._upstreams_of(request),
                 now_ns=time.monotonic_ns(),
             )
         except Refused as refused:
@@ -294,6 +297,10 @@ class Supervisor:
         if service is None:
             raise Refused(Reason.UNKNOWN_SERVICE)
         return service.max_sessions
+
+    def _upstreams_of(self, request: Admit) -> tuple[str, ...]:
+        """Those that the worker counts by. Right after a reload it may go by others: then they are not known."""
+        return self._upstreams[request.service] if request.policy == self._snapshot.revision else ()
 
     def _on_decided(self, worker: Worker, request: Admit, session: Session, *, may: bool) -> None:
         if self._admission.sessions.get(session.slot) is not session:
@@ -359,7 +366,7 @@ class Supervisor:
         reason = Reason.GATEWAY_STOPPED if self._stopping else Reason.WORKER_LOST
         self._meter.ended(account, reason)
         self._standings.ended(account, reason)
-        self._trail.closed(account, reason, None)
+        self._trail.closed(account, reason, account.upstream)
         log.event(
             "warning",
             "session.close",
@@ -367,6 +374,7 @@ class Supervisor:
             identity=self._snapshot.written(session.owner.trust, session.owner.name),
             service=session.service,
             role=session.owner.role,
+            upstream=account.upstream,
             received=account.received,
             sent=account.sent,
             duration=account.duration_s,
@@ -449,6 +457,7 @@ class Supervisor:
     def _apply(self, before: InForce, in_force: InForce) -> Awaitable[None]:
         """Work by another configuration from now on."""
         snapshot = self._snapshot = in_force.snapshot
+        self._upstreams = _upstreams(snapshot)
         configuration = snapshot.configuration
         log.configure(json_lines=configuration.log.format == "json", level=configuration.log.level)
         self._acceptor.replace([sock for _, sock in in_force.bound])
@@ -527,6 +536,11 @@ def _log_listening(in_force: InForce, before: InForce | None) -> None:
             log.event("info", "gateway.listen", address=written_address(sock), service=service)
     if in_force.metrics not in known:
         log.event("info", "metrics.listen", address=written_address(in_force.metrics))
+
+
+def _upstreams(snapshot: Snapshot) -> Mapping[str, tuple[str, ...]]:
+    """By service, as they are written."""
+    return {name: tuple(map(str, service.upstreams)) for name, service in snapshot.policy.services.items()}
 
 
 def _pending_bounds(configuration: Configuration) -> PendingBounds:

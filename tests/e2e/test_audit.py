@@ -163,7 +163,7 @@ def test_the_sessions_of_a_killed_worker_are_closed_with_what_they_moved(start_g
         for pid in children.split():
             os.kill(int(pid), signal.SIGKILL)
         (closed,) = wait_for(gateway, "session.close")
-        assert closed["reason"] == "worker_lost"
+        assert (closed["reason"], closed["upstream"]) == ("worker_lost", echo)
         assert {closed["received"], closed["sent"]} <= {1000, 1001}
     assert {record["status"] for record in wait_for(gateway, "worker.exit", 2)} == {-9}
     gateway.program.stop()

@@ -9,7 +9,7 @@ import pytest
 from portguard.errors import ConfigurationError, Refused
 from portguard.gateway import accounting
 from portguard.gateway.accounting import Accounting
-from portguard.gateway.admission import Account, Session
+from portguard.gateway.admission import Account, Client, Session
 from portguard.gateway.protocol import LeaseReturned, LeaseWanted, ShareWanted
 from portguard.gateway.slots import RECEIVED, SENT, SlotTable
 from portguard.identity.names import Namespace
@@ -22,6 +22,7 @@ from tests.ledger_double import MemoryLedger
 
 MB = 1_000_000
 ALICE, BOB = Owner("team", "local", "alice"), Owner("team", "local", "bob")
+CLIENT = Client((), "1f", "cd" * 32, None)
 
 
 def policy_with(limits):
@@ -69,7 +70,7 @@ class Books:
         self.accounting.check(owner)
         slot = self._free.pop()
         self.slots.open(slot, worker, 0)
-        session = Session("ab" * 16, slot, worker, owner, "db")
+        session = Session("ab" * 16, slot, worker, owner, "db", CLIENT, (), 0)
         self.ticket = self.accounting.ticket(7, session)
         self.accounting.opened(session)
         await asyncio.sleep(0)
@@ -85,7 +86,7 @@ class Books:
         return self.slots.cells[base + RECEIVED] + self.slots.cells[base + SENT]
 
     def end(self, session):
-        self.accounting.ended(Account(session, *self.slots.free(session.slot), 1.0, 0.1))
+        self.accounting.ended(Account(session, *self.slots.free(session.slot), 1.0, 0.1, None))
         self._free.append(session.slot)
 
     async def say(self, worker, message):
@@ -258,7 +259,7 @@ async def test_what_a_session_moved_is_in_the_ledger_to_the_byte_once_nobody_dra
 async def test_a_session_that_was_never_opened_ends_without_a_trace():
     books = Books('quota = ["1MB/day"]')
     books.slots.open(3, 0, 0)
-    books.end(Session("ab" * 16, 3, 0, ALICE, "db"))
+    books.end(Session("ab" * 16, 3, 0, ALICE, "db", CLIENT, (), 0))
     await books.accounting.stop()
     assert books.ledger.rows == {}
 

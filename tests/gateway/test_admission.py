@@ -3,13 +3,14 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from portguard.errors import Refused
-from portguard.gateway.admission import Admission
-from portguard.gateway.slots import CONNECTED, RECEIVED, SENT, SlotTable
+from portguard.gateway.admission import Admission, Client
+from portguard.gateway.slots import CONNECTED, RECEIVED, SENT, UPSTREAM, SlotTable
 from portguard.limits.ledger import Owner
 from portguard.reasons import Reason
 
 HERE, THERE = ip_address("192.0.2.1"), ip_address("2001:db8::1")
 SECOND_NS = 1_000_000_000
+CLIENT = Client(("ops",), "1f", "cd" * 32, "192.0.2.1")
 ALICE, BOB = Owner("team", "local", "alice"), Owner("team", "local", "bob")
 
 
@@ -24,7 +25,15 @@ def admission(slots):
 
 
 def admit(admission, connection, now_ns=0):
-    return admission.admit(connection, session_id="ab" * 16, owner=ALICE, service="db", now_ns=now_ns)
+    return admission.admit(
+        connection,
+        session_id="ab" * 16,
+        owner=ALICE,
+        service="db",
+        client=CLIENT,
+        upstreams=("db-1:5432", "db-2:5432"),
+        now_ns=now_ns,
+    )
 
 
 def refusal(act, *args) -> Reason:
@@ -180,3 +189,19 @@ def test_the_end_of_a_session_tells_how_long_its_service_took_to_reach(admission
     again = admit(admission, admission.begin(0, HERE))
     admit(admission, admission.begin(0, HERE))
     assert admission.end(again.slot, SECOND_NS).connected_s is None
+
+
+@pytest.mark.parametrize(("cell", "upstream"), [(0, None), (1, "db-1:5432"), (2, "db-2:5432"), (3, None)])
+def test_the_end_of_a_session_tells_which_upstream_it_had_reached(admission, slots, cell, upstream):
+    session = admit(admission, admission.begin(0, HERE))
+    slots.cells[slots.base(session.slot) + UPSTREAM] = cell
+    assert admission.upstream(session) == upstream
+    assert admission.end(session.slot, SECOND_NS).upstream == upstream
+    again = admit(admission, admission.begin(0, HERE))
+    assert admission.upstream(again) is None
+
+
+def test_a_session_knows_its_client_and_when_it_was_opened(admission):
+    session = admit(admission, admission.begin(0, HERE), now_ns=SECOND_NS)
+    assert (session.client, session.opened_ns) == (CLIENT, SECOND_NS)
+    assert admission.move(session.slot, "other").client == CLIENT

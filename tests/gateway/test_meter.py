@@ -1,6 +1,6 @@
 import pytest
 
-from portguard.gateway.admission import Admission
+from portguard.gateway.admission import Admission, Client
 from portguard.gateway.meter import Meter
 from portguard.gateway.slots import CONNECTED, RECEIVED, SENT, SlotTable
 from portguard.limits.accounts import QuotaLine
@@ -31,6 +31,8 @@ class Gateway:
             session_id="ab" * 16,
             owner=Owner(role, "corp", name),
             service=service,
+            client=Client((), "1f", "cd" * 32, None),
+            upstreams=(),
             now_ns=0,
         )
         self.meter.admitted(session.slot, 0.002)

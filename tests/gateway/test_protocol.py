@@ -29,7 +29,9 @@ from portguard.reasons import Reason
 
 MESSAGES = [
     Accepted(7, 1, "2001:db8::1", 50000),
-    Admit(7, "ab" * 16, "corp", "älice\n\x00", "orders-db", "dba", ["ops"], "1f", "cd" * 32, "192.0.2.1", 0.25),
+    Admit(
+        7, "ab" * 16, "corp", "älice\n\x00", "orders-db", "dba", ["ops"], "1f", "cd" * 32, "192.0.2.1", 0.25, "ef" * 32
+    ),
     Tried([["10.0.3.7:5432", True]]),
     TurnedAway("ab" * 16, None, None, None, None, None, None, None, Reason.CERTIFICATE_MISSING, "none"),
     Refusal(7, Reason.CONNECT_RATE, "too often", 1.5),

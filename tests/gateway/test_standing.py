@@ -9,7 +9,7 @@ import pytest
 from portguard.gateway import accounting as accounting_module
 from portguard.gateway import standing as standing_module
 from portguard.gateway.accounting import Accounting
-from portguard.gateway.admission import Account, Session
+from portguard.gateway.admission import Account, Client, Session
 from portguard.gateway.protocol import (
     MOST_ROLES,
     PastRefusal,
@@ -78,7 +78,8 @@ class Desk:
         self.standings.refused(TurnedAway(session, *who, [], "1", "ab", "192.0.2.1", service, reason, message))
 
     def ended(self, identity, reason, session="cd" * 16):
-        ended = Account(Session(session, 0, 0, owner(identity), "db"), 1, 2, 3.0, 0.1)
+        client = Client((), "1f", "cd" * 32, None)
+        ended = Account(Session(session, 0, 0, owner(identity), "db", client, (), 0), 1, 2, 3.0, 0.1, None)
         self.standings.ended(ended, str(reason))
 
     def past(self, identity):

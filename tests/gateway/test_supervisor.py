@@ -22,6 +22,7 @@ from portguard.gateway.protocol import (
     role_standings,
 )
 from portguard.gateway.reloading import InForce
+from portguard.gateway.slots import UPSTREAM
 from portguard.gateway.snapshot import build
 from portguard.gateway.supervisor import Supervisor
 from portguard.observe import log
@@ -35,12 +36,14 @@ class Trail:
     def __init__(self):
         self.undecided = []
         self.ended = []
+        self.upstreams = []
 
     def opens(self, request, on_decided):
         self.undecided.append(on_decided)
 
     def closed(self, account, reason, upstream):
         self.ended.append((account.session.id, reason))
+        self.upstreams.append(upstream)
 
     def refused(self, message, now_s):
         pass
@@ -69,10 +72,11 @@ def worker(number):
     return SimpleNamespace(number=number, sent=sent, channel=SimpleNamespace(send=sent.append))
 
 
-def ask(supervisor, worker, session):
+def ask(supervisor, worker, session, policy=None):
+    policy = policy or supervisor._snapshot.revision
     connection = supervisor._admission.begin(worker.number, ip_address("192.0.2.1"))
     supervisor._admit(
-        worker, Admit(connection, session, "local", "alice", "orders-db", "dba", [], "1", "ab", None, 0.1)
+        worker, Admit(connection, session, "local", "alice", "orders-db", "dba", [], "1", "ab", None, 0.1, policy)
     )
     return connection
 
@@ -147,6 +151,21 @@ async def test_who_was_refused_or_cut_finds_out_why_and_nobody_else_does(supervi
     supervisor._on_message(one, Ended(one.sent[1].slot, "client_closed", None))
     assert past(supervisor) == [("orders-db", "killed", "bb" * 16), ("orders-db", "no_role", "aa" * 16)]
     assert past(supervisor, "bob") == []
+
+
+@pytest.mark.parametrize(("policy", "expected"), [(None, True), ("of before the reload", False)])
+async def test_the_end_of_a_lost_session_tells_what_it_had_reached_unless_that_may_be_another(
+    supervisor, trail, policy, expected
+):
+    one = worker(1)
+    ask(supervisor, one, "aa" * 16, policy)
+    trail.undecided.pop()(True)
+    slots = supervisor._slots
+    slots.cells[slots.base(one.sent[0].slot) + UPSTREAM] = 1
+    supervisor._log_lost(one)
+    upstream = str(supervisor._snapshot.policy.services["orders-db"].upstreams[0])
+    assert trail.ended == [("aa" * 16, "worker_lost")]
+    assert trail.upstreams == [upstream if expected else None]
 
 
 async def test_a_session_that_was_lost_with_its_worker_is_among_them(supervisor, trail):
