@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any
 
 from portguard import __version__
+from portguard.control.access import Peer
+from portguard.gateway.acts import act_arguments, act_event
 from portguard.gateway.admission import Account, Session
 from portguard.gateway.bundle import Bundle, policy_files
 from portguard.gateway.configuration import Configuration
@@ -88,6 +90,7 @@ class AuditTrail:
         self._loop = asyncio.get_running_loop()
         self._writer = Writer(recorder, self._deliver)
         self._gates = RefusalGates()
+        self._refused_acts = RefusalGates()  # by user
         self._policy: str | None = None  # the revision in force
         self._sessions: dict[str, Fields] = {}  # by id, those whose opening is recorded: what their closing repeats
         self._waiting: dict[str, _Waiting] = {}  # by session id, in the order of their deadlines
@@ -156,6 +159,23 @@ class AuditTrail:
                 "policy": self._policy,
             },
         )
+
+    def acted(
+        self, peer: Peer, method: str, path: str, given: Mapping[str, object], outcome: str, *, now_s: float
+    ) -> None:
+        """Somebody did something over the control socket, or tried to; `outcome` is "done" or the code of an error.
+
+        What was done is always recorded; of what was not, only so many a second.
+        """
+        who: Fields = {"uid": peer.uid, "user": peer.name}
+        held_back = 0
+        if outcome != "done":
+            admitted = self._refused_acts.admit(peer.uid, who, now_s)
+            if admitted is None:
+                return
+            held_back = admitted
+        about: Fields = {**who, "arguments": act_arguments(given) or None, "outcome": outcome}
+        self._note(act_event(method, path), {**about, "policy": self._policy, "held_back": held_back or None})
 
     @property
     def refuses(self) -> bool:
@@ -320,6 +340,8 @@ class AuditTrail:
         for about, held_back in self._gates.report(now_s, at_once=at_once):
             event = "session.refuse.flood" if about else "handshake.fail.flood"
             self._note(event, {**about, "held_back": held_back})
+        for about, held_back in self._refused_acts.report(now_s, at_once=at_once):
+            self._note("admin.refuse.flood", {**about, "held_back": held_back})
 
 
 def _answer(answers: Answers) -> None:

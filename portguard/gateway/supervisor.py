@@ -164,7 +164,7 @@ class Supervisor:
                 ).routes,
             ],
             faults=faults,
-            on_act=_log_act,
+            on_act=self._on_act,
         )
         self._acceptor = Acceptor([sock for _, sock in in_force.bound], self._pass_on)
         self._workers = Workers(
@@ -433,6 +433,10 @@ class Supervisor:
             "policy": self._snapshot.revision,
         }
 
+    def _on_act(self, peer: Peer, method: str, path: str, given: Arguable, outcome: str) -> None:
+        log.event("info", "control.act", uid=peer.uid, user=peer.name, act=f"{method} {path}", outcome=outcome)
+        self._trail.acted(peer, method, path, given, outcome, now_s=time.monotonic())
+
     # Reload.
 
     def _on_hangup(self) -> None:
@@ -551,7 +555,3 @@ def _pending_bounds(configuration: Configuration) -> PendingBounds:
         # Behind a balancer all clients come from its address.
         "exempt": (*capacity.pending_handshakes_exempt, *configuration.gateway.accept_proxy_protocol_from),
     }
-
-
-def _log_act(peer: Peer, method: str, path: str, _given: Mapping[str, object], outcome: str) -> None:
-    log.event("info", "control.act", uid=peer.uid, user=peer.name, act=f"{method} {path}", outcome=outcome)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from portguard.control.access import Peer
 from portguard.gateway import audit_trail
 from portguard.gateway.audit_trail import AuditTrail, Loading
 from portguard.gateway.bundle import read_bundle
@@ -221,3 +222,44 @@ async def test_a_quota_that_is_used_for_the_most_part_is_recorded_with_whose_it_
 async def test_attempts_to_write_that_failed_are_those_of_the_writer(trail, writer):
     writer.failures = 7
     assert trail().failures == 7
+
+
+ANNA = Peer(1001, 1001, 4711, "anna")
+
+
+async def test_an_act_is_recorded_with_who_did_what_and_how_it_ended(trail, writer):
+    trail = trail()
+    given = {"identity": "alice", "bytes": 5}
+    trail.acted(ANNA, "POST", "/v1/quotas/grant", given, "done", now_s=0.0)
+    trail.acted(ANNA, "POST", "/v1/reload", {}, "forbidden", now_s=0.0)
+    assert writer.events == ["admin.quota.grant", "admin.reload"]
+    told = [{name: value for name, value in entry.fields.items() if value is not None} for entry in writer.entries]
+    assert told == [
+        {"uid": 1001, "user": "anna", "arguments": given, "outcome": "done"},
+        {"uid": 1001, "user": "anna", "outcome": "forbidden"},
+    ]
+
+
+async def test_acts_that_are_refused_over_and_over_do_not_fill_the_disk_and_none_that_is_done_is_missing(trail, writer):
+    trail = trail()
+    for outcome in ("forbidden", "done"):
+        for _ in range(100):
+            trail.acted(ANNA, "POST", "/v1/reload", {}, outcome, now_s=0.0)
+    trail.acted(Peer(1002, 1002, 1, None), "POST", "/v1/reload", {}, "forbidden", now_s=0.0)
+    outcomes = [(entry.fields["uid"], entry.fields["outcome"]) for entry in writer.entries]
+    assert outcomes.count((1001, "done")) == 100
+    assert 1 <= outcomes.count((1001, "forbidden")) <= 25
+    assert outcomes.count((1002, "forbidden")) == 1
+    trail.acted(ANNA, "POST", "/v1/reload", {}, "forbidden", now_s=10.0)
+    assert writer.entries[-1].fields["held_back"] == 100 - outcomes.count((1001, "forbidden"))
+
+
+async def test_refused_acts_that_nothing_follows_are_counted_in_a_line_of_their_own(trail, writer):
+    trail = trail()
+    trail.tick(0.0)
+    for _ in range(30):
+        trail.acted(ANNA, "POST", "/v1/reload", {}, "forbidden", now_s=0.0)
+    recorded = len(writer.entries)
+    trail.tick(61.0)
+    assert writer.events[-1] == "admin.refuse.flood"
+    assert writer.entries[-1].fields == {"uid": 1001, "user": "anna", "held_back": 30 - recorded}

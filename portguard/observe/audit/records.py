@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from portguard.observe.audit.keys import fingerprint
 
-Field = str | int | float | bool | Sequence[str] | Mapping[str, int] | None
+Field = str | int | float | bool | Sequence[str] | Mapping[str, "Field"] | None
 Fields = Mapping[str, Field]
 
 CHECKPOINT = "audit.checkpoint"
