@@ -14,7 +14,7 @@ import struct
 import typing
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from portguard.reasons import Reason
 
@@ -172,6 +172,23 @@ class Share(NamedTuple):
     share_bytes: int
 
 
+class Locked(NamedTuple):
+    """Whom this names is locked out, until `until_s` since the epoch; None: until further notice. See `LockTarget`."""
+
+    kind: Literal["identity", "fingerprint", "serial"]
+    trust: str
+    value: str
+    until_s: int | None
+
+
+class Unlocked(NamedTuple):
+    """Whom this names is not locked out by that any more."""
+
+    kind: Literal["identity", "fingerprint", "serial"]
+    trust: str
+    value: str
+
+
 class Drain(NamedTuple):
     """No more connections will come. End when the last session has."""
 
@@ -326,6 +343,8 @@ Message = (
     | Recalled
     | Closed
     | Share
+    | Locked
+    | Unlocked
     | Drain
     | Stop
     | Hello
