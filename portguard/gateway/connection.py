@@ -329,8 +329,9 @@ class Connection:
         )
         worker.live[live.slot] = live
         self._log("info", "session.open", role=grant.role, upstream=upstream_name)
-        live.relay.start(early)
         worker.began(live, self._setup)
+        if not live.relay.ended:
+            live.relay.start(early)
 
     # The ways out.
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, MutableSet
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import uvloop
 
@@ -135,10 +136,11 @@ class Worker:
         self.live: dict[int, Live] = {}  # sessions by slot
         self.floods = floods
         self.setup: Setup  # set by Configure, which comes before any connection
-        self._prepared: Setup | None = None  # made ready, and not in force yet
+        self._prepared: tuple[int, Setup] | None = None  # made ready for that reload, and not in force yet
+        self._reload = 0  # the last one to make ready for
         self._admitted: set[int] = set()  # slots of sessions, whether relayed yet or not
         self._doomed: dict[int, Reason] = {}  # of those that are not, which are to end
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[object]] = set()
         self._tasks: dict[int, asyncio.Task[None]] = {}  # connections that are not sessions yet
         self._asked: dict[int, _Asked] = {}  # by connection, in the order of their deadlines
         self._draining = False
@@ -224,11 +226,11 @@ class Worker:
         self._channel.send(refusal)
 
     def began(self, live: Live, setup: Setup) -> None:
-        """A session is being relayed that was decided on by `setup`, which may be in force no more."""
+        """A session is about to be relayed that was decided on by `setup`, which may be in force no more."""
         if (reason := self._doomed.get(live.slot)) is not None:
             live.relay.close(reason)
-        elif setup is not self.setup and not live.relay.ended:
-            live.recheck(self.setup, now())
+        elif setup is not self.setup:
+            self._recheck(live, now())
 
     def regrant(self, live: Live) -> None:
         """A live session goes on by another grant. It is held until the supervisor says what it may move."""
@@ -267,9 +269,10 @@ class Worker:
                     live.relay.pass_through(self.allowances.gates(message.slot))
             case Prepare():
                 assert descriptor is not None
-                self._start(self._prepare(descriptor), "prepare")
+                self._reload = message.reload
+                self._start(self._prepare(descriptor, message.reload), "prepare")
             case Apply():
-                self._start(self._apply(), "apply")
+                self._apply(message.reload)
             case Leased():
                 self.allowances.leased(message)
             case Share():
@@ -302,41 +305,62 @@ class Worker:
     def _configure(self, descriptor: int) -> None:
         self.setup = _read_setup(descriptor, None)
         _configure_log(self.setup)
+        if self.live:  # it began to serve while the others were made ready for this configuration
+            self._start(self._recheck_all(), "recheck")
         # A large policy is many objects that live long; looking through them at every collection would cost more
         # than all connections do.
         gc.collect()
         gc.freeze()
         self._channel.send(Configured())
 
-    async def _prepare(self, descriptor: int) -> None:
+    async def _prepare(self, descriptor: int, reload: int) -> None:
         """Make ready to work by another configuration. In a thread: with a large policy it takes seconds."""
         gc.disable()  # looking through all that it makes, again and again, would hold up every session
         try:
-            self._prepared = await asyncio.to_thread(_read_setup, descriptor, self.setup)
+            setup = await asyncio.to_thread(_read_setup, descriptor, self.setup)
         except Exception as error:  # noqa: BLE001  # whatever it is, the configuration cannot come into force here
-            self._prepared = None
-            self._channel.send(Prepared(f"{type(error).__name__}: {error}"[:_LONGEST_FAILURE]))
+            self._channel.send(Prepared(reload, f"{type(error).__name__}: {error}"[:_LONGEST_FAILURE]))
         else:
-            self._channel.send(Prepared(None))
+            if reload == self._reload:  # else it took too long, and another one has begun
+                self._prepared = reload, setup
+                self._channel.send(Prepared(reload, None))
         finally:
             gc.enable()
 
-    async def _apply(self) -> None:
-        """Work by what was made ready, and look at all live sessions again, some at a time."""
+    def _apply(self, reload: int) -> None:
+        """Work by what was made ready. At once: the next message may be a connection to an address of the new one."""
         assert self._prepared is not None
-        self.setup, self._prepared = self._prepared, None
+        prepared_for, self.setup = self._prepared
+        assert prepared_for == reload
+        self._prepared = None
         _configure_log(self.setup)
         gc.freeze()
         self.dialer.retain(self.setup.snapshot.policy.services.values())
+        self._start(self._tell_rechecked(reload), "recheck")
+
+    async def _tell_rechecked(self, reload: int) -> None:
+        self._channel.send(Rechecked(reload, await self._recheck_all()))
+
+    async def _recheck_all(self) -> int:
+        """Look at all live sessions again, some at a time; return how many end by that."""
         closed = 0
         for number, live in enumerate(list(self.live.values()), start=1):
-            if not live.relay.ended and not live.recheck(self.setup, now()):
+            if not live.relay.ended and not self._recheck(live, now()):
                 closed += 1
             if number % _RECHECKED_AT_A_TIME == 0:
                 await asyncio.sleep(0)
-        self._channel.send(Rechecked(closed))
+        return closed
 
-    def _start(self, step: Coroutine[None, None, None], name: str) -> None:
+    def _recheck(self, live: Live, at: datetime) -> bool:
+        """Return whether the session may go on. *Fails closed*: one that cannot be decided on ends."""
+        try:
+            return live.recheck(self.setup, at)
+        except Exception as error:  # noqa: BLE001  # a fault of ours must not leave it, and all after it, their right
+            self.loop.call_exception_handler({"message": "recheck failed", "exception": error})
+            live.relay.close(Reason.POLICY_CHANGED)
+            return False
+
+    def _start(self, step: Coroutine[None, None, object], name: str) -> None:
         task = self.loop.create_task(step, name=name)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
@@ -387,7 +411,7 @@ class Worker:
             await asyncio.sleep(_SWEEP_S)
             now_ns, at = time.monotonic_ns(), now()
             for live in list(self.live.values()):
-                if at.timestamp() >= live.until_s and not live.recheck(self.setup, at):
+                if at.timestamp() >= live.until_s and not self._recheck(live, at):
                     continue
                 live.relay.sweep(now_ns)
             self._refuse_unanswered(now_ns / 1e9)

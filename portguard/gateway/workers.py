@@ -55,6 +55,7 @@ class Worker:
         self.bundle: Bundle | None = None  # by which it works, or will when it has said hello
         self.prepared: Bundle | None = None  # by which it is ready to work
         self.answer: asyncio.Future[_Answer] | None = None  # to what it was asked
+        self.reload = 0  # about which it was asked
         self.retiring = False  # it gets no more connections, and ends with its last session
         self.channel: Channel  # set right after
 
@@ -87,6 +88,7 @@ class Workers:
         self._loop = asyncio.get_running_loop()
         self._all: dict[int, Worker] = {}  # by number
         self._next_number = 0
+        self._reload = 0  # the number of the last one
         self._deaths_in_a_row = 0
         self._draining = False
         self._ticked_s = time.monotonic()
@@ -157,6 +159,7 @@ class Workers:
 
         One that ends meanwhile does not count: its replacement gets what is in force then.
         """
+        self._reload += 1
         workers = [worker for worker in self if worker.retiring or worker.number in self.serving]
         answers = []
         for worker in workers:
@@ -164,7 +167,7 @@ class Workers:
                 descriptor = _memory_file(bundle)
             except OSError as error:
                 raise NotPrepared(f"expected memory for the configuration, got {error.strerror}") from error
-            answers.append(self._ask(worker, Prepare(), descriptor))
+            answers.append(self._ask(worker, Prepare(self._reload), descriptor))
         if answers:
             await asyncio.wait(answers, timeout=_ANSWER_S)
         for worker, answer in zip(workers, answers, strict=True):
@@ -187,14 +190,14 @@ class Workers:
         for worker in self:
             if worker.prepared is bundle:
                 worker.bundle = bundle
-                answers.append(self._ask(worker, Apply()))
+                answers.append(self._ask(worker, Apply(self._reload)))
             elif worker.bundle is not None and not worker.retiring:  # it was started while the others were made ready
                 self._configure(worker, VERSION)
         return _closed_by(answers)
 
     def _ask(self, worker: Worker, message: Message, descriptor: int | None = None) -> "asyncio.Future[_Answer]":
         """Send a message that is answered; the answer is None when the worker ends without one."""
-        worker.answer = self._loop.create_future()
+        worker.answer, worker.reload = self._loop.create_future(), self._reload
         worker.channel.send(message, descriptor)
         return worker.answer
 
@@ -277,7 +280,8 @@ class Workers:
             case Hello():
                 self._configure(worker, message.version)
             case Prepared() | Rechecked():
-                self._answer(worker, message)
+                if message.reload == worker.reload:
+                    self._answer(worker, message)
             case Configured():
                 self.serving[worker.number] = worker
                 self._on_ready()
