@@ -25,8 +25,9 @@ which it is by sending it; no authority is made to vouch for what it did not sig
 import functools
 import hashlib
 import re
+import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import combinations
@@ -113,6 +114,9 @@ class _Verdict:
     caller: Caller | Refused
 
 
+_Judge = Callable[[tuple[bytes, ...], tuple[bytes, ...]], _Verdict | Refused]
+
+
 class Trusts:
     """All trusts of a gateway. Raises UnusableTrusts when they cannot be told apart or one of them is wrong in itself.
 
@@ -132,7 +136,7 @@ class Trusts:
             raise UnusableTrusts(problems)
         # Of verified chains only: else clients could fill it with whatever they like to send.
         self._read_authority = functools.lru_cache(maxsize=_CACHED_AUTHORITIES)(read_authority)
-        self._judge_cached = functools.lru_cache(maxsize=_CACHED_CHAINS)(self._judge)
+        self._judge_cached = functools.lru_cache(maxsize=_CACHED_CHAINS)(_weakly(self._judge))
         # key of an authority -> the trusts under which it was verified; the least recently used is forgotten first
         self._verified_under: OrderedDict[bytes, frozenset[str]] = OrderedDict()
 
@@ -274,6 +278,18 @@ class Trusts:
             found = f"keys that were verified under {_listed(before)}"
             message = f"{verdict.name}: expected it and the authorities above to be of one trust, got {found}"
             raise Refused(Reason.AMBIGUOUS_IDENTITY, message)
+
+
+def _weakly(judge: _Judge) -> _Judge:
+    """A method, for a cache that its object has: a cycle is never freed in a process that has called gc.freeze()."""
+    method = weakref.WeakMethod(judge)
+
+    def call(verified: tuple[bytes, ...], sent: tuple[bytes, ...]) -> _Verdict | Refused:
+        bound = method()
+        assert bound is not None
+        return bound(verified, sent)
+
+    return call
 
 
 def _has_issued(issuer: Authority, certificate: Authority, checks: Iterator[int]) -> bool:

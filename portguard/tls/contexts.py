@@ -2,7 +2,7 @@
 
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from portguard.tls.chain import load_chain
 from portguard.tls.endpoint import Endpoint
@@ -47,12 +47,12 @@ class ServerContexts:
         alpn_of: Callable[[ServerName], AlpnProtocols],
     ):
         self._material = (certificate_pem, key_pem, anchors_pem)
-        self._alpn_of = alpn_of
         self._by_alpn: dict[AlpnProtocols, ssl.SSLContext] = {}
         # Verify mode, minimum version and tickets stay those of the first context whatever is switched to, so that
         # one is as strict as all the others: they come from the same function.
         self._first = _server_context(*self._material, alpn=())
-        self._first.sni_callback = self._on_server_name
+        # Not a method: a cycle with the context in it would never be freed in a process that has called gc.freeze().
+        self._first.sni_callback = _switching(self._by_alpn, alpn_of)
         self.prepare(())
 
     def prepare(self, alpn: AlpnProtocols) -> None:
@@ -71,12 +71,18 @@ class ServerContexts:
         """
         return Endpoint(self._by_alpn[alpn], server_side=True)
 
-    def _on_server_name(self, tls: ssl.SSLObject, name: ServerName, _context: ssl.SSLContext) -> None:
+
+def _switching(
+    by_alpn: Mapping[AlpnProtocols, ssl.SSLContext], alpn_of: Callable[[ServerName], AlpnProtocols]
+) -> Callable[[ssl.SSLObject, ServerName, ssl.SSLContext], None]:
+    def on_server_name(tls: ssl.SSLObject, name: ServerName, _context: ssl.SSLContext) -> None:
         # Called once more, perhaps with another name, when the client has to send its first message again.
         tls.server_name = name  # type: ignore[attr-defined]  # read back by server_name()
-        context = self._by_alpn.get(self._alpn_of(name))
+        context = by_alpn.get(alpn_of(name))
         if context is not None:
             tls.context = context
+
+    return on_server_name
 
 
 def server_name(endpoint: Endpoint) -> ServerName:
