@@ -101,6 +101,7 @@ class Accounting:
         for (owner, _), bucket in self._buckets.items():
             if (bandwidth := self.accounts.limits(owner.role).bandwidth) is not None:
                 bucket.set_rate(bandwidth, time.monotonic())
+        self._act(self._leases.recall_excess())
         for role in limits:
             self.serve_waiting(role)
 

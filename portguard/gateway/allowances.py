@@ -52,7 +52,8 @@ class Allowances:
         number = ticket.account
         account = self._accounts.get(number)
         if account is None:
-            account = self._accounts[number] = self._account(ticket)
+            account = self._accounts[number] = _Account(None, None)
+        self._limit(account, ticket)
         account.slots.add(ticket.slot)
         self._by_slot[ticket.slot] = number
 
@@ -111,13 +112,19 @@ class Allowances:
             for share in account.shares or ():
                 share.lapse()
 
-    def _account(self, ticket: Ticket | Regranted) -> _Account:
+    def _limit(self, account: _Account, ticket: Ticket | Regranted) -> None:
+        """Have the account the kinds of limits that it has by now; other sessions of it are about to be told too."""
         number, send = ticket.account, self._send
-        lease = Allowance(lambda empty: send(LeaseWanted(number, empty)), ahead=True) if ticket.leased else None
+        if not ticket.leased and account.lease is not None:
+            send(LeaseReturned(number, account.lease.take_all()))
+            account.lease = None
+        elif ticket.leased and account.lease is None:
+            account.lease = Allowance(lambda empty: send(LeaseWanted(number, empty)), ahead=True)
         if not ticket.paced:
-            return _Account(lease, None)
-        up, down = (
-            Allowance(lambda _, direction=direction: send(ShareWanted(number, direction)), ahead=False)  # type: ignore[misc]  # mypy knows no defaults of lambdas
-            for direction in (UP, DOWN)
-        )
-        return _Account(lease, (up, down))
+            account.shares = None
+        elif account.shares is None:
+            up, down = (
+                Allowance(lambda _, direction=direction: send(ShareWanted(number, direction)), ahead=False)  # type: ignore[misc]  # mypy knows no defaults of lambdas
+                for direction in (UP, DOWN)
+            )
+            account.shares = up, down

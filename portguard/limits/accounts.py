@@ -144,7 +144,11 @@ class Accounts:
                 for key, holding in account.holdings.items()
             }
             pool = self.account(Owner(role, "", ""))
-            pool.holdings = holdings if self.limits(role).pooled_quota else {}
+            if not self.limits(role).pooled_quota:
+                outstanding, holdings = pool.outstanding(), {}
+                # Nobody will put it back here.
+                pool.used = [used - outstanding for used in pool.used]
+            pool.holdings = holdings
             if role not in shared:
                 self._count_members(role, range(len(PERIODS)))
         self._to_check = dict(self._accounts)

@@ -199,6 +199,17 @@ class Leases:
         # Also when its sessions have ended and used everything: somebody may have waited to hear so.
         return self.serve_waiting(owner.role, now_s)
 
+    def recall_excess(self) -> list[Answer]:
+        """Have given back what is leased beyond the quotas, which may have become smaller."""
+        excess = [
+            holding
+            for holding in self._holdings.values()
+            if not holding.recalled and holding.unspent() > 0 and self._accounts.left(holding.owner) < 0
+        ]
+        for holding in excess:
+            holding.recalled = True
+        return [Recall(holding.worker, holding.owner) for holding in excess]
+
     def cancel(self, lease: Lease) -> None:
         """A lease could not be written, and its worker was not told of it."""
         self._accounts.not_written(lease.owner)
