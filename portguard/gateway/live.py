@@ -56,7 +56,8 @@ class Live:
     def recheck(self, setup: Setup, at: datetime) -> bool:
         """Decide on it as if it began `at` (aware); return whether it may go on, else it is being closed.
 
-        *Fails closed*. A session whose service is somewhere else by now ends with `policy_changed`.
+        *Fails closed*. A session whose service is somewhere else by now, or whose certificate means another identity,
+        ends with `policy_changed`.
         """
         try:
             service, grant = self._decide(setup.snapshot, at)
@@ -86,8 +87,11 @@ class Live:
         return True
 
     def _decide(self, snapshot: Snapshot, at: datetime) -> tuple[Service, Grant]:
-        endpoint = self.endpoint
-        self.caller = caller = snapshot.trusts.identify(endpoint.verified_chain(), endpoint.sent_chain(), at)
+        endpoint, before = self.endpoint, self.caller
+        caller = snapshot.trusts.identify(endpoint.verified_chain(), endpoint.sent_chain(), at)
+        if caller.identity != before.identity:  # all that was counted and recorded is the other one's
+            raise Refused(Reason.POLICY_CHANGED, f"certificate: expected it to mean {self.identity}, got another")
+        self.caller = caller
         name = self.service.name
         decision = decide(snapshot.policy, Request(caller.identity, caller.groups, name, self.source, at))
         if isinstance(decision, Refusal):
