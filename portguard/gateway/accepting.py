@@ -45,6 +45,7 @@ class Acceptor:
         self._on_accepted = on_accepted
         self._loop = asyncio.get_running_loop()
         self._resuming: asyncio.TimerHandle | None = None  # the end of a pause
+        self._over = False
 
     def start(self) -> None:
         """Take connections from now on, also when there was a pause."""
@@ -72,11 +73,14 @@ class Acceptor:
             if sock not in listening:
                 sock.close()
         self._listening = listening
-        if goes_on:
+        if self._over:
+            self.close()  # or who connects would wait for ever
+        elif goes_on:
             self.start()
 
     def close(self) -> None:
         """Take no more, ever: the kernel refuses who connects now. May be called twice."""
+        self._over = True
         self.stop()
         for sock in self._listening:
             sock.close()

@@ -8,6 +8,7 @@ apply     swap one reference, here and in every worker, and look at every live s
 
 import asyncio
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -136,8 +137,8 @@ class Reloader:
         before = self.in_force
         bundle, snapshot = await asyncio.to_thread(_read, before.bundle.configuration_path)
         kept, needs_restart = _keep_what_needs_a_restart(before.snapshot.configuration, snapshot.configuration)
-        if bundle.revision == before.bundle.revision:
-            return Reloaded(bundle.revision, False, 0, (), snapshot.warnings)
+        if snapshot.revision == before.snapshot.revision:
+            return Reloaded(snapshot.revision, False, 0, needs_restart, snapshot.warnings)
         snapshot = replace(snapshot, configuration=kept)
         after = _bind(before, bundle, snapshot)
         try:
@@ -154,7 +155,7 @@ class Reloader:
         for warning in snapshot.warnings:
             log.event("warning", "configuration.warning", message=warning)
         await rest
-        return Reloaded(bundle.revision, True, await closing, needs_restart, snapshot.warnings)
+        return Reloaded(snapshot.revision, True, await closing, needs_restart, snapshot.warnings)
 
 
 def _read(path: str) -> tuple[Bundle, Snapshot]:
@@ -164,13 +165,21 @@ def _read(path: str) -> tuple[Bundle, Snapshot]:
 
 def _keep_what_needs_a_restart(before: Configuration, after: Configuration) -> tuple[Configuration, tuple[str, ...]]:
     changed = []
+    only_state = _audit_path_as_written(before) == _audit_path_as_written(after)
     for place in _NEEDS_RESTART:
         section, _, key = place.partition(".")
         old, new = getattr(before, section), getattr(after, section)
         if getattr(old, key) != getattr(new, key):
-            changed.append(_WRITTEN.get(place, place))
+            if place != "audit.path" or not only_state:
+                changed.append(_WRITTEN.get(place, place))
             after = replace(after, **{section: replace(new, **{key: getattr(old, key)})})
     return after, tuple(changed)
+
+
+def _audit_path_as_written(configuration: Configuration) -> str:
+    """`audit.path` as far as it does not follow from `gateway.state`."""
+    path, state = configuration.audit.path, configuration.gateway.state
+    return os.path.relpath(path, state) if path.startswith(f"{state}/") else path
 
 
 def _bind(before: InForce, bundle: Bundle, snapshot: Snapshot) -> InForce:
