@@ -19,6 +19,7 @@ _COMMANDS = {
     "policy": "portguard.cli.policy:policy",
     "quickstart": "portguard.cli.quickstart:quickstart",
     "quota": "portguard.cli.quota:quota",
+    "reexec": "portguard.cli.reexec:reexec",
     "reload": "portguard.cli.reload:reload",
     "serve": "portguard.cli.serve:serve",
 }

@@ -26,7 +26,7 @@ def serve(context: click.Context, configuration_path: str, check: bool, as_json:
     if as_json:
         raise UsageError("serve: expected --json only together with --check, got it alone")
     # The event loop and all that hangs on it: not for --check, which runs on every commit of somebody's policy.
-    from portguard.gateway.supervisor import serve as run  # noqa: PLC0415
+    from portguard.gateway.startup import serve as run  # noqa: PLC0415
 
     context.exit(run(configuration_path))
 

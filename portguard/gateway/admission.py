@@ -8,10 +8,10 @@ answer is bounded too.
 """
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import TypedDict, TypeVar
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any, TypedDict, TypeVar
 
 from portguard.errors import Refused
 from portguard.gateway.slots import SlotTable
@@ -107,6 +107,45 @@ class Admission:
         self._max_pending_per_address = max_pending_per_address
         self._exempt = tuple(exempt)
 
+    def state(self) -> dict[str, Any]:
+        """Everything, for another program that goes on with it: what json.dumps() takes."""
+        return {
+            "sessions": [asdict(session) for session in self.sessions.values()],
+            "pending": [
+                [connection, pending.worker, None if pending.counted is None else str(pending.counted)]
+                for connection, pending in self._pending.items()
+            ],
+            "last_connection": self._last_connection,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`; the slots are those of then."""
+        for document in state["sessions"]:
+            session = Session(
+                **document
+                | {
+                    "owner": Owner(*document["owner"]),
+                    "client": Client(**document["client"] | {"groups": tuple(document["client"]["groups"])}),
+                    "upstreams": tuple(document["upstreams"]),
+                }
+            )
+            self.sessions[session.slot] = session
+            self._count(session)
+        taken = self.sessions.keys()
+        self._free = [slot for slot in self._free if slot not in taken]
+        for connection, worker, counted in state["pending"]:
+            address = None if counted is None else ip_address(counted)
+            self._pending[connection] = _Pending(worker, address)
+            self._per_worker[worker] += 1
+            if address is not None:
+                self._per_address[address] += 1
+        self._last_connection = state["last_connection"]
+
+    def _count(self, session: Session) -> None:
+        self._per_worker[session.worker] += 1
+        self._per_owner[session.owner] += 1
+        self._per_service[session.service] += 1
+
     @property
     def pending(self) -> int:
         """How many connections are neither sessions nor gone."""
@@ -177,9 +216,7 @@ class Admission:
         self._slots.open(slot, pending.worker, now_ns)
         session = Session(session_id, slot, pending.worker, owner, service, client, upstreams, now_ns)
         self.sessions[slot] = session
-        self._per_worker[pending.worker] += 1
-        self._per_owner[owner] += 1
-        self._per_service[service] += 1
+        self._count(session)
         return session
 
     def gone(self, connection: int) -> None:

@@ -28,6 +28,7 @@ class Notifier:
 
     def __init__(self, address: str | None = None, watchdog_s: float | None = None):
         """`address` as in `$NOTIFY_SOCKET`. `watchdog_s`: keep-alives are expected so often; None: never."""
+        self._given = address, watchdog_s
         self._watchdog_s = watchdog_s if address is not None else None
         self._alive_s: float | None = None  # when the last keep-alive went out
         self._extended_s: float | None = None
@@ -55,6 +56,11 @@ class Notifier:
         usec, meant = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", None)
         watched = usec.isascii() and usec.isdigit() and int(usec) > 0 and meant in (None, str(pid))
         return cls(address or None, int(usec) / 1e6 if watched else None)
+
+    @property
+    def passed_on(self) -> tuple[str | None, float | None]:
+        """What another program is to be made with that takes this one's place."""
+        return self._given
 
     def close(self) -> None:
         """Say no more."""

@@ -5,6 +5,7 @@ their slots, and shows operators what goes on.
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -13,25 +14,21 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from ipaddress import ip_address
-
-import uvloop
+from typing import Any
 
 from portguard import __version__
 from portguard.control.access import Access, Level, Peer
 from portguard.control.listening import ControlSocket
-from portguard.control.listening import listen as listen_to_operators
 from portguard.control.routes import Arguable, Arguments, Conflict, Route
 from portguard.control.server import ControlServer
-from portguard.errors import Refused
+from portguard.errors import PortguardError, Refused
 from portguard.gateway.accepting import Acceptor
-from portguard.gateway.accounting import Accounting, open_ledger
-from portguard.gateway.activation import receive
+from portguard.gateway.accounting import Accounting
 from portguard.gateway.admission import Account, Admission, Client, PendingBounds, Session
-from portguard.gateway.audit_trail import AuditTrail, Loading, open_recorder
-from portguard.gateway.bundle import read_bundle
+from portguard.gateway.audit_trail import AuditTrail, Loading
 from portguard.gateway.configuration import Configuration
-from portguard.gateway.descriptors import raise_descriptor_limit
-from portguard.gateway.listeners import listen, written_address
+from portguard.gateway.handover import Handover
+from portguard.gateway.listeners import written_address
 from portguard.gateway.meter import Loaded, Meter
 from portguard.gateway.notify import Notifier
 from portguard.gateway.operator_http import OperatorHttp
@@ -53,15 +50,15 @@ from portguard.gateway.protocol import (
     TurnedAway,
 )
 from portguard.gateway.quota_desk import QuotaDesk, Rules
+from portguard.gateway.reexec import HELD_SIGNALS, become, try_out
 from portguard.gateway.reloading import InForce, Reloader
 from portguard.gateway.slots import SlotTable
-from portguard.gateway.snapshot import Snapshot, build
+from portguard.gateway.snapshot import Snapshot
 from portguard.gateway.standing import Standings
 from portguard.gateway.workers import Worker, Workers
 from portguard.limits.accounts import Warned
 from portguard.limits.ledger import Owner, Store
 from portguard.observe import log
-from portguard.observe.audit.recorder import Recorder
 from portguard.observe.faults import Faults
 from portguard.observe.metrics import Reading
 from portguard.policy.quantities import format_quota
@@ -69,46 +66,12 @@ from portguard.reasons import Reason
 
 _STOP_S = 10.0  # for workers to end once told to; more than a connection lingers
 _TICK_S = 1.0
+_SILENCE_S = 5.0  # for what is under way when another program is to take over
+_LOOK_EVERY_S = 0.01
+_ANSWER_S = 0.2  # for an answer to be on its way before this program ends
 
 # Clients come back, and taking an address apart costs more than remembering it.
 _address = lru_cache(maxsize=4096)(ip_address)
-
-
-def serve(configuration_path: str) -> int:
-    """Run the gateway until it is told to end; return the exit code, 1 when sessions were cut.
-
-    Raises ConfigurationError before anything listens.
-    """
-    notifier = Notifier.take(os.environ, os.getpid())
-    handed_over = receive(os.environ, os.getpid())
-    bundle = read_bundle(configuration_path)
-    snapshot = build(bundle)
-    settings = snapshot.configuration.log
-    log.configure(json_lines=settings.format == "json", level=settings.level)
-    for warning in snapshot.warnings:
-        log.event("warning", "configuration.warning", message=warning)
-    raise_descriptor_limit(snapshot.configuration.capacity, configuration_path)
-    bound, metrics = listen(snapshot.configuration, snapshot.policy, handed_over)
-    in_force = InForce(bundle, snapshot, tuple(bound), metrics)
-    ledger = open_ledger(snapshot.configuration)
-    recorder = open_recorder(snapshot.configuration)
-    gateway = snapshot.configuration.gateway
-    control = listen_to_operators(gateway.control, snapshot.configuration.control.group, configuration_path)
-    floods = log.Floods()
-    Faults(floods).watch_process()
-    return uvloop.run(_run(in_force, control, floods, recorder, ledger, notifier))
-
-
-async def _run(
-    in_force: InForce,
-    control: ControlSocket,
-    floods: log.Floods,
-    recorder: Recorder,
-    ledger: Store,
-    notifier: Notifier,
-) -> int:
-    trail = AuditTrail(recorder, required=in_force.snapshot.configuration.audit.required)
-    return await Supervisor(in_force, control, floods, trail, ledger, notifier).run()
 
 
 class Supervisor:
@@ -117,6 +80,7 @@ class Supervisor:
     def __init__(
         self,
         in_force: InForce,
+        slots: SlotTable,
         control: ControlSocket,
         floods: log.Floods,
         trail: AuditTrail,
@@ -125,7 +89,6 @@ class Supervisor:
     ):
         snapshot = in_force.snapshot
         configuration = snapshot.configuration
-        capacity = configuration.capacity
         self._loop = asyncio.get_running_loop()
         faults = Faults(floods)
         faults.watch_loop(self._loop)
@@ -133,7 +96,7 @@ class Supervisor:
         self._operators = control
         self._trail = trail
         self._notifier = notifier
-        self._slots = SlotTable.create(capacity.max_sessions)
+        self._slots = slots
         self._admission = Admission(self._slots, **_pending_bounds(configuration))
         self._meter = Meter(
             self._slots,
@@ -159,6 +122,7 @@ class Supervisor:
             routes=[
                 Route("GET", "/v1/status", Level.VIEWER, self._on_status),
                 Route("POST", "/v1/reload", Level.OPERATOR, self._on_reload),
+                Route("POST", "/v1/reexec", Level.OPERATOR, self._on_reexec),
                 *QuotaDesk(
                     self._accounting.accounts, lambda: Rules.of(self._snapshot), self._accounting.serve_waiting
                 ).routes,
@@ -181,22 +145,30 @@ class Supervisor:
         self._stopping = False
         self._cut = False  # a session did not end by itself
         self._announced = False
+        self._generation = 1  # how many programs have served in this process
+        self._leaving = False  # another one is about to take over
+        self._background: set[asyncio.Task[None]] = set()
         self._over: asyncio.Future[int] = self._loop.create_future()
 
-    async def run(self) -> int:
-        """Serve; return the exit code."""
+    async def run(self, handover: Handover | None = None) -> int:
+        """Serve, from the start or from where another program has left off; return the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_stop_signal)
         self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        self._loop.add_signal_handler(signal.SIGUSR2, self._on_reexec_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
         in_force = self._reloader.in_force
         self._trail.start(self._snapshot.configuration.gateway.name)
-        loading = Loading(in_force.bundle, in_force.snapshot)
-        self._trail.loaded(loading, kept=loading.keep())
-        _log_listening(in_force, None)
+        if handover is None:
+            loading = Loading(in_force.bundle, in_force.snapshot)
+            self._trail.loaded(loading, kept=loading.keep())
+            _log_listening(in_force, None)
+        else:
+            self._take_over(handover.state)
         await self._http.start(in_force.metrics)
         self._control.start(self._operators)
         self._workers.start(self._snapshot.configuration.gateway.workers or os.cpu_count() or 1)
-        ticker = asyncio.create_task(self._tick(), name="tick")
+        ticker = self._ticker = asyncio.create_task(self._tick(), name="tick")
         try:
             code = await self._over
         finally:
@@ -339,9 +311,9 @@ class Supervisor:
         if self._draining:
             return
         self._acceptor.start()
-        if not self._announced and len(self._workers.serving) == len(self._workers):
+        if not self._announced and len(self._workers.serving) == self._workers.wanted:
             self._announced = True
-            log.event("info", "gateway.ready", workers=len(self._workers))
+            log.event("info", "gateway.ready", workers=len(self._workers.serving))
             self._notifier.ready(self._status())
 
     def _on_worker_gone(self, worker: Worker) -> None:
@@ -351,7 +323,7 @@ class Supervisor:
             return
         if not self._workers.serving:
             self._acceptor.stop()
-        self._meter.totals.worker_restarts += 1
+        self._meter.totals.worker_restarts += not worker.retiring
 
     def _log_lost(self, worker: Worker) -> None:
         """End, in the books, what a worker that is no more still had."""
@@ -431,6 +403,7 @@ class Supervisor:
             "version": __version__,
             "pid": os.getpid(),
             "policy": self._snapshot.revision,
+            "generation": self._generation,
         }
 
     def _on_act(self, peer: Peer, method: str, path: str, given: Arguable, outcome: str) -> None:
@@ -481,6 +454,85 @@ class Supervisor:
         worker.channel.send(self._accounting.move(session))
         self._accounting.opened(session)
         self._trail.moved(session)
+
+    # Another version of the program.
+
+    def _on_reexec_signal(self) -> None:
+        task = self._loop.create_task(self._reexec_quietly(), name="reexec")
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _reexec_quietly(self) -> None:
+        with contextlib.suppress(PortguardError):  # which the log has
+            await self._try_successor()
+            await self._leave("SIGUSR2")
+
+    async def _on_reexec(self, peer: Peer, given: Arguable) -> object:
+        Arguments(given).finish()
+        await self._try_successor()
+        # Once the answer is out.
+        self._loop.call_later(_ANSWER_S, lambda: self._loop.create_task(self._leave(str(peer)), name="reexec"))
+        return {"trial": "passed"}
+
+    async def _try_successor(self) -> None:
+        """Raises PortguardError when the version that is installed now could not take over."""
+        if self._draining or self._leaving:
+            raise Conflict("expected a gateway that goes on, got one that ends or is being replaced")
+        self._leaving = True
+        try:
+            await try_out(self._handover())
+        except PortguardError as error:
+            self._leaving = False
+            log.event("error", "gateway.reexec_failed", message=str(error))
+            raise
+
+    async def _leave(self, by: str) -> None:
+        """Become the version that is installed now, unless what is under way does not end."""
+        self._acceptor.stop()
+        if self._draining or not await self._fall_silent():
+            self._leaving = False
+            self._workers.resume()
+            if not self._draining:
+                self._acceptor.start()
+            log.event("error", "gateway.reexec_failed", message="expected what was under way to end soon, got no end")
+            return
+        self._ticker.cancel()
+        self._notifier.reloading(time.monotonic())
+        await self._accounting.suspend()
+        await self._trail.suspend(by)
+        log.event("info", "gateway.reexec", by=by, sessions=len(self._admission.sessions))
+        become(self._handover())
+
+    async def _fall_silent(self) -> bool:
+        """Hear nobody, and wait until nobody waits for an answer of ours; return whether it came to that."""
+        self._workers.pause()
+        deadline_s = time.monotonic() + _SILENCE_S
+        while self._trail.is_deciding or self._accounting.is_securing:
+            if time.monotonic() > deadline_s:
+                return False
+            await asyncio.sleep(_LOOK_EVERY_S)
+        return await self._workers.flush()
+
+    def _handover(self) -> Handover:
+        state = {
+            "generation": self._generation,
+            "admission": self._admission.state(),
+            "accounting": self._accounting.state(),
+            "trail": self._trail.state(),
+            "meter": self._meter.state(),
+            "workers": self._workers.state(),
+        }
+        return Handover.of(self._reloader.in_force, self._operators, self._slots, self._notifier, state)
+
+    def _take_over(self, state: Mapping[str, Any]) -> None:
+        """Go on where the program before this one has left off."""
+        self._generation = state["generation"] + 1
+        self._admission.restore(state["admission"])
+        self._meter.restore(state["meter"])
+        self._trail.restore(state["trail"])
+        self._workers.adopt(state["workers"])
+        self._accounting.restore(state["accounting"], self._admission.sessions)
+        log.event("info", "gateway.take_over", version=__version__, sessions=len(self._admission.sessions))
 
     # The end.
 

@@ -104,11 +104,14 @@ class Workers:
         """The worker of that number; None when it is gone."""
         return self._all.get(number)
 
-    async def quiesce(self) -> bool:
-        """Hear nothing more of anybody, and have all sent that was said; return whether that was possible in time."""
-        await asyncio.gather(*self._reaping)
+    def pause(self) -> None:
+        """Hear nothing of anybody; what they say waits."""
         for worker in self:
             worker.channel.pause()
+
+    async def flush(self) -> bool:
+        """Have all sent that was said, and ended processes collected; return whether that was possible in time."""
+        await asyncio.gather(*self._reaping)
         flushes = [asyncio.ensure_future(worker.channel.flush()) for worker in self]
         if not flushes:
             return True

@@ -113,9 +113,9 @@ def test_json_is_for_checking_only(folder, portguard):
 
 def test_serving_hands_the_file_to_the_supervisor_and_returns_its_exit_code(folder, portguard, monkeypatch):
     served = []
-    supervisor = type(sys)("portguard.gateway.supervisor")
-    supervisor.serve = lambda path: served.append(path) or 1
-    monkeypatch.setitem(sys.modules, "portguard.gateway.supervisor", supervisor)
+    startup = type(sys)("portguard.gateway.startup")
+    startup.serve = lambda path: served.append(path) or 1
+    monkeypatch.setitem(sys.modules, "portguard.gateway.startup", startup)
     assert portguard("serve", "-c", folder.configuration) == (1, "", "")
     assert served == [folder.configuration]
 

@@ -230,6 +230,7 @@ def _serve(
     gateway: str = "",
     metrics: str = "",
     workers: int = 2,
+    **popen: object,
 ) -> Gateway:
     folder.mkdir()
     now = datetime.now(UTC)
@@ -261,11 +262,11 @@ trust_domain = "gateway.test"
     ]
     role = '[[roles]]\nname = "team"\nmembers = ["alice"]\nservices = ["*"]'
     folder.joinpath("policy.toml").write_text("\n".join([role if policy is None else policy, *tables, ""]))
-    return _run(start, folder, authority)
+    return _run(start, folder, authority, **popen)
 
 
-def _run(start: Start, folder: Path, authority: Authority) -> Gateway:
-    program = start([*PORTGUARD, "serve", "-c", str(folder / "portguard.toml")])
+def _run(start: Start, folder: Path, authority: Authority, **popen: object) -> Gateway:
+    program = start([*PORTGUARD, "serve", "-c", str(folder / "portguard.toml")], **popen)
     program.wait_until_it_says("gateway.ready")
     listening = re.findall(r"gateway\.listen address=\S+:(\d+)(?: service=(\S+))?", program.said)
     ports = {service: int(port) for port, service in listening}

@@ -16,7 +16,7 @@ import pytest
 from tests.echo import echo_service
 from tests.unharmed import echoes, workers
 
-_SERVE = "import sys; from portguard.gateway import supervisor, workers; {}; sys.exit(supervisor.serve(sys.argv[1]))"
+_SERVE = "import sys; from portguard.gateway import startup, workers; {}; sys.exit(startup.serve(sys.argv[1]))"
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from portguard.gateway.protocol import (
 )
 from portguard.gateway.reloading import InForce
 from portguard.gateway.slots import UPSTREAM
+from portguard.gateway.slots import SlotTable
 from portguard.gateway.snapshot import build
 from portguard.gateway.supervisor import Supervisor
 from portguard.observe import log
@@ -62,7 +63,7 @@ async def supervisor(tmp_path, trail):
     control = listen(str(tmp_path / "control.sock"), "root", bundle.configuration_path)
     with socket.socket() as metrics:
         in_force = InForce(bundle, build(bundle), (), metrics)
-        yield Supervisor(in_force, control, log.Floods(), trail, MemoryLedger(), Notifier())
+        yield Supervisor(in_force, SlotTable.create(8), control, log.Floods(), trail, MemoryLedger(), Notifier())
     control.close()
     loop.set_exception_handler(handler)
 

@@ -1,0 +1,181 @@
+"""Reexec: another version of the program takes over in place, or is found unable to and changes nothing."""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+import portguard
+from tests.e2e.conftest import PORTGUARD
+from tests.echo import echo_service
+from tests.unharmed import descriptors, echoes, processes, workers
+
+_PATIENCE_S = 60
+
+
+@pytest.fixture
+def echo():
+    with echo_service() as address:
+        yield address
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A copy of the program, which a test can change as an upgrade would."""
+    folder = tmp_path / "installed"
+    shutil.copytree(Path(portguard.__file__).parent, folder / "portguard")
+    return folder
+
+
+@pytest.fixture
+def gateway(start_gateway, echo, program):
+    policy = '''[[roles]]
+name = "team"
+members = ["alice"]
+services = ["*"]
+quota = ["1TB/day"]
+'''
+    return start_gateway({"echo": echo}, policy=policy, env=os.environ | {"PYTHONPATH": str(program)})
+
+
+def upgrade(program, version):
+    init = program / "portguard" / "__init__.py"
+    text = re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', init.read_text())
+    assert version in text
+    init.write_text(text)
+
+
+def run(gateway, *arguments, code=0):
+    command = [*PORTGUARD, *arguments, "-c", str(gateway.folder / "portguard.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def metric(gateway, name):
+    with urllib.request.urlopen(f"http://127.0.0.1:{gateway.metrics_port}/metrics", timeout=_PATIENCE_S) as answer:
+        [value] = re.findall(rf"^portguard_{name} (\S+)$", answer.read().decode(), re.MULTILINE)
+    return float(value)
+
+
+class Transfer:
+    """An echo that goes on in a thread until finish(), checked piece by piece."""
+
+    def __init__(self, gateway):
+        self._client = gateway.connect("echo")
+        self._over = threading.Event()
+        self.moved = 0
+        self.failure = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self):
+        try:
+            while not self._over.is_set():
+                piece = os.urandom(20_000)
+                self._client.sendall(piece)
+                received = b""
+                while len(received) < len(piece):
+                    data = self._client.recv(65536)
+                    assert data, "expected an echo, got the end"
+                    received += data
+                assert hashlib.sha256(received).digest() == hashlib.sha256(piece).digest()
+                self.moved += len(piece)
+        except (OSError, AssertionError) as error:
+            self.failure = error
+
+    def finish(self):
+        self._over.set()
+        self._thread.join(_PATIENCE_S)
+        assert self.failure is None, self.failure
+        self._client.unwrap()
+        self._client.close()
+
+
+@contextlib.contextmanager
+def transfers(gateway, count):
+    running = [Transfer(gateway) for _ in range(count)]
+    try:
+        yield running
+    finally:
+        for transfer in running:
+            transfer.finish()
+
+
+def test_a_new_version_takes_over_while_sessions_go_on(gateway, program):
+    pid, before = gateway.program.process.pid, set(workers(gateway))
+    with transfers(gateway, 4) as running:
+        gateway.program.wait_until(lambda: all(one.moved for one in running), "bytes moved")
+        upgrade(program, "9.9.9")
+        out = run(gateway, "reexec")
+        assert "version 9.9.9 has taken over; sessions: 4" in out
+        assert gateway.program.process.pid == pid
+        moved = [one.moved for one in running]
+        gateway.program.wait_until(
+            lambda: all(one.moved > then for one, then in zip(running, moved, strict=True)), "sessions went on"
+        )
+        echoes(gateway)
+        assert len(set(workers(gateway)) - before) == 2
+    gateway.wait_for_log(r"session\.close .*reason=client_closed", count=5)
+    gateway.wait_for_log("worker.retired", count=2)
+    total = sum(one.moved for one in running) + 1000
+    assert metric(gateway, r'received_bytes_total\{identity="alice",service="echo"\}') == total
+    assert metric(gateway, r'sessions_active\{role="team",service="echo"\}') == 0
+    assert f"{2 * total}" in run(gateway, "quota", "show", "--json")
+    assert "gateway.fault" not in gateway.log
+    assert gateway.program.stop() == 0
+    run(gateway, "audit", "verify")
+
+
+def test_it_can_be_done_again_and_again(gateway):
+    with transfers(gateway, 2) as running:
+        for _ in range(3):
+            run(gateway, "reexec")
+            echoes(gateway)
+        moved = [one.moved for one in running]
+        gateway.program.wait_until(
+            lambda: all(one.moved > then for one, then in zip(running, moved, strict=True)), "sessions went on"
+        )
+    gateway.wait_for_log("worker.retired", count=6)
+    gateway.program.wait_until(lambda: len(workers(gateway)) == 2, "only the workers of the last version were left")
+    held = descriptors(gateway)
+    run(gateway, "reexec")
+    gateway.program.wait_until(
+        lambda: descriptors(gateway)[gateway.program.process.pid] <= held[gateway.program.process.pid],
+        "no descriptor was left behind",
+    )
+    assert gateway.program.stop() == 0
+
+
+def test_sigusr2_does_the_same(gateway, program):
+    upgrade(program, "9.9.9")
+    gateway.program.process.send_signal(signal.SIGUSR2)
+    gateway.wait_for_log("gateway.take_over .*version=9.9.9")
+    echoes(gateway)
+
+
+@pytest.mark.parametrize("broken", ["trial", "worker", "configuration"])
+def test_a_version_that_fails_its_trial_changes_nothing(gateway, program, broken):
+    if broken == "configuration":
+        with (gateway.folder / "portguard.toml").open("a") as file:
+            file.write("nonsense")
+    else:
+        module = {"trial": "handover.py", "worker": "worker.py"}[broken]
+        path = program / "portguard" / "gateway" / module
+        path.write_text("raise SystemExit(7)\n" + path.read_text())
+    before = processes(gateway)
+    with transfers(gateway, 2):
+        out = run(gateway, "reexec", code=2 if broken == "configuration" else 1)
+        assert ("trial: expected" in out) == (broken != "configuration")
+    assert processes(gateway) == before
+    echoes(gateway)
+    assert "gateway.take_over" not in gateway.log
+    assert gateway.program.stop() == 0
