@@ -86,6 +86,7 @@ class Accounting:
         self._owners: list[Owner] = []  # by number
         self._numbers: dict[Owner, int] = {}
         self._sessions: dict[int, Session] = {}  # by slot, those that may move bytes
+        self._moved_before: dict[int, int] = {}  # by slot, of those that are about to go on in another role
         # Workers that wait for the ledger, and since when: their lease is being written, or could not be.
         self._securing: dict[tuple[int, Owner], float] = {}
         self._stalled: dict[tuple[int, Owner], float] = {}
@@ -177,11 +178,13 @@ class Accounting:
     def opened(self, session: Session) -> None:
         """The session's ticket is on its way."""
         self._sessions[session.slot] = session
-        self._act(self._leases.open(session.slot, session.worker, session.owner, time.time()))
+        moved_bytes = self._moved_before.pop(session.slot, 0)
+        self._act(self._leases.open(session.slot, session.worker, session.owner, time.time(), moved_bytes))
 
     def move(self, session: Session) -> Regranted:
         """A session goes on under other limits, perhaps in another role. `opened` is to follow."""
-        self._leases.end(session.slot, self._moved(session.slot), time.time())
+        moved_bytes = self._moved_before[session.slot] = self._moved(session.slot)
+        self._leases.end(session.slot, moved_bytes, time.time())
         ticket = self.ticket(0, session)
         return Regranted(session.slot, ticket.account, ticket.leased, ticket.paced)
 

@@ -341,6 +341,52 @@ def test_a_ledger_that_is_locked_keeps_new_sessions_out_until_it_is_not(start_li
         exchange(live)
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """`small_disk(folder)` puts a disk of 2 MB there."""
+    mounted = []
+
+    def mount(folder):
+        command = ["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+        if done.returncode:
+            pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+        mounted.append(folder)
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True, timeout=PATIENCE_S)
+
+
+def fill(path):
+    """Write until there is no room."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_ledger_on_a_full_disk_keeps_new_sessions_out_until_there_is_room(
+    start_limited, start_again, small_disk, tmp_path
+):
+    gateway = start_limited("", configuration=f'[audit]\npath = "{tmp_path}/audit/audit.jsonl"\n')
+    assert gateway.program.stop() == 0
+    small_disk(gateway.folder / "state")
+    gateway = start_again(gateway)
+    filler = gateway.folder / "state" / "filler"
+    with session(gateway, "bob") as live:
+        fill(filler)
+        wait_until_red(gateway, "a full disk")
+        assert connect_answer(gateway, "echo")[2]["reason"] == "ledger_unavailable"
+        exchange(live)
+        filler.unlink()
+        wait_until_ready(gateway)
+        echoes(gateway)
+    assert gateway.program.stop() == 0
+    with contextlib.closing(sqlite3.connect(ledger_of(gateway))) as ledger:
+        used = dict(ledger.execute("SELECT name, used_bytes FROM usage WHERE period = 'day'").fetchall())
+    assert used == {"alice": 2000, "bob": 2004}
+
+
 def test_a_transfer_that_waits_for_the_ledger_goes_on_where_it_was(start_limited):
     with counting(12 * MB) as source:
         gateway = start_limited('quota = ["1GB/day"]\nbandwidth = "6MB/s"', {"source": source.address})

@@ -256,6 +256,22 @@ async def test_what_a_session_moved_is_in_the_ledger_to_the_byte_once_nobody_dra
     assert books.ledger.closed
 
 
+@pytest.mark.parametrize("limits", ["", 'quota = ["1MB/day"]'])
+async def test_a_byte_that_was_quicker_than_the_supervisor_counts(limits):
+    books = Books(limits)
+    first = await books.open()
+    session = replace(first, slot=3)
+    books.slots.open(3, 0, 0)
+    books.move(session, 1)  # its worker had the ticket, and bytes that were leased to another session
+    books.accounting.opened(session)
+    books.end(session)
+    books.end(first)
+    if limits:
+        await books.say(0, LeaseReturned(0, books.take_sent()[0][3] - 1))
+    await books.accounting.stop()
+    assert books.used() == 1
+
+
 async def test_a_session_that_was_never_opened_ends_without_a_trace():
     books = Books('quota = ["1MB/day"]')
     books.slots.open(3, 0, 0)

@@ -309,8 +309,8 @@ def test_a_session_that_ends_twice_is_a_fault():
 def test_a_session_that_comes_from_another_role_brings_nothing_it_moved_there():
     s = Stage(day(MANY))
     s.moved[0] = s.moved[1] = 5000
-    s.open(0, W1)
-    s.open(1, W1, Owner("free", "staff", "anna"))
+    s.leases.open(0, W1, ANNA, s.now_s, 5000)
+    s.leases.open(1, W1, Owner("free", "staff", "anna"), s.now_s, 5000)
     s.moved[0] = s.moved[1] = 5100
     s.leases.note(1, s.now_s)
     s.end(0)
@@ -318,6 +318,18 @@ def test_a_session_that_comes_from_another_role_brings_nothing_it_moved_there():
     s.give_back(W1, FIRST_BYTES - 100)
     assert s.accounts.left(ANNA) == MANY - 100
     assert s.accounts.account(Owner("free", "staff", "anna")).used == [100] * 4
+
+
+def test_what_a_session_moved_before_the_supervisor_came_to_open_it_counts():
+    s = Stage(day(MANY))
+    s.moved[0] = s.moved[1] = 70
+    s.open(0, W1)
+    s.open(1, W1, Owner("free", "staff", "anna"))
+    s.end(0)
+    s.end(1)
+    s.give_back(W1, FIRST_BYTES - 70)
+    assert s.accounts.left(ANNA) == MANY - 70
+    assert s.accounts.account(Owner("free", "staff", "anna")).used == [70] * 4
 
 
 def test_use_without_a_quota_is_noted_once():
