@@ -206,9 +206,19 @@ class Stunnel(Peer):
 
 
 class Portguard(Peer):
-    """The repository's package, with a policy of one role. The client names its service by SNI: there is one port."""
+    """The repository's package, with a policy of one role. The client names its service by SNI: there is one port.
+
+    It is as one would run it: with quotas and rates that are never reached, and an audit that sessions wait for.
+    """
 
     name = "portguard"
+    _limits = (
+        "max_sessions = 8000\n"
+        'connect_rate = "100000/s"\n'
+        'quota = ["1TB/hour", "10TB/day", "100TB/month"]\n'
+        'pooled_quota = ["1000TB/month"]\n'
+    )
+    _audit = ""
 
     # -P: the folder in which it runs is no place to import from.
     _command = (sys.executable, "-P", "-m", "portguard")
@@ -245,18 +255,26 @@ max_sessions = 8000
 listen = "127.0.0.1:{metrics}"
 [log]
 level = "warning"
-"""
+{self._audit}"""
         )
         services = "".join(
             f'[services.{service}]\nupstream = ["127.0.0.1:{upstream}"]\n'
             for service, upstream in setting.upstreams.items()
         )
-        role = '[[roles]]\nname = "bench"\nmembers = ["alice"]\nservices = ["*"]\n'
+        role = f'[[roles]]\nname = "bench"\nmembers = ["alice"]\nservices = ["*"]\n{self._limits}'
         (folder / "policy.toml").write_text(services + role)
         return [*self._command, "serve", "-c", configuration]
 
 
-PEERS: tuple[Peer, ...] = (Portguard(), HAProxy(), Nginx(), Stunnel())
+class Unaccounted(Portguard):
+    """The same with nothing limited, and an audit that nobody waits for: what accounting costs is the difference."""
+
+    name = "unaccounted"
+    _limits = ""
+    _audit = "[audit]\nrequired = false\n"
+
+
+PEERS: tuple[Peer, ...] = (Portguard(), Unaccounted(), HAProxy(), Nginx(), Stunnel())
 
 
 @dataclass(frozen=True, slots=True)
