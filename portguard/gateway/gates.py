@@ -8,6 +8,8 @@ from typing import Any
 # A read of fewer bytes than a TLS record has would yield nothing for a long while. What was read too much is held.
 _LEAST_READ = 16 * 1024
 
+_NO_BOUND = sys.maxsize
+
 _NOT_ASKED, _ASKED, _ASKED_EMPTY = range(3)
 
 
@@ -128,11 +130,15 @@ class Gate:
             min(self._allowances, key=lambda allowance: allowance.left).wait(go_on, flow)
 
     def _room(self) -> int:
-        return min((allowance.left for allowance in self._allowances), default=0)
+        room = _NO_BOUND if self._allowances else 0
+        for allowance in self._allowances:
+            if allowance.left < room:  # min() of a generator takes three times as long, on the way of every chunk
+                room = allowance.left
+        return room
 
 
 def unlimited() -> Gate:
     """A gate that lets everything pass."""
     allowance = Allowance(lambda _empty: None, ahead=False)
-    allowance.left = sys.maxsize
+    allowance.left = _NO_BOUND
     return Gate(allowance)
