@@ -22,6 +22,7 @@ _COMMANDS = {
     "reexec": "portguard.cli.reexec:reexec",
     "reload": "portguard.cli.reload:reload",
     "serve": "portguard.cli.serve:serve",
+    "sessions": "portguard.cli.sessions:sessions",
 }
 
 

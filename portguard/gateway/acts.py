@@ -24,7 +24,7 @@ def act_event(method: str, path: str) -> str:
 def act_arguments(given: Mapping[str, object]) -> dict[str, Field]:
     """What the act was given, cut to a size that no caller decides. What is missing is left out."""
     shown = {name[:_LONGEST_NAME]: _shown(value) for name, value in list(given.items())[:_MOST_ARGUMENTS]}
-    arguments = {name: value for name, value in shown.items() if value is not None}
+    arguments: dict[str, Field] = {name: value for name, value in shown.items() if value is not None}
     if (more := len(given) - _MOST_ARGUMENTS) > 0:
         arguments["…"] = f"and {more} more"
     return arguments

@@ -35,6 +35,7 @@ from portguard.gateway.operator_http import OperatorHttp
 from portguard.gateway.protocol import (
     Accepted,
     Admit,
+    End,
     Ended,
     Gone,
     LeaseReturned,
@@ -52,6 +53,7 @@ from portguard.gateway.protocol import (
 from portguard.gateway.quota_desk import QuotaDesk, Rules
 from portguard.gateway.reexec import HELD_SIGNALS, become, try_out
 from portguard.gateway.reloading import InForce, Reloader
+from portguard.gateway.session_desk import SessionDesk
 from portguard.gateway.slots import SlotTable
 from portguard.gateway.snapshot import Snapshot
 from portguard.gateway.standing import Standings
@@ -126,6 +128,12 @@ class Supervisor:
                 *QuotaDesk(
                     self._accounting.accounts, lambda: Rules.of(self._snapshot), self._accounting.serve_waiting
                 ).routes,
+                *SessionDesk(
+                    self._admission.sessions,
+                    self._slots,
+                    lambda: self._snapshot.configuration.namespace,
+                    self._end_session,
+                ).routes,
             ],
             faults=faults,
             on_act=self._on_act,
@@ -141,6 +149,7 @@ class Supervisor:
         )
         self._reloader = Reloader(in_force, workers=self._workers, trail=trail, apply=self._apply, notifier=notifier)
         self._floods = floods
+        self._undecided: dict[str, Reason | None] = {}  # sessions that wait for the audit; why one is to end anyway
         self._draining = False
         self._stopping = False
         self._cut = False  # a session did not end by itself
@@ -261,6 +270,7 @@ class Supervisor:
         except Refused as refused:
             worker.channel.send(Refusal(request.connection, refused.reason, refused.message, refused.retry_after_s))
         else:
+            self._undecided[session.id] = None
             self._trail.opens(request, lambda may: self._on_decided(worker, request, session, may=may))
 
     def _most_sessions_of(self, name: str) -> int | None:
@@ -275,17 +285,27 @@ class Supervisor:
         return self._upstreams[request.service] if request.policy == self._snapshot.revision else ()
 
     def _on_decided(self, worker: Worker, request: Admit, session: Session, *, may: bool) -> None:
+        doomed = self._undecided.pop(session.id, None)
         if self._admission.sessions.get(session.slot) is not session:
             return  # its worker died while the audit was written, and the slot may be another session's by now
         if may:
             self._meter.admitted(session.slot, request.handshake_s)
             worker.channel.send(self._accounting.ticket(request.connection, session))
             self._accounting.opened(session)
+            if doomed is not None:
+                self._end_session(session, doomed)
             return
         account = self._admission.end(session.slot, time.monotonic_ns())
         self._trail.closed(account, Reason.AUDIT_UNAVAILABLE, None)
         reason = Reason.AUDIT_UNAVAILABLE
         worker.channel.send(Refusal(request.connection, reason, reason.sentence, None))
+
+    def _end_session(self, session: Session, reason: Reason) -> None:
+        """Have a session ended that is admitted. One that its worker has not heard of yet ends as soon as it has."""
+        if session.id in self._undecided:
+            self._undecided[session.id] = reason
+        else:
+            self._send(session.worker, End(session.slot, reason))
 
     def _on_warned(self, warned: Warned) -> None:
         owner, quota = warned.owner, warned.quota
@@ -335,6 +355,7 @@ class Supervisor:
 
     def _log_lost_session(self, account: Account) -> None:
         session = account.session
+        self._undecided.pop(session.id, None)
         reason = Reason.GATEWAY_STOPPED if self._stopping else Reason.WORKER_LOST
         self._meter.ended(account, reason)
         self._standings.ended(account, reason)

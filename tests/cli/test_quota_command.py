@@ -1,20 +1,15 @@
 """`portguard quota`: what a person and what a program get to see, and what the gateway is asked to do."""
 
-import asyncio
 import json
-import os
 import sys
-import threading
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from portguard.cli import main as cli
 from portguard.cli.tables import table_lines
-from portguard.control.access import Access, Level
-from portguard.control.listening import listen
+from portguard.control.access import Level
 from portguard.control.routes import Route
-from portguard.control.server import ControlServer
 from portguard.gateway.quota_desk import QuotaDesk, Rules
 from portguard.identity.names import Namespace
 from portguard.limits.accounts import Accounts
@@ -22,6 +17,7 @@ from portguard.limits.ledger import Owner, UsageRow
 from portguard.limits.periods import span_at
 from portguard.policy.model import Limits
 from portguard.policy.quantities import Period, Quota
+from tests.control_double import ControlDouble
 from tests.gateway_folder import CONFIGURATION
 
 ZONE = ZoneInfo("Europe/Zurich")
@@ -30,47 +26,6 @@ LIMITS = {
     "dba": Limits(quota=(Quota(20 * 10**9, Period.DAY),), pooled_quota=(Quota(10**12, Period.MONTH),)),
 }
 RULES = Rules(Namespace({"local": "cn"}, "local", {}), frozenset(LIMITS), ZONE)
-
-
-class Faults:
-    def report(self, message, error):
-        raise AssertionError(message) from error
-
-
-class Gateway(threading.Thread):
-    """A control server with quotas, or with whatever routes it is given, on a loop of its own."""
-
-    def __init__(self, path, routes):
-        super().__init__()
-        self.acts = []
-        self._path = path
-        self._routes = routes
-        self._ready = threading.Event()
-
-    def run(self):
-        asyncio.run(self._serve())
-
-    async def _serve(self):
-        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        server = ControlServer(
-            access=Access(own_uid=os.getuid()),
-            routes=self._routes,
-            faults=Faults(),
-            on_act=lambda _peer, _method, path, given, outcome: self.acts.append((path, given, outcome)),
-        )
-        server.start(listen(str(self._path), "root", "portguard.toml"))
-        self._ready.set()
-        await self._over.wait()
-        await server.stop()
-
-    def __enter__(self):
-        self.start()
-        assert self._ready.wait(30)
-        return self
-
-    def __exit__(self, *_):
-        self._loop.call_soon_threadsafe(self._over.set)
-        self.join(30)
 
 
 @pytest.fixture
@@ -95,7 +50,7 @@ def accounts():
 @pytest.fixture
 def gateway(configuration, accounts):
     desk = QuotaDesk(accounts, lambda: RULES, lambda _role: None, lambda: NOW_S)
-    with Gateway(configuration.parent / "c.sock", desk.routes) as gateway:
+    with ControlDouble(configuration.parent / "c.sock", desk.routes) as gateway:
         yield gateway
 
 
@@ -170,7 +125,7 @@ def test_many_changes_are_told_in_short(configuration, portguard):
     async def reset(_peer, _given):
         return {"reset": [{"role": "dba", "identity": f"user{n}", "periods": ["day"]} for n in range(25)]}
 
-    with Gateway(configuration.parent / "c.sock", [Route("POST", "/v1/quotas/reset", Level.ADMIN, reset)]):
+    with ControlDouble(configuration.parent / "c.sock", [Route("POST", "/v1/quotas/reset", Level.ADMIN, reset)]):
         lines = portguard("reset", "--all")[1].splitlines()
     assert (len(lines), lines[-1]) == (21, "and 5 more (--json prints all)")
 
@@ -254,7 +209,7 @@ def test_a_gateway_that_answers_something_else_is_told_of(configuration, portgua
     async def show(_peer, _given):
         return document
 
-    with Gateway(configuration.parent / "c.sock", [Route("GET", "/v1/quotas", Level.VIEWER, show)]):
+    with ControlDouble(configuration.parent / "c.sock", [Route("GET", "/v1/quotas", Level.VIEWER, show)]):
         code, out, err = portguard("show")
     assert (code, out) == (1, "")
     assert err == "portguard: the gateway: expected an answer that this version understands, got another one\n"
@@ -265,7 +220,7 @@ def test_a_zone_that_this_host_does_not_know_is_shown_as_utc(configuration, port
         line = {"role": "dba", "identity": "a", "period": "day", "limit": None, "granted": 0, "used": 1, "left": None}
         return {"timezone": "Mars/Olympus", "quotas": [line | {"ends": "2026-11-18T23:00:00Z"}]}
 
-    with Gateway(configuration.parent / "c.sock", [Route("GET", "/v1/quotas", Level.VIEWER, show)]):
+    with ControlDouble(configuration.parent / "c.sock", [Route("GET", "/v1/quotas", Level.VIEWER, show)]):
         lines = portguard("show")[1].splitlines()
     assert lines[0].endswith("ENDS (UTC)")
     assert lines[1].endswith("2026-11-18 23:00")

@@ -2,12 +2,21 @@
 
 import json
 import os
+import ssl
 import stat
 import subprocess
 
 import pytest
 
+from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
+
+POLICY = """
+[[roles]]
+name = "team"
+members = ["alice", "carol"]
+services = ["*"]
+"""
 
 
 @pytest.fixture
@@ -54,6 +63,79 @@ def test_what_is_wrong_is_refused(start_gateway, echo, real_program):
     )
     assert curl(gateway, "/v1/nothing", "--request", "POST")[0] == 404
     assert curl(gateway, "/v1/status", "--header", "Origin: http://portguard")[0] == 403
+
+
+def command(gateway, *arguments, code=0):
+    """Run a command of portguard's against the gateway; return its standard output."""
+    argv = [*PORTGUARD, *arguments, "-c", str(gateway.folder / "portguard.toml")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == code, done.stderr
+    return done.stdout
+
+
+def live(gateway, *arguments):
+    return json.loads(command(gateway, "sessions", "list", "--json", *arguments))["sessions"]
+
+
+def says(client, text):
+    client.sendall(text)
+    return client.recv(100) == text
+
+
+def is_cut(client):
+    client.settimeout(20)
+    with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
+        client.recv(1)
+    return True
+
+
+def audited(gateway, event, count=1):
+    path = gateway.folder / "state/audit/audit.jsonl"
+
+    def found():
+        lines = map(json.loads, path.read_text().splitlines())
+        return [line for line in lines if line["event"] == event]
+
+    gateway.program.wait_until(lambda: len(found()) >= count, f"{event} in the audit")
+    return found()
+
+
+def test_sessions_are_listed_and_exactly_those_are_ended_that_are_meant(start_gateway, echo):
+    gateway = start_gateway({"echo": echo, "other": echo}, policy=POLICY)
+    with (
+        gateway.connect("echo", "alice") as killed,
+        gateway.connect("other", "alice") as kept,
+        gateway.connect("echo", "carol") as also_kept,
+    ):
+        for client, text in ((killed, b"12345"), (kept, b"123"), (also_kept, b"1")):
+            assert says(client, text)
+        lines = live(gateway, "--sort", "bytes")
+        assert [(each["identity"], each["service"]) for each in lines] == [
+            ("alice", "echo"),
+            ("alice", "other"),
+            ("carol", "echo"),
+        ]
+        first = lines[0]
+        assert (first["received"], first["upstream"], first["source"]) == (5, echo, "127.0.0.1")
+        assert [each["session"] for each in live(gateway, "--identity", "carol")] == [lines[2]["session"]]
+        out = command(gateway, "sessions", "kill", "--identity", "alice", "--service", "echo", "--yes")
+        assert out == "sessions ended: 1\n"
+        assert is_cut(killed)
+        gateway.wait_for_log(r"session\.close .*identity=alice service=echo .*reason=killed")
+        assert says(kept, b"more")
+        assert command(gateway, "sessions", "kill", lines[2]["session"][:12]) == "sessions ended: 1\n"
+        assert is_cut(also_kept)
+        assert says(kept, b"still")
+        gateway.program.wait_until(lambda: len(live(gateway)) == 1, "one session left")
+        command(gateway, "sessions", "kill", "--identity", "carol", "--yes", code=1)
+    acts = audited(gateway, "admin.sessions.kill", 3)
+    assert [(act["uid"], act["arguments"], act["outcome"]) for act in acts] == [
+        (os.getuid(), {"identity": "alice", "service": "echo"}, "done"),
+        (os.getuid(), {"session": lines[2]["session"][:12]}, "done"),
+        (os.getuid(), {"identity": "carol"}, "not_found"),
+    ]
+    closed = [line["reason"] for line in audited(gateway, "session.close", 2)]
+    assert closed.count("killed") == 2
 
 
 def test_without_its_group_the_socket_is_the_owners_alone(start_gateway, echo):

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from portguard.control.access import Peer
 from portguard.control.listening import listen
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.notify import Notifier
 from portguard.gateway.protocol import (
     Admit,
+    End,
     Ended,
     PastRefusalsWanted,
     Refusal,
@@ -127,6 +129,46 @@ async def test_nobody_gets_in_once_sessions_are_cut(supervisor, trail):
     ask(supervisor, one, "aa" * 16)
     assert trail.undecided == []
     assert [(type(message), message.reason) for message in one.sent] == [(Refusal, "draining")]
+
+
+# Sessions that an operator ends.
+
+
+async def kill(supervisor, session):
+    route = supervisor._control._routes["/v1/sessions/kill", "POST"]
+    return await route.handler(Peer(0, 0, 1, "root"), {"session": session})
+
+
+async def test_a_session_that_is_killed_is_ended_by_its_worker(supervisor, trail, monkeypatch):
+    one, other = worker(1), worker(2)
+    monkeypatch.setattr(supervisor._workers, "get", {1: one, 2: other}.get)
+    for each, session in ((one, "aa" * 16), (other, "bb" * 16)):
+        ask(supervisor, each, session)
+        trail.undecided.pop()(True)
+    assert await kill(supervisor, "bb" * 16) == {"killed": 1, "sessions": ["bb" * 16]}
+    assert other.sent[1:] == [End(other.sent[0].slot, "killed")]
+    assert len(one.sent) == 1
+
+
+async def test_a_session_that_is_killed_while_it_waits_for_the_audit_ends_as_it_begins(supervisor, trail, monkeypatch):
+    one = worker(1)
+    monkeypatch.setattr(supervisor._workers, "get", {1: one}.get)
+    ask(supervisor, one, "aa" * 16)
+    await kill(supervisor, "aa" * 16)
+    assert one.sent == []  # a worker that has not heard of the session would let it begin later all the same
+    trail.undecided.pop()(True)
+    assert one.sent[1:] == [End(one.sent[0].slot, "killed")]
+    ask(supervisor, one, "bb" * 16)
+    trail.undecided.pop()(True)
+    assert [type(message) for message in one.sent[2:]] == [Ticket]
+
+
+async def test_nothing_is_remembered_of_a_session_whose_worker_died_before_it_began(supervisor, trail):
+    one = worker(1)
+    ask(supervisor, one, "aa" * 16)
+    await kill(supervisor, "aa" * 16)
+    supervisor._log_lost(one)
+    assert supervisor._undecided == {}
 
 
 # What identities are told.
