@@ -52,6 +52,7 @@ class GatewaySettings:
     control: str
     workers: int  # 0: one per CPU
     accept_proxy_protocol_from: tuple[Network, ...]
+    watch: bool  # reload when files change
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +207,7 @@ def _gateway(table: Table, folder: str) -> GatewaySettings:
         control=control,
         workers=table.get("workers", integer(0, 256), 0),
         accept_proxy_protocol_from=table.array("accept_proxy_protocol_from", NETWORK),
+        watch=table.get("watch", BOOLEAN, False),
     )
 
 

@@ -82,6 +82,7 @@ class Reloader:
         notifier: Notifier,
     ):
         self.in_force = in_force
+        self.last_read = in_force.bundle  # by the last attempt, whatever came of it
         self.last_successful = True
         self._workers = workers
         self._trail = trail
@@ -89,23 +90,31 @@ class Reloader:
         self._notifier = notifier
         self._one = asyncio.Lock()
         self._due = False  # a reload that nobody waits for will begin
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def soon(self, by: str) -> "asyncio.Task[None] | None":
         """Reload for somebody who does not wait; nothing if such a reload is to begin anyway."""
         if self._due:
             return None
         self._due = True
-        return asyncio.get_running_loop().create_task(self._reload_quietly(by), name="reload")
+        task = asyncio.get_running_loop().create_task(self.reload_quietly(by, begun=self._begun), name="reload")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
-    async def _reload_quietly(self, by: str) -> None:
-        with contextlib.suppress(PortguardError):  # which the log and the audit have
-            await self.reload(by=by, message=None, begun=self._begun)
+    async def reload_quietly(self, by: str, *, begun: Callable[[], None] = lambda: None) -> None:
+        """Reload; what goes wrong is in the log and the audit."""
+        with contextlib.suppress(PortguardError):
+            await self.reload(by=by, message=None, begun=begun)
 
     def _begun(self) -> None:
         self._due = False
 
     async def reload(self, *, by: str, message: str | None, begun: Callable[[], None] = lambda: None) -> Reloaded:
-        """Reload what the files say now. Raises ConfigurationError or another PortguardError, with all as it was."""
+        """Reload what the files say now. Raises ConfigurationError or another PortguardError, with all as it was.
+
+        `begun()` is called when its turn has come.
+        """
         async with self._one:
             begun()
             self._notifier.reloading(time.monotonic())
@@ -135,7 +144,8 @@ class Reloader:
 
     async def _reload(self, by: str, message: str | None) -> Reloaded:
         before = self.in_force
-        bundle, snapshot = await asyncio.to_thread(_read, before.bundle.configuration_path)
+        self.last_read = bundle = await asyncio.to_thread(read_bundle, before.bundle.configuration_path)
+        snapshot = await asyncio.to_thread(build, bundle)
         kept, needs_restart = _keep_what_needs_a_restart(before.snapshot.configuration, snapshot.configuration)
         if snapshot.revision == before.snapshot.revision:
             return Reloaded(snapshot.revision, False, 0, needs_restart, snapshot.warnings)
@@ -156,11 +166,6 @@ class Reloader:
             log.event("warning", "configuration.warning", message=warning)
         await rest
         return Reloaded(snapshot.revision, True, await closing, needs_restart, snapshot.warnings)
-
-
-def _read(path: str) -> tuple[Bundle, Snapshot]:
-    bundle = read_bundle(path)
-    return bundle, build(bundle)
 
 
 def _keep_what_needs_a_restart(before: Configuration, after: Configuration) -> tuple[Configuration, tuple[str, ...]]:

@@ -57,6 +57,7 @@ from portguard.gateway.session_desk import SessionDesk
 from portguard.gateway.slots import SlotTable
 from portguard.gateway.snapshot import Snapshot
 from portguard.gateway.standing import Standings
+from portguard.gateway.watching import Watcher
 from portguard.gateway.workers import Worker, Workers
 from portguard.limits.accounts import Warned
 from portguard.limits.ledger import Owner, Store
@@ -178,10 +179,14 @@ class Supervisor:
         self._control.start(self._operators)
         self._workers.start(self._snapshot.configuration.gateway.workers or os.cpu_count() or 1)
         ticker = self._ticker = asyncio.create_task(self._tick(), name="tick")
+        watcher = asyncio.create_task(
+            Watcher(self._reloader, may=lambda: not (self._draining or self._leaving)).run(), name="watch"
+        )
         try:
             code = await self._over
         finally:
             ticker.cancel()
+            watcher.cancel()
             self._acceptor.close()
             await self._workers.close()
             await self._http.stop()

@@ -37,6 +37,7 @@ policy = "policy.d/"
 state = "state"
 control = "control.sock"
 workers = 4
+watch = true
 accept_proxy_protocol_from = ["10.0.0.0/8", "2001:db8::7"]
 [trusts.local]
 ca = "ca.crt"
@@ -118,7 +119,7 @@ def test_the_least_configuration_has_the_documented_defaults():
     assert (gateway.certificate, gateway.key) == ("/etc/portguard/tls/gateway.crt", "/etc/portguard/tls/gateway.key")
     assert gateway.policy == "/etc/portguard/policy.toml"
     assert (gateway.state, gateway.control) == ("/var/lib/portguard", "/run/portguard/control.sock")
-    assert (gateway.workers, gateway.accept_proxy_protocol_from) == (0, ())
+    assert (gateway.workers, gateway.accept_proxy_protocol_from, gateway.watch) == (0, (), False)
     assert configuration.trusts == (
         TrustSettings(
             name="local",
@@ -167,7 +168,7 @@ def test_every_key_is_read():
     assert (gateway.certificate, gateway.key) == ("/tls/a.crt", "/etc/portguard/a.key")
     assert gateway.policy == "/etc/portguard/policy.d"
     assert (gateway.state, gateway.control) == ("/etc/portguard/state", "/etc/portguard/control.sock")
-    assert gateway.workers == 4
+    assert (gateway.workers, gateway.watch) == (4, True)
     assert gateway.accept_proxy_protocol_from == (ip_network("10.0.0.0/8"), ip_network("2001:db8::7/128"))
     local, corp = configuration.trusts
     assert (local.default, corp.default) == (True, False)
