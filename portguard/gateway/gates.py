@@ -131,9 +131,8 @@ class Gate:
 
     def _room(self) -> int:
         room = _NO_BOUND if self._allowances else 0
-        for allowance in self._allowances:
-            if allowance.left < room:  # min() of a generator takes three times as long, on the way of every chunk
-                room = allowance.left
+        for allowance in self._allowances:  # a generator takes twice as long, on the way of every chunk
+            room = min(room, allowance.left)
         return room
 
 
