@@ -123,10 +123,9 @@ class Connection:
         )
         try:
             self._caller = self._setup.snapshot.trusts.identify(endpoint.verified_chain(), endpoint.sent_chain(), now())
+            self._worker.refuse_locked(self._caller)
         except Refused:
-            if self._http:  # who asks by HTTP is told why, once the question is there
-                with contextlib.suppress(Refused, OSError):
-                    await _within(timeouts.request_s, Reason.REQUEST_TIMEOUT, self._request())
+            await self._hear_out(service, name)
             raise
         if self._http:
             request = await _within(timeouts.request_s, Reason.REQUEST_TIMEOUT, self._request())
@@ -222,6 +221,21 @@ class Connection:
             data = memoryview(b"")  # what was read before must not be fed twice
             with contextlib.suppress(BlockingIOError):
                 data = self._end.read(_READ)
+
+    async def _hear_out(self, service: Service | None, name: str | None) -> None:
+        """Learn what a client wants that is refused, for the record. `service` is that of its port, `name` its SNI.
+
+        Who asks by HTTP is told why once the question is there.
+        """
+        if self._http:
+            with contextlib.suppress(Refused, OSError):
+                request_s = self._setup.snapshot.configuration.timeouts.request_s
+                request = await _within(request_s, Reason.REQUEST_TIMEOUT, self._request())
+                service = self._named(request.host) if isinstance(request, ConnectTarget) else None
+        elif service is None:
+            service = self._setup.snapshot.policy.resolve_name(name or "")
+        if self._caller is not None:  # strangers' wishes are nobody's statistics
+            self._service = service
 
     def _named(self, host: str) -> Service | None:
         policy = self._setup.snapshot.policy

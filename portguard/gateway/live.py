@@ -92,6 +92,7 @@ class Live:
         if caller.identity != before.identity:  # all that was counted and recorded is the other one's
             raise Refused(Reason.POLICY_CHANGED, f"certificate: expected it to mean {self.identity}, got another")
         self.caller = caller
+        self.worker.refuse_locked(caller)
         name = self.service.name
         decision = decide(snapshot.policy, Request(caller.identity, caller.groups, name, self.source, at))
         if isinstance(decision, Refusal):

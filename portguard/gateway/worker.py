@@ -43,6 +43,7 @@ from portguard.gateway.protocol import (
     Gone,
     Hello,
     Leased,
+    Locked,
     Message,
     PastRefusal,
     PastRefusals,
@@ -62,6 +63,7 @@ from portguard.gateway.protocol import (
     Ticket,
     Tried,
     TurnedAway,
+    Unlocked,
     past_refusals,
     refused,
     role_standings,
@@ -69,6 +71,9 @@ from portguard.gateway.protocol import (
 from portguard.gateway.setup import Setup
 from portguard.gateway.slots import SlotTable
 from portguard.gateway.snapshot import build
+from portguard.identity.trust import Caller
+from portguard.limits.ledger import LockRow, LockTarget
+from portguard.limits.locks import Locks
 from portguard.observe import log
 from portguard.observe.faults import Faults
 from portguard.reasons import Reason
@@ -134,6 +139,7 @@ class Worker:
         self.dialer = Dialer()
         self.lingering = _Lingering(self._finish_if_drained)
         self.live: dict[int, Live] = {}  # sessions by slot
+        self._locks = Locks()  # as the supervisor last said; without the words of operators, which nobody needs here
         self.floods = floods
         self.setup: Setup  # set by Configure, which comes before any connection
         self._prepared: tuple[int, Setup] | None = None  # made ready for that reload, and not in force yet
@@ -225,11 +231,15 @@ class Worker:
         """Say that a client was refused before there was a session."""
         self._channel.send(refusal)
 
+    def refuse_locked(self, caller: Caller) -> None:
+        """Raise Refused with `locked` for who is locked out. *Fails closed*."""
+        self._locks.refuse(caller.identity, caller.fingerprint, f"{caller.serial:x}", time.time())
+
     def began(self, live: Live, setup: Setup) -> None:
         """A session is about to be relayed that was decided on by `setup`, which may be in force no more."""
         if (reason := self._doomed.get(live.slot)) is not None:
             live.relay.close(reason)
-        elif setup is not self.setup:
+        elif setup is not self.setup or self._is_locked(live.caller):
             self._recheck(live, now())
 
     def regrant(self, live: Live) -> None:
@@ -290,6 +300,11 @@ class Worker:
                 except Exception as error:  # noqa: BLE001  # without a configuration it could only stand about
                     if not self._done.done():
                         self._done.set_exception(error)
+            case Locked():
+                target = LockTarget(message.kind, message.trust, message.value)
+                self._locks.add(LockRow(target, "", "", 0, message.until_s))
+            case Unlocked():
+                self._locks.remove(LockTarget(*message))
             case Drain():
                 self._draining = True
                 self._finish_if_drained()
@@ -301,6 +316,9 @@ class Worker:
             live.relay.close(reason)
         elif slot in self._admitted:
             self._doomed[slot] = reason
+
+    def _is_locked(self, caller: Caller) -> bool:
+        return self._locks.check(caller.identity, caller.fingerprint, f"{caller.serial:x}", time.time()) is not None
 
     def _configure(self, descriptor: int) -> None:
         self.setup = _read_setup(descriptor, None)

@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from portguard.errors import PortguardError
@@ -65,7 +65,7 @@ class Workers:
 
     `on_message(worker, message)` gets what is not about the process itself. `on_ready()` is called when a worker has
     begun to serve, `on_gone(worker)` when one is no more, after its last message. `on_exit(worker, status)` has the
-    exit status of one that ended unasked, negative for a signal.
+    exit status of one that ended unasked, negative for a signal. `greeting()` is what each is told before all else.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Workers:
         on_ready: Callable[[], None],
         on_gone: Callable[[Worker], None],
         on_exit: Callable[[Worker, int], None],
+        greeting: Callable[[], Iterable[Message]] = tuple,
     ):
         self.serving: dict[int, Worker] = {}  # by number, those that have said that they work by the configuration
         self._bundle = bundle
@@ -85,6 +86,7 @@ class Workers:
         self._on_ready = on_ready
         self._on_gone = on_gone
         self._on_exit = on_exit
+        self._greeting = greeting
         self._loop = asyncio.get_running_loop()
         self._all: dict[int, Worker] = {}  # by number
         self._next_number = 0
@@ -274,6 +276,8 @@ class Workers:
             on_message=lambda message, _: self._on_said(worker, message),
             on_closed=lambda: self._on_closed(worker),
         )
+        for message in self._greeting():
+            worker.channel.send(message)
         return worker
 
     def _on_said(self, worker: Worker, message: Message) -> None:

@@ -12,6 +12,7 @@ import struct
 import time
 
 import pytest
+from cryptography.hazmat.primitives import hashes
 
 from portguard.gateway import connection as connection_module
 from portguard.gateway import worker as worker_module
@@ -27,6 +28,7 @@ from portguard.gateway.protocol import (
     Ended,
     Gone,
     Hello,
+    Locked,
     PastRefusal,
     PastRefusals,
     PastRefusalsWanted,
@@ -37,6 +39,7 @@ from portguard.gateway.protocol import (
     StandingWanted,
     Ticket,
     TurnedAway,
+    Unlocked,
 )
 from portguard.gateway.slots import SlotTable
 from portguard.gateway.worker import Worker
@@ -86,6 +89,7 @@ class Supervising:
         self._connections = 0
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._contexts = {}
+        self._holders = {}  # by name, of the certificate issued last
         self._clients = []
 
     def _on_message(self, message, _descriptor):
@@ -135,7 +139,7 @@ class Supervising:
     def _context(self, name):
         if name not in self._contexts:
             context = ssl.create_default_context(cadata=self._folder.authority.pem.decode())
-            holder = self._folder.authority.issue(name)
+            holder = self._holders[name] = self._folder.authority.issue(name)
             load_chain(context, holder.pem, holder.key_pem)
             self._contexts[name] = context
         return self._contexts[name]
@@ -540,3 +544,98 @@ async def test_without_its_supervisor_a_worker_ends_at_once(worker, supervisor, 
     monkeypatch.setattr(os, "_exit", ended.set_result)
     supervisor.channel.close()
     assert await ended == 1
+
+
+# Locks.
+
+
+def locked(name="alice", until_s=None):
+    return Locked("identity", "local", name, until_s)
+
+
+def certificate_of(supervisor, name):
+    """Fingerprint and serial number."""
+    supervisor._context(name)
+    certificate = supervisor._holders[name].certificate
+    return certificate.fingerprint(hashes.SHA256()).hex(), f"{certificate.serial_number:x}"
+
+
+async def is_let_in(supervisor, name="alice"):
+    client, _ = await supervisor.connection(name)
+    await echoed(client)
+
+
+async def is_locked_out(supervisor, name="alice"):
+    before = len([message for message in supervisor.said if isinstance(message, TurnedAway)])
+    client, _ = await supervisor.connection(name)
+    await ends(client)
+    refusal = await supervisor.hears(TurnedAway, before + 1)
+    assert (refusal.name, refusal.service, refusal.reason) == (name, "orders-db", "locked")
+    return refusal.message
+
+
+async def test_a_locked_identity_is_refused_before_the_supervisor_is_asked(supervisor, worker):
+    supervisor.channel.send(locked())
+    assert await is_locked_out(supervisor) == "the identity is locked"
+    assert [message for message in supervisor.said if isinstance(message, Admit)] == []
+    supervisor.channel.send(Unlocked("identity", "local", "alice"))
+    await is_let_in(supervisor)
+
+
+async def test_a_locked_identity_that_no_role_names_is_locked_all_the_same(supervisor, worker):
+    supervisor.channel.send(locked("bob"))
+    await is_locked_out(supervisor, "bob")
+    await is_let_in(supervisor)
+
+
+async def test_a_lock_that_is_over_keeps_nobody_out(supervisor, worker):
+    supervisor.channel.send(locked(until_s=int(time.time())))
+    await is_let_in(supervisor)
+
+
+@pytest.mark.parametrize("kind", ["fingerprint", "serial"])
+async def test_a_locked_certificate_is_refused_and_others_are_not(supervisor, worker, kind):
+    fingerprint, serial = certificate_of(supervisor, "alice")
+    value, trust = (fingerprint, "") if kind == "fingerprint" else (serial, "local")
+    supervisor.channel.send(Locked(kind, trust, value, None))
+    assert await is_locked_out(supervisor) == "the certificate is locked"
+    supervisor._contexts.clear()  # it has another one issued
+    await is_let_in(supervisor)
+
+
+@pytest.mark.parametrize(
+    ("target", "service"),
+    [
+        ("CONNECT orders-db", "orders-db"),
+        ("CONNECT nope", None),
+        ("GET /v1/whoami", None),
+        ("GET /v1/services", None),
+        ("nonsense", None),
+    ],
+)
+async def test_who_asks_by_http_is_told_until_when_and_nothing_else(supervisor, worker, target, service):
+    supervisor.channel.send(locked(until_s=4_000_000_000))
+    client, _ = await supervisor.connection(server_name=NAME)
+    answer = await asyncio.to_thread(say, client, f"{target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 403 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2]) | {"session": None} == {
+        "reason": "locked",
+        "message": "the identity is locked until 2096-10-02T07:06:40Z",
+        "session": None,
+    }
+    refusal = await supervisor.hears(TurnedAway)
+    assert (refusal.name, refusal.service, refusal.reason) == ("alice", service, "locked")
+
+
+async def test_a_session_that_was_let_in_as_the_lock_came_ends_before_a_byte_moves(supervisor, worker):
+    supervisor.answering = False
+    client, number = await supervisor.connection()
+    await asyncio.to_thread(client.sendall, b"x")
+    await supervisor.hears(Admit)
+    supervisor.channel.send(locked())
+    ticket = supervisor.ticket(number)
+    supervisor.channel.send(ticket)
+    await ends(client)
+    ended = await supervisor.hears(Ended)
+    assert (ended.slot, ended.reason) == (ticket.slot, "locked")
+    assert supervisor._slots.free(ticket.slot) == (0, 0)
