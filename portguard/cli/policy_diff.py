@@ -27,6 +27,7 @@ from portguard.cli.policy_diff_rendering import (
     compared_rows,
 )
 from portguard.cli.rendering import printable
+from portguard.cli.running_policy import running_policy
 from portguard.cli.spreadsheets import csv_lines
 from portguard.errors import UsageError
 from portguard.gateway.kept_policies import is_like_revision
@@ -35,7 +36,7 @@ from portguard.observe.audit.selecting import Selection, every
 from portguard.policy.checks import described
 from portguard.policy.decide import Refusal
 from portguard.policy.diff import differences
-from portguard.policy.replay import Outcome, replayed
+from portguard.policy.replay import Live, Outcome, prospects, replayed
 
 
 @click.command()
@@ -44,6 +45,7 @@ from portguard.policy.replay import Outcome, replayed
 @click.option(
     "--audit", "audit_path", metavar="FILE", type=click.Path(path_type=Path), help="Replay this audit on NEW."
 )
+@click.option("--live", is_flag=True, help="Compare with what the running gateway works by, and tell of its sessions.")
 @click.option("--since", metavar="TIME", help='With --audit: from this time on, "2026-11-23T07:00:00Z" or "30d".')
 @configuration_option
 @json_option
@@ -54,12 +56,15 @@ def diff(
     new: str,
     against: str | None,
     audit_path: Path | None,
+    live: bool,
     since: str | None,
     configuration_path: str,
     as_json: bool,
     as_csv: bool,
 ) -> None:
     """Say what NEW changes: who gains or loses access to what, and which roles and services are others.
+
+    With --live also which sessions of the running gateway would end, go on by other limits, or stay as they are.
 
     NEW and FILE_OR_REVISION are a policy file, a folder of them, or the beginning of the revision of a policy that was
     loaded. Two files or folders are compared without any configuration, unless -c is given.
@@ -68,19 +73,28 @@ def diff(
     """
     if as_json and as_csv:
         raise UsageError("--csv: expected not to be given beside --json")
+    if live and against is not None:
+        raise UsageError("--live: expected not to be given beside --against")
     if since is not None and audit_path is None:
         raise UsageError("--since: expected --audit beside it")
     now = datetime.now(UTC)
     from_on = since_instant(since, now) if since is not None else None
     given = context.get_parameter_source("configuration_path") is ParameterSource.COMMANDLINE
-    before, after = _both(new, against, configuration_path, given=given)
+    sessions: tuple[Live, ...] = ()
+    if live:
+        before, sessions = running_policy(configuration_path)
+        after = named_policy(new, configuration_at(configuration_path))
+    else:
+        before, after = _both(new, against, configuration_path, given=given)
     replayable = Replayable() if audit_path is not None else None
     outcomes: tuple[Replayed, ...] = ()
     if audit_path is not None and replayable is not None:
         selection = Selection(events=(OPENED, REFUSED), since=from_on)
         past = replayable.requests(every(audit_path, selection))
         outcomes = tuple(_together(replayed(past, after.policy)))
-    compared = Compared(before, after, differences(before.policy, after.policy, since=now), replayable, outcomes)
+    found = differences(before.policy, after.policy, since=now)
+    future = tuple(prospects(sessions, before.policy, after.policy, now)) if live else None
+    compared = Compared(before, after, found, replayable, outcomes, future)
     if as_json:
         click.echo(json.dumps(compared_json(compared), indent=2))
     else:

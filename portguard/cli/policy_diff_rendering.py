@@ -25,6 +25,7 @@ from portguard.policy.diff import Difference, Differences, Kind, RoleChange, Ser
 from portguard.policy.ladder import Ladder
 from portguard.policy.model import UpstreamTls
 from portguard.policy.quantities import format_duration
+from portguard.policy.replay import Becomes, Prospect
 
 CSV_HEADER = ("change", "identity", "kind", "service", "old", "new")
 
@@ -54,13 +55,14 @@ class Replayed:
 
 @dataclass(frozen=True)
 class Compared:
-    """All there is to tell. `replayed` None: no audit was asked."""
+    """All there is to tell. `replayable` None: no audit was asked; `prospects` None: no gateway was."""
 
     old: NamedPolicy
     new: NamedPolicy
     differences: Differences
     replayable: Replayable | None
     replayed: tuple[Replayed, ...]
+    prospects: tuple[Prospect, ...] | None = None
 
     @property
     def default_trust(self) -> str | None:
@@ -70,7 +72,7 @@ class Compared:
     @property
     def differ(self) -> bool:
         """Whether anything is another."""
-        return bool(self.differences or self.replayed)
+        return bool(self.differences or self.replayed or any(map(_is_news, self.prospects or ())))
 
 
 def compared_lines(compared: Compared) -> Iterator[str]:
@@ -104,6 +106,9 @@ def compared_lines(compared: Compared) -> Iterator[str]:
     if compared.replayable is not None:
         yield ""
         yield from _replay_lines(compared.replayable, compared.replayed, default)
+    if compared.prospects is not None:
+        yield ""
+        yield from _prospect_lines(compared.prospects, default)
 
 
 def compared_json(compared: Compared) -> Mapping[str, object]:
@@ -156,6 +161,21 @@ def compared_json(compared: Compared) -> Mapping[str, object]:
                 for row in compared.replayed
             ],
         }
+    if compared.prospects is not None:
+        document["live"] = [
+            {
+                "session": prospect.live.session,
+                "identity": prospect.live.identity.written(default),
+                "trust": prospect.live.identity.trust,
+                "name": prospect.live.identity.name,
+                "service": prospect.live.service,
+                "role": prospect.live.role,
+                "becomes": prospect.becomes,
+                "reason": prospect.reason,
+                "new_role": prospect.grant.role if prospect.grant is not None else None,
+            }
+            for prospect in compared.prospects
+        ]
     return document
 
 
@@ -179,6 +199,32 @@ def compared_rows(compared: Compared) -> Iterator[Sequence[str]]:
         who = outcome.identity.written(default)
         after = f"{outcome.after}, {counted(outcome.count, 'time')}"
         yield f"replay {verb}", who, "identity", outcome.service, outcome.before, after
+    for prospect in filter(_is_news, compared.prospects or ()):
+        live = prospect.live
+        who = live.identity.written(default)
+        yield f"live {prospect.becomes}", who, "identity", live.service, f"role {live.role}", _future(prospect)
+
+
+def _is_news(prospect: Prospect) -> bool:
+    return prospect.becomes is not Becomes.STAYS
+
+
+def _future(prospect: Prospect) -> str:
+    return f"role {prospect.grant.role}" if prospect.grant is not None else str(prospect.reason)
+
+
+def _prospect_lines(prospects: Sequence[Prospect], default: str | None) -> Iterator[str]:
+    for becomes, title in (
+        (Becomes.ENDS, "live sessions that would end"),
+        (Becomes.CHANGES, "live sessions that would go on by other limits"),
+    ):
+        chosen = [prospect for prospect in prospects if prospect.becomes is becomes]
+        yield f"{title}: {len(chosen)}"
+        for prospect in chosen:
+            live = prospect.live
+            text = f"{live.identity.written(default)} to {live.service}: role {live.role} -> {_future(prospect)}"
+            yield from labelled(live.session[:8], text, "  ")
+    yield f"live sessions that would stay as they are: {sum(not _is_news(prospect) for prospect in prospects)}"
 
 
 def _role_lines(row: Difference) -> Iterator[str]:

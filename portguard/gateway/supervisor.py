@@ -29,6 +29,7 @@ from portguard.gateway.audit_trail import AuditTrail, Loading
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.handover import Handover
 from portguard.gateway.listeners import written_address
+from portguard.gateway.lock_desk import LockDesk
 from portguard.gateway.meter import Loaded, Meter
 from portguard.gateway.notify import Notifier
 from portguard.gateway.operator_http import OperatorHttp
@@ -50,6 +51,7 @@ from portguard.gateway.protocol import (
     Tried,
     TurnedAway,
 )
+from portguard.gateway.policy_desk import PolicyDesk
 from portguard.gateway.quota_desk import QuotaDesk, Rules
 from portguard.gateway.reexec import HELD_SIGNALS, become, try_out
 from portguard.gateway.reloading import InForce, Reloader
@@ -115,6 +117,15 @@ class Supervisor:
             send=self._send,
             on_warned=self._on_warned,
         )
+        self._locks = LockDesk(
+            self._accounting.locks,
+            store=ledger,
+            namespace=lambda: self._snapshot.configuration.namespace,
+            sessions=self._admission.sessions,
+            tell=lambda message: self._workers.tell(message),
+            end=self._end_session,
+            on_expired=trail.lock_expired,
+        )
         self._upstreams = _upstreams(snapshot)
         self._standings = Standings(self._accounting, self._admission.sessions_of)
         self._loaded = Loaded.of(snapshot, in_force.bundle.read_at)
@@ -129,12 +140,14 @@ class Supervisor:
                 *QuotaDesk(
                     self._accounting.accounts, lambda: Rules.of(self._snapshot), self._accounting.serve_waiting
                 ).routes,
+                *PolicyDesk(lambda: self._reloader.in_force).routes,
                 *SessionDesk(
                     self._admission.sessions,
                     self._slots,
                     lambda: self._snapshot.configuration.namespace,
                     self._end_session,
                 ).routes,
+                *self._locks.routes,
             ],
             faults=faults,
             on_act=self._on_act,
@@ -147,6 +160,7 @@ class Supervisor:
             on_ready=self._on_ready,
             on_gone=self._on_worker_gone,
             on_exit=lambda worker, status: trail.worker_exited(worker.number, worker.process.pid, status),
+            greeting=self._locks.greeting,
         )
         self._reloader = Reloader(in_force, workers=self._workers, trail=trail, apply=self._apply, notifier=notifier)
         self._floods = floods
@@ -253,6 +267,7 @@ class Supervisor:
     def _admit(self, worker: Worker, request: Admit) -> None:
         owner, service = Owner(request.role, request.trust, request.name), request.service
         try:
+            self._locks.refuse(request)
             # Who was accepted before the drain began still gets in, or a restart would turn clients away.
             if self._stopping:
                 raise Refused(Reason.DRAINING)
@@ -602,6 +617,7 @@ class Supervisor:
             now_s = time.monotonic()
             self._trail.tick(now_s)
             self._meter.tick()
+            self._locks.tick()
             await self._accounting.tick()
             self._workers.tick(now_s)
             # That the loop turns is said by saying anything; a gateway that drains is alive without workers too.
