@@ -69,6 +69,7 @@ class Accounting:
         now_s = time.time()
         self.accounts = Accounts({role.name: role.limits for role in policy.roles}, policy.zone, now_s)
         contents = store.contents(now_s)
+        self.locks = contents.locks  # that the ledger held; who is in charge of them takes them over
         self.accounts.load(contents.usage)
         self._moved = partial(_moved, slots)
         self._leases = Leases(self.accounts, self._moved)

@@ -19,6 +19,7 @@ from portguard.gateway.kept_policies import keep_policy, record_load
 from portguard.gateway.protocol import Admit, TurnedAway
 from portguard.gateway.snapshot import Snapshot
 from portguard.limits.accounts import Warned
+from portguard.limits.ledger import LockRow
 from portguard.observe import log
 from portguard.observe.audit.floods import RefusalGates
 from portguard.observe.audit.recorder import Entry, Recorder, Settings
@@ -144,6 +145,21 @@ class AuditTrail:
     def worker_exited(self, number: int, pid: int, status: int) -> None:
         """A worker process has ended unasked; `status` is negative for a signal."""
         self._note("worker.exit", {"worker": number, "pid": pid, "status": status})
+
+    def lock_expired(self, lock: LockRow) -> None:
+        """A lock has ended by itself."""
+        kind, trust, value = lock.target
+        self._note(
+            "lock.expire",
+            {
+                "trust": trust or None,
+                "identity": value if kind == "identity" else None,
+                "serial": value if kind == "serial" else None,
+                "fingerprint": value if kind == "fingerprint" else None,
+                "by": lock.by,
+                "message": lock.reason,
+            },
+        )
 
     def quota_warning(self, warned: Warned) -> None:
         """Somebody has used most of a quota."""

@@ -33,6 +33,7 @@ from portguard.gateway.lock_desk import LockDesk
 from portguard.gateway.meter import Loaded, Meter
 from portguard.gateway.notify import Notifier
 from portguard.gateway.operator_http import OperatorHttp
+from portguard.gateway.policy_desk import PolicyDesk
 from portguard.gateway.protocol import (
     Accepted,
     Admit,
@@ -51,7 +52,6 @@ from portguard.gateway.protocol import (
     Tried,
     TurnedAway,
 )
-from portguard.gateway.policy_desk import PolicyDesk
 from portguard.gateway.quota_desk import QuotaDesk, Rules
 from portguard.gateway.reexec import HELD_SIGNALS, become, try_out
 from portguard.gateway.reloading import InForce, Reloader
@@ -62,7 +62,8 @@ from portguard.gateway.standing import Standings
 from portguard.gateway.watching import Watcher
 from portguard.gateway.workers import Worker, Workers
 from portguard.limits.accounts import Warned
-from portguard.limits.ledger import Owner, Store
+from portguard.limits.ledger import LockRow, Owner, Store
+from portguard.limits.locks import written_target
 from portguard.observe import log
 from portguard.observe.faults import Faults
 from portguard.observe.metrics import Reading
@@ -122,9 +123,9 @@ class Supervisor:
             store=ledger,
             namespace=lambda: self._snapshot.configuration.namespace,
             sessions=self._admission.sessions,
-            tell=lambda message: self._workers.tell(message),
+            tell=self._tell,
             end=self._end_session,
-            on_expired=trail.lock_expired,
+            on_expired=self._on_lock_expired,
         )
         self._upstreams = _upstreams(snapshot)
         self._standings = Standings(self._accounting, self._admission.sessions_of)
@@ -327,6 +328,11 @@ class Supervisor:
         else:
             self._send(session.worker, End(session.slot, reason))
 
+    def _on_lock_expired(self, lock: LockRow) -> None:
+        written = written_target(lock.target, self._snapshot.configuration.namespace.default)
+        log.event("info", "lock.expire", lock=written, message=lock.reason)
+        self._trail.lock_expired(lock)
+
     def _on_warned(self, warned: Warned) -> None:
         owner, quota = warned.owner, warned.quota
         identity = None if owner.is_pool else self._snapshot.written(owner.trust, owner.name)
@@ -342,6 +348,9 @@ class Supervisor:
         self._trail.quota_warning(warned)
 
     # Workers.
+
+    def _tell(self, message: Message) -> None:
+        self._workers.tell(message)
 
     def _send(self, number: int, message: Message) -> None:
         if (worker := self._workers.get(number)) is not None:

@@ -15,6 +15,7 @@ from portguard.gateway.protocol import (
     Admit,
     End,
     Ended,
+    Locked,
     PastRefusalsWanted,
     Refusal,
     StandingWanted,
@@ -24,8 +25,7 @@ from portguard.gateway.protocol import (
     role_standings,
 )
 from portguard.gateway.reloading import InForce
-from portguard.gateway.slots import UPSTREAM
-from portguard.gateway.slots import SlotTable
+from portguard.gateway.slots import UPSTREAM, SlotTable
 from portguard.gateway.snapshot import build
 from portguard.gateway.supervisor import Supervisor
 from portguard.observe import log
@@ -227,3 +227,24 @@ async def test_open_sessions_are_told_to_whom_they_belong(supervisor, trail):
         supervisor._on_message(one, StandingWanted(7, "local", name, [role]))
         assert one.sent[-1].connection == 7
         assert [standing.sessions for standing in role_standings(one.sent[-1])] == [expected]
+
+
+# Locks.
+
+
+async def test_a_lock_comes_before_everything_else(supervisor, trail):
+    lock = {route.path: route for route in supervisor._locks.routes}["/v1/lock"].handler
+    one = worker(1)
+    ask(supervisor, one, "aa" * 16)
+    ask(supervisor, one, "bb" * 16)
+    trail.undecided.pop(0)(True)
+    supervisor._workers._all[1] = one
+    answer = await lock(Peer(0, 0, 1, "root"), {"identity": "alice", "reason": "INC-1"})
+    assert answer["sessions"] == 2
+    assert one.sent[1:] == [Locked("identity", "local", "alice", None), End(one.sent[0].slot, "locked")]
+    trail.undecided.pop()(True)
+    assert one.sent[4:] == [End(one.sent[3].slot, "locked")]
+    supervisor._stopping = True
+    ask(supervisor, one, "cc" * 16)
+    assert trail.undecided == []
+    assert [(message.reason, message.message) for message in one.sent[5:]] == [("locked", "the identity is locked")]
