@@ -16,6 +16,7 @@ _COMMANDS = {
     "ca": "portguard.cli.authority:ca",
     "cert": "portguard.cli.authority:cert",
     "connect": "portguard.cli.connect:connect",
+    "lock": "portguard.cli.lock:lock",
     "policy": "portguard.cli.policy:policy",
     "quickstart": "portguard.cli.quickstart:quickstart",
     "quota": "portguard.cli.quota:quota",
@@ -23,6 +24,7 @@ _COMMANDS = {
     "reload": "portguard.cli.reload:reload",
     "serve": "portguard.cli.serve:serve",
     "sessions": "portguard.cli.sessions:sessions",
+    "unlock": "portguard.cli.lock:unlock",
 }
 
 

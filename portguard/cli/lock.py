@@ -1,0 +1,126 @@
+"""`portguard lock` and `portguard unlock`: keep somebody out at once, and let them in again."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import click
+
+from portguard.cli.control import control_client
+from portguard.cli.options import configuration_option, json_option
+from portguard.cli.rendering import printable
+from portguard.cli.tables import table_lines
+from portguard.errors import PortguardError, UsageError
+
+_HEADER = ("LOCKED", "SINCE (UTC)", "UNTIL (UTC)", "BY", "REASON")
+
+certificate_option = click.option(
+    "--certificate", metavar="SHA256:HEX|TRUST:SERIAL", help="One certificate instead of an identity."
+)
+
+
+@click.command()
+@click.argument("identity", metavar="[IDENTITY]", required=False)
+@certificate_option
+@click.option(
+    "--reason", metavar="TEXT", help="Why, for operators and the audit; those who are locked out never see it."
+)
+@click.option("--for", "duration", metavar="DURATION", help='For how long: "30m", "2h", "7d"; else until unlocked.')
+@click.option("--list", "listing", is_flag=True, help="Show the locks in force.")
+@configuration_option
+@json_option
+def lock(
+    identity: str | None,
+    certificate: str | None,
+    reason: str | None,
+    duration: str | None,
+    listing: bool,
+    configuration_path: str,
+    as_json: bool,
+) -> None:
+    """Lock out IDENTITY, or a certificate: at once, over restarts, and whatever the policy says.
+
+    Live sessions end. To lock again changes the reason and how long it lasts.
+    """
+    if listing:
+        if (identity, certificate, reason, duration) != (None,) * 4:
+            raise UsageError("lock: expected nothing to lock beside --list")
+        _list(configuration_path, as_json=as_json)
+        return
+    _check_whom("lock", identity, certificate)
+    if reason is None:
+        raise UsageError("lock: expected --reason, got none")
+    about = {"identity": identity, "certificate": certificate, "reason": reason, "for": duration}
+    document = control_client(configuration_path).post("/v1/lock", **about)
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+        return
+    try:
+        row, ended = document["lock"], int(document["sessions"])
+        until = f" until {_instant(row['until'])} UTC" if row["until"] is not None else ""
+        lines = [f"locked: {_who(row)}{until}", f"sessions closed: {ended}"]
+    except (LookupError, TypeError, ValueError) as error:
+        raise _not_understood() from error
+    for line in lines:
+        click.echo(printable(line))
+
+
+@click.command()
+@click.argument("identity", metavar="[IDENTITY]", required=False)
+@certificate_option
+@configuration_option
+@json_option
+def unlock(identity: str | None, certificate: str | None, configuration_path: str, as_json: bool) -> None:
+    """Take the lock of IDENTITY, or of a certificate, away."""
+    _check_whom("unlock", identity, certificate)
+    document = control_client(configuration_path).post("/v1/unlock", identity=identity, certificate=certificate)
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+        return
+    try:
+        line = f"unlocked: {_who(document['unlocked'])}"
+    except (LookupError, TypeError) as error:
+        raise _not_understood() from error
+    click.echo(printable(line))
+
+
+def _check_whom(command: str, identity: str | None, certificate: str | None) -> None:
+    if (identity is None) == (certificate is None):
+        found = "none" if identity is None else "both"
+        raise UsageError(f"{command}: expected one of IDENTITY and --certificate, got {found}")
+
+
+def _list(configuration_path: str, *, as_json: bool) -> None:
+    document = control_client(configuration_path).get("/v1/locks")
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+        return
+    try:
+        rows = [_row(each) for each in document["locks"]]
+        unsaved = sum(each["saved"] is not True for each in document["locks"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise _not_understood() from error
+    if not rows:
+        click.echo("portguard: nobody is locked out", err=True)
+        return
+    click.echo("\n".join(table_lines(_HEADER, rows, right=frozenset())))
+    if unsaved:
+        click.echo(f"portguard: not yet in the ledger, and in force until the gateway restarts: {unsaved}", err=True)
+
+
+def _row(each: Mapping[str, Any]) -> tuple[str, ...]:
+    until = _instant(each["until"]) if each["until"] is not None else "unlocked"
+    return _who(each), _instant(each["since"]), until, str(each["by"]), str(each["reason"])
+
+
+def _who(each: Mapping[str, Any]) -> str:
+    return str(each["identity"] if each["identity"] is not None else each["certificate"])
+
+
+def _instant(text: str) -> str:
+    return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M")
+
+
+def _not_understood() -> PortguardError:
+    return PortguardError("the gateway: expected an answer that this version understands, got another one")
