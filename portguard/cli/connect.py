@@ -1,23 +1,20 @@
 """`portguard connect`: local ports, or standard input and output, that lead to services."""
 
 import asyncio
-import getpass
 import json
 import os
-import sys
-from collections.abc import Coroutine, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import click
 
+from portguard.cli.as_client import credentials_of, run
 from portguard.cli.options import json_option, profile_option
 from portguard.cli.rendering import printable
 from portguard.client import command as child
-from portguard.client.credentials import Credentials, read_credentials
+from portguard.client.credentials import Credentials
 from portguard.client.forwarding import Broken, Forwarding
 from portguard.client.gateway import Description, Gateway
 from portguard.client.local_ports import LOOPBACK, LocalPort, assign, parse_service, parse_wish
-from portguard.client.profile import profile_path, read_profile
 from portguard.client.signals import STOP, Signals, Stopped
 from portguard.client.stdio import StandardStreams
 from portguard.errors import PortguardError, UsageError
@@ -73,17 +70,16 @@ def connect(
     names = tuple(map(parse_service, services))
     _check_usage(names, local, stdio, as_json, command)
     addresses = assign(names, [parse_wish(text) for text in local])
-    profile = read_profile(profile_path(profile_name, os.environ))
-    credentials = read_credentials(profile, _ask_passphrase)
+    credentials = credentials_of(profile_name)
     if stdio:
-        context.exit(_run(_join_standard_streams(credentials, names[0])))
+        context.exit(run(_join_standard_streams(credentials, names[0])))
     wanted = {name: (address, False) for name, address in addresses.items()}
-    for name, port in profile.local_ports.items():
+    for name, port in credentials.profile.local_ports.items():
         if name not in wanted and command is None:
             wanted[name] = (ListenAddress(LOOPBACK, port), True)
     if command is None:
-        context.exit(_run(_keep_open(credentials, names, wanted, as_json=as_json)))
-    context.exit(_run(_beside(credentials, names, wanted, command)))
+        context.exit(run(_keep_open(credentials, names, wanted, as_json=as_json)))
+    context.exit(run(_beside(credentials, names, wanted, command)))
 
 
 def _check_usage(
@@ -100,12 +96,6 @@ def _check_usage(
             raise UsageError(f"{option}: expected no command beside it, got one")
     if stdio and (local or as_json):
         raise UsageError(f"--stdio: expected no {'-L' if local else '--json'} beside it, got one")
-
-
-def _run(main: Coroutine[None, None, int]) -> int:
-    # The one loop that watches sockets of its caller on every platform.
-    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-        return runner.run(main)
 
 
 Wanted = dict[str, tuple[ListenAddress, bool]]
@@ -223,23 +213,3 @@ def _print(ports: Sequence[LocalPort], *, as_json: bool) -> None:
 
 def _report(text: str) -> None:
     click.echo(f"portguard: {printable(text)}", err=True)
-
-
-def _ask_passphrase(path: Path) -> str:
-    # Without a terminal, getpass would read standard input, which in a ProxyCommand is ssh's.
-    if not _has_terminal():
-        raise UsageError(
-            f"{path}: expected key_passphrase_file in the profile, as the key is encrypted and there is no terminal to "
-            "ask, got none"
-        )
-    return getpass.getpass(f"Passphrase of {printable(str(path))}: ")
-
-
-def _has_terminal() -> bool:
-    if os.name == "nt":
-        return sys.stdin.isatty()
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True

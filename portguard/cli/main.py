@@ -23,8 +23,10 @@ _COMMANDS = {
     "reexec": "portguard.cli.reexec:reexec",
     "reload": "portguard.cli.reload:reload",
     "serve": "portguard.cli.serve:serve",
+    "services": "portguard.cli.standing:services",
     "sessions": "portguard.cli.sessions:sessions",
     "unlock": "portguard.cli.lock:unlock",
+    "whoami": "portguard.cli.standing:whoami",
 }
 
 

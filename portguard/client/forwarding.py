@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from portguard.client.endings import Endings
 from portguard.client.gateway import Gateway, Tunnel
 from portguard.client.local_ports import LocalPort
 from portguard.errors import PortguardError
@@ -39,6 +40,7 @@ class Forwarding:
 
     def __init__(self, gateway: Gateway, report: Report):
         self._gateway = gateway
+        self._endings = Endings(gateway)
         self._report = report
         self._loop = asyncio.get_running_loop()
         self._relays: dict[Relay, list[int]] = {}
@@ -49,7 +51,7 @@ class Forwarding:
     async def carry(self, tunnel: Tunnel, local: socket.socket) -> None:
         """Join `local` to `tunnel`, both of which this takes over; return when both sides have finished.
 
-        Raises Broken.
+        Raises Broken. When it was the gateway's doing, the gateway is asked for the reason first.
         """
         local.setblocking(False)
         ended: asyncio.Future[Reason] = self._loop.create_future()
@@ -73,9 +75,10 @@ class Forwarding:
             del self._relays[relay]
             relay.close(Reason.KILLED)  # does nothing when it has ended
         if reason in (Reason.CLIENT_TRUNCATED, Reason.CLIENT_RESET):
+            why = await self._endings.why(tunnel.session)
             session = "" if tunnel.session is None else f" (session {tunnel.session})"
-            message = f"{tunnel.service}: the gateway ended the session before it was finished{session}"
-            raise Broken(message, by_gateway=True)
+            message = "the gateway ended the session" + (f": {why}" if why else " before it was finished")
+            raise Broken(f"{tunnel.service}: {message}{session}", by_gateway=True)
         if reason is Reason.UPSTREAM_RESET:
             raise Broken(f"{tunnel.service}: the local side ended before the session was finished", by_gateway=False)
 
@@ -155,6 +158,7 @@ class Forwarding:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._endings.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(linger_s):
                 while self._lingering:  # noqa: ASYNC110  # relays put ends in and take them out, and tell nobody

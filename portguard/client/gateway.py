@@ -7,6 +7,7 @@ import socket
 import ssl
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import aiohappyeyeballs
 import h11
@@ -26,6 +27,7 @@ _NEXT_ADDRESS_S = 0.25  # RFC 8305 5
 
 _LONGEST_HEAD_BYTES = 16 * 1024
 _LONGEST_BODY_BYTES = 64 * 1024
+_LONGEST_LIST_BYTES = 16 * 1024 * 1024  # thousands of services, each with its description and limits
 
 _KEEPALIVE_S = 30  # below the shortest time after which home routers forget a silent connection
 
@@ -62,13 +64,13 @@ class Gateway:
         """Raises ConfigurationError when the credentials do not fit together."""
         self.address = credentials.profile.gateway
         self._name = credentials.profile.server_name
+        self._host = f"[{self._name}]" if ":" in self._name else self._name
         self._credentials = credentials
         self._context = credentials.context()
 
     async def describe(self, service: str) -> Description:
         """Ask about `service`: the gateway decides as for connect(), but dials and counts nothing."""
-        host = f"[{self._name}]" if ":" in self._name else self._name
-        exchange = await self._exchange("GET", f"/v1/services/{service}", host)
+        exchange = await self._exchange("GET", f"/v1/services/{service}", self._host)
         exchange.sock.close()
         answer = exchange.answer
         if answer.status != 200:
@@ -77,6 +79,25 @@ class Gateway:
         if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
             port = None
         return Description(service, port)
+
+    async def whoami(self) -> dict[str, Any]:
+        """Ask who the caller is: the document of `GET /v1/whoami`, not checked."""
+        return await self._ask("whoami")
+
+    async def services(self) -> dict[str, Any]:
+        """Ask what the caller may reach: the document of `GET /v1/services`, not checked."""
+        return await self._ask("services")
+
+    async def _ask(self, subject: str) -> dict[str, Any]:
+        exchange = await self._exchange("GET", f"/v1/{subject}", self._host, _LONGEST_LIST_BYTES)
+        exchange.sock.close()
+        answer = exchange.answer
+        if answer.status != 200:
+            raise refused(subject, self.address, answer)
+        document = answer.document()
+        if not document:
+            raise self._silent(f"an answer of portguard to GET /v1/{subject}", "another one")
+        return document
 
     async def connect(self, service: str) -> Tunnel:
         """Open a session with `service`. Its bytes have not begun to flow when this returns."""
@@ -101,11 +122,13 @@ class Gateway:
             raise
         return Tunnel(service, TlsEnd(sock, endpoint), b"", None)
 
-    async def _exchange(self, method: str, target: str, host: str) -> "_Exchange":
+    async def _exchange(
+        self, method: str, target: str, host: str, longest_body_bytes: int = _LONGEST_BODY_BYTES
+    ) -> "_Exchange":
         sock = await self._dial()
         try:
             endpoint = await self._handshake(sock, self._context, self._name)
-            exchange = _Exchange(sock, endpoint)
+            exchange = _Exchange(sock, endpoint, longest_body_bytes)
             try:
                 async with asyncio.timeout(_ANSWER_S):
                     await exchange.run(method, target, host)
@@ -169,8 +192,9 @@ class Gateway:
 class _Exchange:
     """One request and its answer. After run(), `answer` is set, and `switched` says whether a tunnel is open."""
 
-    def __init__(self, sock: socket.socket, endpoint: Endpoint):
+    def __init__(self, sock: socket.socket, endpoint: Endpoint, longest_body_bytes: int):
         self.sock = sock
+        self._longest_body_bytes = longest_body_bytes
         self.endpoint = endpoint
         self.answer: Answer
         self.switched = False
@@ -207,16 +231,19 @@ class _Exchange:
             data = await self._receive()
 
     async def _body(self) -> bytes:
-        body = b""
-        while len(body) < _LONGEST_BODY_BYTES:
+        body = bytearray()
+        while len(body) < self._longest_body_bytes:
             match self._http.next_event():
                 case h11.Data(data=data):
                     body += data
                 case h11.NEED_DATA:
-                    self._http.receive_data(b"" if self.endpoint.peer_closed else await self._receive())
+                    data = b""
+                    while not data and not self.endpoint.peer_closed:
+                        data = await self._receive()  # nothing while a record is not whole, which is no end yet
+                    self._http.receive_data(data)
                 case _:
                     break
-        return body
+        return bytes(body)
 
     async def _receive(self) -> bytes:
         ciphertext = await receive(self.sock)

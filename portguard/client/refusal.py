@@ -48,7 +48,7 @@ class RefusedByGateway(PortguardError):
         self.retry_after_s = retry_after_s
         details = [] if session is None else [f"session {session}"]
         if retry_after_s is not None:
-            details.append(f"try again in {_written_wait(retry_after_s)}")
+            details.append(f"try again in {written_wait(retry_after_s)}")
         more = f" ({', '.join(details)})" if details else ""
         super().__init__(f"{subject}: {reason}: {self.message}{more}")
 
@@ -73,7 +73,7 @@ class Answer:
 def refused(service: str, gateway: HostPort, answer: Answer) -> PortguardError:
     """Return the error for an answer that is not what was asked for."""
     document = answer.document()
-    reason, message, session = (_line(document.get(key)) for key in ("reason", "message", "session"))
+    reason, message, session = (one_line(document.get(key)) for key in ("reason", "message", "session"))
     if not reason:
         return Unreachable(f"gateway {gateway}: expected an answer of portguard, got HTTP status {answer.status}")
     retry_after = answer.headers.get("retry-after", "")
@@ -86,7 +86,7 @@ def refused(service: str, gateway: HostPort, answer: Answer) -> PortguardError:
     )
 
 
-def _written_wait(wait_s: int) -> str:
+def written_wait(wait_s: int) -> str:
     """Return a wait as people say it, rounded up: who comes back by then is not too early."""
     for unit, size_s in _LONG_UNITS_S.items():
         if wait_s >= 2 * size_s:
@@ -94,8 +94,8 @@ def _written_wait(wait_s: int) -> str:
     return f"{wait_s} s"
 
 
-def _line(value: object) -> str:
-    """Return a text of the gateway's as one line, so that it cannot look like several messages."""
+def one_line(value: object) -> str:
+    """Return a text of the gateway's as one line, so that it cannot look like several messages; "" for no text."""
     return " ".join(value.split()) if isinstance(value, str) else ""
 
 

@@ -1,5 +1,6 @@
 import asyncio
 import hashlib
+import json
 import os
 import socket
 import struct
@@ -14,7 +15,7 @@ from portguard.client.local_ports import LocalPort
 from portguard.errors import PortguardError
 from portguard.policy.addresses import ListenAddress
 from portguard.reasons import Reason
-from tests.gateway_double import SESSION, Double, count, echo, refusal
+from tests.gateway_double import SESSION, Double, answer, count, echo, refusal
 
 FREE = ListenAddress("127.0.0.1", 0)
 
@@ -118,6 +119,22 @@ async def test_a_session_that_the_gateway_cuts_is_no_clean_end(
         await reader.read()
     writer.close()
     assert await reports.get() == f"echo: the gateway ended the session before it was finished (session {SESSION})"
+
+
+async def test_a_session_that_the_gateway_cuts_is_reported_with_the_gateways_reason(
+    gateway: Double, forwarding: Forwarding, reports: Reports, serve: Callable
+) -> None:
+    refusals = [{"session": SESSION, "message": "an operator ended the session"}]
+    gateway.answers["/v1/whoami"] = answer(200, json.dumps({"refusals": refusals}).encode())
+    gateway.services["echo"] = await serve(echo)
+    reader, writer = await connect(forwarding.listen("echo", FREE, fallback=False))
+    writer.write(b"hello")
+    await reader.readexactly(5)
+    gateway.relays[0].close(Reason.KILLED)
+    assert (
+        await reports.get() == f"echo: the gateway ended the session: an operator ended the session (session {SESSION})"
+    )
+    writer.close()
 
 
 async def test_a_program_that_is_killed_is_told_from_one_that_finished(

@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 # Modules that Windows, or macOS, does not have.
 UNIX_ONLY = ("uvloop", "resource", "pwd", "grp", "fcntl", "termios")
 
@@ -19,8 +21,9 @@ import {module}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_connect_needs_nothing_that_other_platforms_lack() -> None:
-    done = imports("portguard.cli.connect")
+@pytest.mark.parametrize("module", ["portguard.cli.connect", "portguard.cli.standing"])
+def test_a_clients_command_needs_nothing_that_other_platforms_lack(module: str) -> None:
+    done = imports(module)
     assert done.returncode == 0, done.stderr
 
 

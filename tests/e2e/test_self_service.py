@@ -1,0 +1,122 @@
+"""What a real gateway tells its callers, by curl and by the commands: limits after transfers, and refusals."""
+
+import contextlib
+import json
+import os
+import ssl
+import subprocess
+
+import pytest
+
+from tests.curl import curl
+from tests.e2e.conftest import PORTGUARD
+from tests.echo import echo_service
+from tests.profiles import write_profile
+
+POLICY = """
+[[roles]]
+name = "team"
+members = ["alice", "carol"]
+services = ["echo"]
+max_sessions = 1
+connect_rate = "3/d"
+quota = ["10kB/day"]
+"""
+
+
+@pytest.fixture(scope="module")
+def echo():
+    with echo_service() as address:
+        yield address
+
+
+@pytest.fixture
+def gateway(start_gateway, echo, real_program):
+    real_program("curl")
+    return start_gateway({"echo": echo, "closed": echo}, policy=POLICY)
+
+
+def get(gateway, name, path):
+    return json.loads(curl(gateway, name, f"https://gw.localhost:{{port}}/v1/{path}").stdout)
+
+
+def reasons(gateway, name):
+    return [(refusal["service"], refusal["reason"]) for refusal in get(gateway, name, "whoami")["refusals"]]
+
+
+def is_refused(gateway, service, name):
+    with contextlib.suppress(OSError, ssl.SSLError), gateway.connect(service, name) as client:
+        assert client.recv(1) == b""
+
+
+def show(gateway, tmp_path, name, command):
+    profile = write_profile(gateway, name, tmp_path)
+    return subprocess.run(
+        [*PORTGUARD, command], env=os.environ | {"PORTGUARD_PROFILE": str(profile)}, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_what_is_left_and_why_one_was_refused_is_told_to_whom_it_concerns(gateway, tmp_path):
+    is_refused(gateway, "echo", "bob")
+    is_refused(gateway, "closed", "alice")
+    with gateway.connect("echo") as client:
+        client.sendall(b"x" * 1000)
+        received = b""
+        while len(received) < 1000:
+            received += client.recv(1000)
+        [service] = get(gateway, "alice", "services")["services"]
+        limits = service["limits"]
+        assert limits["max_sessions"] == {"limit": 1, "open": 1}
+        assert limits["connect_rate"] == {"limit": "3/d", "retry_after_s": 0.0}
+        [quota] = limits["quotas"]
+        assert (quota["period"], quota["used_bytes"], quota["left_bytes"]) == ("day", 2000, 8000)
+        is_refused(gateway, "echo", "alice")
+        client.unwrap()
+    gateway.wait_for_log(r"session\.close .*reason=client_closed")
+    with gateway.connect("echo") as client, contextlib.suppress(OSError, ssl.SSLError):
+        client.sendall(b"x" * 5000)
+        while client.recv(65536):
+            pass
+    gateway.wait_for_log(r"session\.close .*reason=quota_exhausted")
+    is_refused(gateway, "echo", "alice")
+    assert reasons(gateway, "alice") == [
+        ("echo", "quota_exhausted"),
+        ("echo", "quota_exhausted"),
+        ("echo", "max_sessions"),
+        ("closed", "service_not_granted"),
+    ]
+    assert reasons(gateway, "bob") == [("echo", "no_role")]
+    assert reasons(gateway, "carol") == []
+    [quota] = get(gateway, "alice", "services")["services"][0]["limits"]["quotas"]
+    assert quota["left_bytes"] == 0
+    shown = show(gateway, tmp_path, "alice", "whoami")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "echo: daily quota of 10 kB is used up; it renews at" in shown.stdout
+    shown = show(gateway, tmp_path, "alice", "services")
+    assert "daily quota  10 kB used up; renews at 00:00" in shown.stdout
+    assert show(gateway, tmp_path, "bob", "services").stdout.startswith("No service may be reached now")
+
+
+def test_a_refusal_by_the_connect_rate_is_told_too(gateway):
+    for _ in range(3):
+        with gateway.connect("echo", "carol") as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+            client.unwrap()
+    gateway.wait_for_log(r"session\.close ", count=3)
+    is_refused(gateway, "echo", "carol")
+    assert reasons(gateway, "carol") == [("echo", "connect_rate")]
+    [service] = get(gateway, "carol", "services")["services"]
+    assert 86_000 < service["limits"]["connect_rate"]["retry_after_s"] <= 86_401
+
+
+def test_other_methods_pages_and_paths_are_refused(gateway):
+    def status(*options, path="whoami"):
+        url = f"https://gw.localhost:{{port}}/v1/{path}"
+        return curl(gateway, "alice", url, *options, "--output", "-", "--write-out", "%{stderr}%{http_code}").stderr
+
+    assert status() == "200"
+    assert status("--request", "DELETE") == status("--head") == "405"
+    assert status("--header", "Origin: https://evil.example") == "403"
+    assert status(path="nope") == "404"
