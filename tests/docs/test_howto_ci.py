@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 _FOLDER = Path(__file__).parents[2] / "docs" / "howto"
 _PAGE = (_FOLDER / "check-policies-in-ci.md").read_text()
@@ -117,7 +118,6 @@ def test_the_page_shows_the_files_as_they_are(file):
 
 @pytest.mark.parametrize("file", _FILES, ids=lambda file: file.name)
 def test_each_file_is_yaml_of_its_service(file):
-    yaml = pytest.importorskip("yaml", reason="PyYAML is not at hand")
     document = yaml.safe_load(file.read_text())
     if "github" in file.name:
         steps = document["jobs"]["policy"]["steps"]
