@@ -26,10 +26,10 @@ def reload(message: str | None, configuration_path: str, as_json: bool) -> None:
         return
     for warning in document["warnings"]:
         click.echo(f"warning: {printable(warning)}", err=True)
-    if not document["changed"]:
+    if document["changed"]:
+        click.echo(f"in force: {printable(document['revision'])}")
+        click.echo(f"sessions closed: {int(document['closed'])}")
+    else:
         click.echo("nothing has changed")
-        return
-    click.echo(f"in force: {printable(document['revision'])}")
-    click.echo(f"sessions closed: {int(document['closed'])}")
     if document["needs_restart"]:
         click.echo(f"needs a restart: {printable(', '.join(document['needs_restart']))}")
