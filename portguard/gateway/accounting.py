@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from portguard.errors import ConfigurationError, Problem, Refused
 from portguard.gateway.admission import Account, Session
+from portguard.gateway.condition import Failing
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.protocol import (
     Closed,
@@ -300,6 +301,12 @@ class Accounting:
     def refuses(self) -> str | None:
         """Why sessions are refused for the ledger's sake, for people; None when they are not."""
         return (self._store.trouble or "it cannot be written") if self._refuses and self.unavailable else None
+
+    @property
+    def failing(self) -> Failing | None:
+        """For how long, and why, the ledger could not be written; None when it can."""
+        failing_s = self._store.failing_s()
+        return Failing(failing_s, self._store.trouble or "it cannot be written") if failing_s is not None else None
 
     @property
     def errors(self) -> int:

@@ -13,6 +13,7 @@ from portguard.control.access import Peer
 from portguard.gateway.acts import act_arguments, act_event
 from portguard.gateway.admission import Account, Session
 from portguard.gateway.bundle import Bundle, policy_files
+from portguard.gateway.condition import Failing
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.credentials import AUDIT_KEY, credential
 from portguard.gateway.kept_policies import keep_policy, record_load
@@ -198,6 +199,14 @@ class AuditTrail:
         """Whether sessions are refused at once, because their lines could not be written for a while."""
         failing_s = self._writer.failing_s()
         return self._required and failing_s is not None and failing_s > PATIENCE_S
+
+    @property
+    def failing(self) -> Failing | None:
+        """For how long, and why, the log could not be written; None when it can."""
+        failing_s, trouble = self._writer.failing_s(), self._writer.trouble
+        if failing_s is None or trouble is None:
+            return None
+        return Failing(failing_s, f"{trouble.lower()}: {self._recorder.path}")
 
     def configure(self, *, required: bool) -> None:
         """From now on sessions do, or do not, wait for their lines."""

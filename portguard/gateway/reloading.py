@@ -65,6 +65,14 @@ class Reloaded:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class FailedReload:
+    """When (seconds since the epoch), and the first thing that was wrong."""
+
+    at_s: float
+    problem: str
+
+
 class Reloader:
     """Reloads, one after the other. Belongs to the running loop.
 
@@ -83,7 +91,9 @@ class Reloader:
     ):
         self.in_force = in_force
         self.last_read = in_force.bundle  # by the last attempt, whatever came of it
-        self.last_successful = True
+        self.failed: FailedReload | None = None  # the last one, unless one has succeeded since
+        self.loaded_by: str | None = None  # who had what is in force loaded, and why; None: it was there at the start
+        self.loaded_message: str | None = None
         self._workers = workers
         self._trail = trail
         self._apply = apply
@@ -121,15 +131,15 @@ class Reloader:
             try:
                 reloaded = await self._reload(by, message)
             except PortguardError as error:
-                self.last_successful = False
                 problems = error.problems if isinstance(error, ConfigurationError) else (error,)
+                self.failed = FailedReload(time.time(), str(problems[0]))
                 for problem in problems:
                     log.event("error", "gateway.reload_failed", message=str(problem))
                 self._trail.not_loaded("; ".join(map(str, problems)), by=by, message=message)
                 raise
             finally:
                 self._notifier.reloaded()
-            self.last_successful = True
+            self.failed = None
             log.event(
                 "info",
                 "gateway.reload",
@@ -160,6 +170,7 @@ class Reloader:
             raise
         closing = self._workers.apply(bundle)
         self.in_force = after
+        self.loaded_by, self.loaded_message = by, message
         rest = self._apply(before, after)
         self._trail.loaded(loading, kept=policy_kept)
         for warning in snapshot.warnings:

@@ -27,6 +27,7 @@ from portguard.gateway.accounting import Accounting
 from portguard.gateway.admission import Account, Admission, Client, PendingBounds, Session
 from portguard.gateway.audit_trail import AuditTrail, Loading
 from portguard.gateway.configuration import Configuration
+from portguard.gateway.draining import DrainDesk
 from portguard.gateway.handover import Handover
 from portguard.gateway.listeners import written_address
 from portguard.gateway.lock_desk import LockDesk
@@ -59,6 +60,7 @@ from portguard.gateway.session_desk import SessionDesk
 from portguard.gateway.slots import SlotTable
 from portguard.gateway.snapshot import Snapshot
 from portguard.gateway.standing import Standings
+from portguard.gateway.status import StatusDesk, Watched
 from portguard.gateway.watching import Watcher
 from portguard.gateway.workers import Worker, Workers
 from portguard.limits.accounts import Warned
@@ -130,12 +132,43 @@ class Supervisor:
         self._upstreams = _upstreams(snapshot)
         self._standings = Standings(self._accounting, self._admission.sessions_of)
         self._loaded = Loaded.of(snapshot, in_force.bundle.read_at)
-        self._http = OperatorHttp(read=self._read, not_ready=self._not_ready, faults=faults)
+        self._http = OperatorHttp(read=self._read, not_ready=lambda: self._status.condition().not_ready, faults=faults)
+        self._drain = DrainDesk(
+            is_ending=lambda: self._draining,
+            begin_to_end=self._begin_to_end,
+            sessions=lambda: len(self._admission.sessions),
+        )
+        self._acceptor = Acceptor([sock for _, sock in in_force.bound], self._pass_on)
+        self._workers = Workers(
+            in_force.bundle,
+            self._slots,
+            on_message=self._on_message,
+            on_ready=self._on_ready,
+            on_gone=self._on_worker_gone,
+            on_exit=lambda worker, status: trail.worker_exited(worker.number, worker.process.pid, status),
+            greeting=self._locks.greeting,
+        )
+        self._reloader = Reloader(in_force, workers=self._workers, trail=trail, apply=self._apply, notifier=notifier)
+        self._status = StatusDesk(
+            Watched(
+                workers=self._workers,
+                workers_wanted=_workers_wanted(snapshot),
+                acceptor=self._acceptor,
+                admission=self._admission,
+                accounting=self._accounting,
+                trail=trail,
+                drain=self._drain,
+                reloader=self._reloader,
+                meter=self._meter,
+                loaded=lambda: self._loaded,
+                ending_s=lambda: self._draining_s,
+                generation=lambda: self._generation,
+            )
+        )
         settings = configuration.control
         self._control = ControlServer(
             access=Access(os.getuid(), settings.viewers, settings.operators, settings.admins),
             routes=[
-                Route("GET", "/v1/status", Level.VIEWER, self._on_status),
                 Route("POST", "/v1/reload", Level.OPERATOR, self._on_reload),
                 Route("POST", "/v1/reexec", Level.OPERATOR, self._on_reexec),
                 *QuotaDesk(
@@ -149,24 +182,16 @@ class Supervisor:
                     self._end_session,
                 ).routes,
                 *self._locks.routes,
+                *self._drain.routes,
+                *self._status.routes,
             ],
             faults=faults,
             on_act=self._on_act,
         )
-        self._acceptor = Acceptor([sock for _, sock in in_force.bound], self._pass_on)
-        self._workers = Workers(
-            in_force.bundle,
-            self._slots,
-            on_message=self._on_message,
-            on_ready=self._on_ready,
-            on_gone=self._on_worker_gone,
-            on_exit=lambda worker, status: trail.worker_exited(worker.number, worker.process.pid, status),
-            greeting=self._locks.greeting,
-        )
-        self._reloader = Reloader(in_force, workers=self._workers, trail=trail, apply=self._apply, notifier=notifier)
         self._floods = floods
         self._undecided: dict[str, Reason | None] = {}  # sessions that wait for the audit; why one is to end anyway
-        self._draining = False
+        self._draining = False  # to end
+        self._draining_s: float | None = None  # since then, in seconds since the epoch
         self._stopping = False
         self._cut = False  # a session did not end by itself
         self._announced = False
@@ -192,7 +217,7 @@ class Supervisor:
             self._take_over(handover.state)
         await self._http.start(in_force.metrics)
         self._control.start(self._operators)
-        self._workers.start(self._snapshot.configuration.gateway.workers or os.cpu_count() or 1)
+        self._workers.start(_workers_wanted(self._snapshot))
         ticker = self._ticker = asyncio.create_task(self._tick(), name="tick")
         watcher = asyncio.create_task(
             Watcher(self._reloader, may=lambda: not (self._draining or self._leaving)).run(), name="watch"
@@ -269,9 +294,10 @@ class Supervisor:
         owner, service = Owner(request.role, request.trust, request.name), request.service
         try:
             self._locks.refuse(request)
-            # Who was accepted before the drain began still gets in, or a restart would turn clients away.
+            # Who was accepted before the gateway began to end still gets in, or a restart would turn clients away.
             if self._stopping:
                 raise Refused(Reason.DRAINING)
+            self._drain.check()
             self._admission.check_room(
                 owner,
                 service,
@@ -363,7 +389,7 @@ class Supervisor:
         if not self._announced and len(self._workers.serving) == self._workers.wanted:
             self._announced = True
             log.event("info", "gateway.ready", workers=len(self._workers.serving))
-            self._notifier.ready(self._status())
+            self._notifier.ready(self._status.line())
 
     def _on_worker_gone(self, worker: Worker) -> None:
         self._log_lost(worker)
@@ -406,55 +432,23 @@ class Supervisor:
     # What operators see.
 
     async def _read(self) -> Reading:
-        moment, workers, draining = self._meter.take(), len(self._workers.serving), self._draining
+        moment, workers, draining = self._meter.take(), len(self._workers.serving), self._is_draining
         for _ in moment.add_live():
             await asyncio.sleep(0)
         for _ in moment.add_quotas(self._accounting.accounts.lines(lambda _: True, time.time())):
             await asyncio.sleep(0)
         return moment.reading(
             self._loaded,
-            last_load_successful=self._reloader.last_successful,
+            last_load_successful=self._reloader.failed is None,
             workers=workers,
             draining=draining,
             audit_failures=self._trail.failures,
             ledger_errors=self._accounting.errors,
         )
 
-    def _not_ready(self) -> list[str]:
-        if self._draining:
-            return ["draining: no new sessions are taken"]
-        if not self._workers.serving:
-            return [f"workers: expected at least one that serves, got none of {len(self._workers)}"]
-        if not self._acceptor.active:
-            return ["listeners: the host has no descriptor left for connections"]
-        if self._trail.refuses:
-            return ["audit: its lines cannot be written; the log says why"]
-        if (trouble := self._accounting.refuses) is not None:
-            return [f"ledger: {trouble}"]
-        return []
-
-    def _status(self) -> str:
-        """One line for `systemctl status`."""
-        sessions = len(self._admission.sessions)
-        if self._draining:
-            return f"draining, {sessions} sessions left"
-        if problems := self._not_ready():
-            return "not ready: " + "; ".join(problems)
-        return f"serving, {sessions} sessions, {len(self._workers.serving)} of {len(self._workers)} workers"
-
-    async def _on_status(self, _peer: Peer, given: Arguable) -> object:
-        Arguments(given).finish()
-        problems = self._not_ready()
-        return {
-            "state": "draining" if self._draining else "not_ready" if problems else "serving",
-            "problems": problems,
-            "workers": len(self._workers.serving),
-            "sessions": len(self._admission.sessions),
-            "version": __version__,
-            "pid": os.getpid(),
-            "policy": self._snapshot.revision,
-            "generation": self._generation,
-        }
+    @property
+    def _is_draining(self) -> bool:
+        return self._draining or self._drain.drained is not None
 
     def _on_act(self, peer: Peer, method: str, path: str, given: Arguable, outcome: str) -> None:
         log.event("info", "control.act", uid=peer.uid, user=peer.name, act=f"{method} {path}", outcome=outcome)
@@ -571,6 +565,7 @@ class Supervisor:
             "trail": self._trail.state(),
             "meter": self._meter.state(),
             "workers": self._workers.state(),
+            "drain": self._drain.state(),
         }
         return Handover.of(self._reloader.in_force, self._operators, self._slots, self._notifier, state)
 
@@ -581,6 +576,8 @@ class Supervisor:
         self._meter.restore(state["meter"])
         self._trail.restore(state["trail"])
         self._workers.adopt(state["workers"])
+        self._drain.restore(state["drain"])
+        self._status.forget_refusals()
         self._accounting.restore(state["accounting"], self._admission.sessions)
         log.event("info", "gateway.take_over", version=__version__, sessions=len(self._admission.sessions))
 
@@ -593,11 +590,17 @@ class Supervisor:
         if self._draining:
             self._cut_sessions()
             return
-        self._draining = True
+        self._begin_to_end()
+
+    def _begin_to_end(self) -> None:
+        """Take no connections any more, and end with the last session. Nothing when that has begun."""
+        if self._draining:
+            return
+        self._draining, self._draining_s = True, time.time()
         self._acceptor.close()
         log.event("info", "gateway.drain", sessions=len(self._admission.sessions))
         self._workers.drain()
-        self._notifier.stopping(self._status())
+        self._notifier.stopping(self._status.line())
         drain_s = self._snapshot.configuration.timeouts.drain_s
         if drain_s is not None:
             self._loop.call_later(drain_s, self._cut_sessions)
@@ -629,9 +632,10 @@ class Supervisor:
             self._locks.tick()
             await self._accounting.tick()
             self._workers.tick(now_s)
+            self._status.tick(now_s)
             # That the loop turns is said by saying anything; a gateway that drains is alive without workers too.
             healthy = self._draining or self._workers.healthy(now_s)
-            self._notifier.tick(now_s, status=self._status(), healthy=healthy, stopping=self._draining)
+            self._notifier.tick(now_s, status=self._status.line(), healthy=healthy, stopping=self._draining)
 
 
 def _log_listening(in_force: InForce, before: InForce | None) -> None:
@@ -648,6 +652,10 @@ def _log_listening(in_force: InForce, before: InForce | None) -> None:
 def _upstreams(snapshot: Snapshot) -> Mapping[str, tuple[str, ...]]:
     """By service, as they are written."""
     return {name: tuple(map(str, service.upstreams)) for name, service in snapshot.policy.services.items()}
+
+
+def _workers_wanted(snapshot: Snapshot) -> int:
+    return snapshot.configuration.gateway.workers or os.cpu_count() or 1
 
 
 def _pending_bounds(configuration: Configuration) -> PendingBounds:

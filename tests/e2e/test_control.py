@@ -2,9 +2,13 @@
 
 import json
 import os
+import re
+import signal
 import ssl
 import stat
 import subprocess
+import urllib.error
+import urllib.request
 
 import pytest
 
@@ -41,15 +45,19 @@ def test_curl_is_told_the_state(start_gateway, echo, real_program):
         client.sendall(b"hello")
         assert client.recv(100) == b"hello"
         status, document = curl(gateway, "/v1/status")
-        assert (status, document["state"], document["problems"]) == (200, "serving", [])
-        assert (document["workers"], document["sessions"]) == (2, 1)
+        assert (status, document["verdict"], document["state"], document["problems"]) == (200, "SERVING", "serving", [])
+        assert [worker["serving"] for worker in document["workers"]] == [True, True]
+        assert document["sessions"] == 1
         assert document["pid"] == gateway.program.process.pid
         assert len(document["policy"]) == 64
         gateway.program.process.terminate()
         gateway.wait_for_log("gateway.drain")
         status, document = curl(gateway, "/v1/status")
         assert (status, document["state"], document["sessions"]) == (200, "draining", 1)
-        assert document["problems"] == ["draining: no new sessions are taken"]
+        assert [problem["code"] for problem in document["problems"]] == ["draining"]
+        assert re.fullmatch(
+            r"DRAINING since ([0-9-]+ )?[0-9:]{5}: the gateway is ending, 1 session left", document["verdict"]
+        )
     assert gateway.program.process.wait(30) == 0
     assert not (gateway.folder / "control.sock").exists()
 
@@ -167,3 +175,141 @@ def test_a_path_that_cannot_be_is_an_error_before_clients_are_served(start_gatew
         f"got {gateway.folder}/no/such/control.sock: no such folder\n"
     )
     assert "gateway.listen" not in ended.stderr
+
+
+# The state of the gateway, and draining by hand.
+
+
+def status(gateway, code=0):
+    """The verdict, and the whole as JSON."""
+    verdict = command(gateway, "status", code=code).splitlines()[0]
+    return verdict, json.loads(command(gateway, "status", "--json", code=code))
+
+
+def readyz(gateway):
+    """The status code, and what it says."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{gateway.metrics_port}/readyz", timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def metric(gateway, name):
+    with urllib.request.urlopen(f"http://127.0.0.1:{gateway.metrics_port}/metrics", timeout=20) as answer:
+        return re.findall(rf"^portguard_{name} (\S+)", answer.read().decode(), re.MULTILINE)
+
+
+def test_a_person_is_told_first_that_all_is_well(start_gateway, echo):
+    gateway = start_gateway({"echo": echo}, policy=POLICY)
+    with gateway.connect("echo") as client:
+        assert says(client, b"hello")
+        lines = command(gateway, "status").splitlines()
+        assert lines[:2] == ["SERVING", ""]
+        assert "sessions        1 of " in lines[2]
+        assert lines[3] == "workers         2 of 2"
+        assert re.fullmatch(r"  worker 0      pid \d+, [01] connections, up \d+s", lines[4])
+        assert re.fullmatch(r"expires first   [a-z:]+, [0-9 :-]+ \(in \d+d\d\dh\)", lines[7])
+
+
+def test_refusals_of_late_are_told_by_reason(start_gateway, echo):
+    gateway = start_gateway({"echo": echo}, policy=POLICY)
+    for name, times in (("bob", 3), (None, 1)):
+        for _ in range(times):
+            with pytest.raises((ssl.SSLError, ConnectionResetError)), gateway.connect("echo", name) as client:
+                client.recv(1)
+    gateway.wait_for_log("reason=certificate_missing")
+
+    def counted():
+        return status(gateway)[1]["refusals"]["reasons"] == [
+            {"reason": "no_role", "count": 3},
+            {"reason": "certificate_missing", "count": 1},
+        ]
+
+    gateway.program.wait_until(counted, "the reasons")
+    assert "refused, 5 min  no_role 3, certificate_missing 1\n" in command(gateway, "status")
+
+
+def test_a_reload_that_failed_is_told_until_one_succeeds(start_gateway, echo):
+    gateway = start_gateway({"echo": echo}, policy=POLICY)
+    path = gateway.folder / "policy.toml"
+    good = path.read_text()
+    path.write_text(good + "nonsense = 1\n")
+    command(gateway, "reload", code=2)
+    verdict, document = status(gateway, code=1)
+    assert re.match(r"DEGRADED since [0-9-]* ?[0-9:]{5}: the last reload failed, .*policy.toml.*nonsense", verdict)
+    assert (document["state"], document["problems"][0]["code"]) == ("degraded", "reload_failed")
+    assert readyz(gateway) == (200, "ready\n")
+    path.write_text(good + "\n")
+    command(gateway, "reload", "--message", "CHG-7")
+    verdict, document = status(gateway)
+    assert (verdict, document["loaded"]["message"]) == ("SERVING", "CHG-7")
+    assert document["loaded"]["by"].startswith(f"uid {os.getuid()}")
+
+
+def test_a_worker_that_is_missing_is_told(start_gateway, echo):
+    gateway = start_gateway({"echo": echo}, policy=POLICY)
+    _, document = status(gateway)
+    os.kill(document["workers"][0]["pid"], signal.SIGKILL)
+
+    def restarted():
+        return status(gateway)[1]["worker_restarts"] == 1 and len(status(gateway)[1]["workers"]) == 2
+
+    gateway.wait_for_log("worker.exit")
+    gateway.program.wait_until(lambda: curl(gateway, "/v1/status")[1]["state"] == "serving", "another worker")
+    gateway.program.wait_until(restarted, "the count")
+
+
+def test_a_gateway_that_is_drained_by_hand_says_why_and_can_be_resumed(start_gateway, echo):
+    gateway = start_gateway({"echo": echo}, policy=POLICY)
+    with gateway.connect("echo") as live:
+        assert says(live, b"before")
+        assert command(gateway, "drain") == "sessions left: 1\n"
+        assert command(gateway, "drain") == "new sessions were refused already\nsessions left: 1\n"
+        verdict, document = status(gateway, code=1)
+        assert re.match(r"DRAINING since .*: new sessions are refused, by uid \d+.*, 1 session left$", verdict)
+        assert document["state"] == "draining"
+        assert readyz(gateway) == (503, "not ready\ndraining: an operator has new sessions refused\n")
+        assert metric(gateway, "draining") == ["1.0"]
+        with pytest.raises((ssl.SSLError, ConnectionResetError)), gateway.connect("echo") as refused:
+            refused.recv(1)
+        with gateway.connect_with(gateway.context("alice"), None) as asking:
+            asking.sendall(b"CONNECT echo:443 HTTP/1.1\r\nHost: echo:443\r\n\r\n")
+            answer = asking.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b'"draining"' in answer
+        assert says(live, b"still")
+        command(gateway, "reload")
+        assert command(gateway, "resume") == "new sessions are taken again\n"
+        assert command(gateway, "resume") == "new sessions were taken already\n"
+        assert status(gateway)[0] == "SERVING"
+        assert readyz(gateway)[0] == 200
+        assert metric(gateway, "draining") == ["0.0"]
+        with gateway.connect("echo") as client:
+            assert says(client, b"again")
+    assert [act["outcome"] for act in audited(gateway, "admin.drain", 2)] == ["done", "done"]
+    assert len(audited(gateway, "admin.resume", 2)) == 2
+
+
+def test_a_gateway_that_is_drained_to_end_ends_with_its_last_session(start_gateway, echo):
+    gateway = start_gateway({"echo": echo}, policy=POLICY)
+    with gateway.connect("echo") as live:
+        assert says(live, b"before")
+        command(gateway, "drain")
+        assert command(gateway, "drain", "--exit") == "sessions left: 1\n"
+        gateway.wait_for_log("gateway.drain", 2)
+        command(gateway, "resume", code=1)
+        command(gateway, "drain", code=1)
+        assert status(gateway, code=1)[1]["state"] == "draining"
+        with pytest.raises(ConnectionRefusedError):
+            gateway.connect("echo").close()
+        assert says(live, b"still")
+        live.unwrap()
+    assert gateway.program.process.wait(30) == 0
+
+
+def test_without_sessions_it_ends_at_once_and_the_answer_still_comes(start_gateway, echo):
+    gateway = start_gateway({"echo": echo}, policy=POLICY)
+    assert command(gateway, "drain", "--exit") == "sessions left: 0\n"
+    assert gateway.program.process.wait(30) == 0
+    command(gateway, "status", code=4)

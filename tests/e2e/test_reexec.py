@@ -37,12 +37,12 @@ def program(tmp_path):
 
 @pytest.fixture
 def gateway(start_gateway, echo, program):
-    policy = '''[[roles]]
+    policy = """[[roles]]
 name = "team"
 members = ["alice"]
 services = ["*"]
 quota = ["1TB/day"]
-'''
+"""
     return start_gateway({"echo": echo}, policy=policy, env=os.environ | {"PYTHONPATH": str(program)})
 
 

@@ -100,6 +100,11 @@ class Recorder:
             raise _unusable(settings.path, error) from error
         self._journal = Journal() if settings.journal else None
 
+    @property
+    def path(self) -> str:
+        """Where the log is; "-" is standard output."""
+        return self._settings.path
+
     def write(self, entries: Sequence[Entry], now: datetime) -> Outcome:
         """Append entries, in their order, and whatever is due by `now`. Never raises OSError."""
         outcome = Outcome()

@@ -84,6 +84,12 @@ class Writer:
         trouble = self._trouble
         return None if trouble is None else time.monotonic() - trouble.since_s
 
+    @property
+    def trouble(self) -> str | None:
+        """Why the log cannot be written now, for people; None when it can."""
+        trouble = self._trouble
+        return None if trouble is None else trouble.message
+
     def close(self, timeout_s: float) -> bool:
         """Write what waits, seal the log and end; return False when that took too long."""
         with self._wake:
