@@ -8,11 +8,13 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 
 import pytest
 
+from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
 from tests.unharmed import echoes, workers
 
@@ -56,6 +58,25 @@ def test_a_worker_that_hangs_is_replaced_and_its_sessions_are_told_of(start_afte
     for _ in range(4):
         echoes(gateway)
     assert gateway.log.count("worker.hung") == 1
+
+
+def test_a_reload_waits_for_a_worker_that_hangs_until_it_is_replaced_and_no_longer(start_after):
+    gateway = start_after("workers._HUNG_S = 4.0")
+    victim, other = workers(gateway)
+    os.kill(victim, signal.SIGSTOP)
+    policy = gateway.folder / "policy.toml"
+    policy.write_text(policy.read_text() + '[[deny]]\nmembers = ["alice"]\nservices = ["*"]\n')
+    command = [*PORTGUARD, "reload", "-c", str(gateway.folder / "portguard.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("in force: ")
+    gateway.wait_for_log(f"worker.hung worker=[01] pid={victim} ")
+    gateway.program.wait_until(lambda: len(workers(gateway)) == 2, "another worker came")
+    assert other in workers(gateway)
+    for _ in range(4):
+        with pytest.raises(OSError, match=r"EOF|reset|alert"), gateway.connect("echo") as client:
+            client.recv(1)
+    gateway.wait_for_log("session.refuse .*reason=denied", count=4)
 
 
 def test_workers_are_not_blamed_for_a_supervisor_that_was_stopped(start_after):
