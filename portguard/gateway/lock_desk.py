@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from itertools import islice
+from typing import Any
 
 from portguard.control.access import Level, Peer
 from portguard.control.routes import Arguable, Arguments, BadArgument, Conflict, NotFound, Pieces, Route, Unavailable
@@ -97,6 +98,20 @@ class LockDesk:
             # It writes them by itself; only it does not say when.
             for row in list(self._unsaved.values()):
                 self._write(row)
+
+    def state(self) -> list[LockRow]:
+        """What the ledger may not have, for another program that goes on: what json.dumps() takes."""
+        return list(self._unsaved.values())
+
+    def restore(self, state: Iterable[Iterable[Any]]) -> None:
+        """Go on from a `state`. To be called before workers are greeted."""
+        for target, *rest in state:
+            row = LockRow(LockTarget(*target), *rest)
+            if row.until_s == 0:
+                self._locks.remove(row.target)
+            else:
+                self._locks.add(row)
+            self._write(row)
 
     # What operators see and do.
 

@@ -562,6 +562,7 @@ class Supervisor:
             "generation": self._generation,
             "admission": self._admission.state(),
             "accounting": self._accounting.state(),
+            "locks": self._locks.state(),
             "trail": self._trail.state(),
             "meter": self._meter.state(),
             "workers": self._workers.state(),
@@ -575,6 +576,7 @@ class Supervisor:
         self._admission.restore(state["admission"])
         self._meter.restore(state["meter"])
         self._trail.restore(state["trail"])
+        self._locks.restore(state["locks"])
         self._workers.adopt(state["workers"])
         self._drain.restore(state["drain"])
         self._status.forget_refusals()

@@ -268,6 +268,27 @@ async def test_an_answer_about_an_older_lock_says_nothing_of_the_newer(monkeypat
     assert [each["saved"] for each in await desk.listed()] == [False]
 
 
+async def test_another_program_goes_on_with_what_the_ledger_does_not_have(desk):
+    await desk.lock(identity="bob")
+    desk.ledger.trouble = "a full disk"
+    with pytest.raises(Unavailable):
+        await desk.lock(identity="alice")
+    with pytest.raises(Unavailable):
+        await desk.unlock(identity="bob")
+    state = json.loads(json.dumps(desk.desk.state()))
+    ledger = MemoryLedger()
+    ledger.rows = dict(desk.ledger.rows)
+    after = Desk(ledger=ledger)
+    assert (after.lets_in("alice"), after.lets_in("bob")) == (True, False)
+    after.desk.restore(state)
+    assert (after.lets_in("alice"), after.lets_in("bob")) == (False, True)
+    assert [(each["identity"], each["saved"]) for each in await after.listed()] == [("alice", True)]
+    assert [row.target for row in ledger.contents(NOW_S).locks] == [ALICE]
+    assert after.desk.state() == []
+    after.desk.tick()
+    assert after.expired == []
+
+
 # What is wrong.
 
 
