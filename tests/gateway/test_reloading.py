@@ -203,6 +203,16 @@ async def test_an_address_that_goes_to_a_service_keeps_its_socket(stage, folder)
     assert listener.service.name == "other"
 
 
+async def test_two_addresses_whose_ports_the_system_picks_keep_a_socket_each(stage, folder):
+    configure(folder, listen='"127.0.0.1:0", "127.0.0.1:0"')
+    await stage.reload()
+    [(_, one), (_, other)] = stage.reloader.in_force.bound
+    assert one is not other
+    folder.add("policy.toml", "# more\n")
+    await stage.reload()
+    assert [sock for _, sock in stage.reloader.in_force.bound] == [one, other]
+
+
 async def test_the_metrics_move(stage, folder):
     port = free_port()
     configure(folder, metrics=f"127.0.0.1:{port}")

@@ -122,6 +122,37 @@ async def test_a_file_that_is_missing_is_reloaded_when_it_comes(look, folder):
     assert await look(6) == ["watch"]
 
 
+async def test_another_problem_with_the_same_file_is_told_too(look, folder):
+    (folder.path / "ca.crt").unlink()
+    assert await look() == ["watch"]
+    (folder.path / "ca.crt").mkdir()
+    assert await look() == ["watch"]
+
+
+async def test_what_is_reloaded_or_forbidden_while_it_is_read_is_not_reloaded(folder, reloader, monkeypatch):
+    may = True
+    watcher = Watcher(reloader, may=lambda: may)
+    for _ in range(2):
+        await watcher.look()
+
+    def reload_meanwhile(path):
+        reloader.last_read = read_bundle(path)
+        return reloader.last_read
+
+    def forbid_meanwhile(path):
+        nonlocal may
+        may = False
+        return read_bundle(path)
+
+    for meanwhile in (reload_meanwhile, forbid_meanwhile):
+        monkeypatch.setattr(watching, "read_bundle", meanwhile)
+        folder.add("policy.toml", "# more\n")
+        for _ in range(3):
+            await watcher.look()
+    assert not may
+    assert reloader.reloads == []
+
+
 async def test_a_key_whose_mode_is_put_right_is_reloaded(look, folder):
     (folder.path / "tls/gateway.key").chmod(0o644)
     assert await look() == ["watch"]
