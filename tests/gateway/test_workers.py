@@ -13,7 +13,7 @@ import pytest
 
 from portguard.gateway import workers as workers_module
 from portguard.gateway.bundle import Bundle, read_bundle
-from portguard.gateway.protocol import VERSION, Beat, Channel, Configure, Configured, Drain, Gone, Hello, Stop
+from portguard.gateway.protocol import VERSION, Beat, Channel, Configure, Configured, Drain, Gone, Hello, Locked, Stop
 from portguard.gateway.slots import SlotTable
 from portguard.gateway.workers import Workers
 from portguard.observe import log
@@ -171,6 +171,19 @@ async def test_a_worker_gets_the_very_bundle_and_serves_once_it_says_so(workers,
     assert list(workers.serving) == [0]
     await make_ready(other, told)
     assert list(workers.serving) == [0, 1]
+
+
+async def test_each_worker_is_told_what_it_must_know_before_it_is_configured(workers, processes, told):
+    locked = [Locked("identity", "local", name, None) for name in ("alice", "bob")]
+    workers._greeting = lambda: locked
+    workers.start(1)
+    await make_ready(processes[0], told)
+    assert await heard(processes[0], 3) == [*locked, Configure()]
+    locked = locked[1:]
+    processes[0].kill()
+    await told.until(lambda: len(processes) == 2)
+    await make_ready(processes[1], told)
+    assert await heard(processes[1], 2) == [*locked, Configure()]
 
 
 async def test_a_worker_of_another_version_is_killed_and_replaced(workers, processes, told, lines):
