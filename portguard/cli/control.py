@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from portguard.control.client import ANSWER_S, ControlClient
-from portguard.errors import ConfigurationError, Problem
+from portguard.errors import ConfigurationError, PortguardError, Problem
 from portguard.gateway.configuration import read_configuration
 
 # Where a problem leaves open which socket is meant.
@@ -29,3 +29,8 @@ def control_client(configuration_path: str, *, timeout_s: float = ANSWER_S) -> C
     if any(problem.key in _NEEDED for problem in problems):
         raise ConfigurationError(problems)
     return ControlClient(Path(configuration.gateway.control), timeout_s=timeout_s)
+
+
+def not_understood() -> PortguardError:
+    """What to raise for an answer that has not what this version looks for in it."""
+    return PortguardError("the gateway: expected an answer that this version understands, got another one")

@@ -28,6 +28,7 @@ _COMMANDS = {
     "services": "portguard.cli.standing:services",
     "sessions": "portguard.cli.sessions:sessions",
     "status": "portguard.cli.status:status",
+    "top": "portguard.cli.top:top",
     "unlock": "portguard.cli.lock:unlock",
     "whoami": "portguard.cli.standing:whoami",
 }

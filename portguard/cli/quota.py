@@ -9,11 +9,11 @@ from zoneinfo import ZoneInfo
 
 import click
 
-from portguard.cli.control import control_client
+from portguard.cli.control import control_client, not_understood
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.rendering import printable
 from portguard.cli.tables import table_lines
-from portguard.errors import PortguardError, UsageError
+from portguard.errors import UsageError
 from portguard.policy.quantities import Period, Unexpected, parse_size, written_size
 
 _PERIODS = {str(period): number for number, period in enumerate(Period)}
@@ -52,7 +52,7 @@ def show(identity: str | None, role: str | None, configuration_path: str, as_jso
         quotas = sorted(document["quotas"], key=_order)
         rows = [_row(each, zone) for each in quotas]
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise _not_understood() from error
+        raise not_understood() from error
     if not rows:
         click.echo("portguard: no identity has used anything yet", err=True)
         return
@@ -136,7 +136,7 @@ def _tell(done: str, document: Mapping[str, Any], key: str, *, as_json: bool) ->
         lines = [f"{done}: {_who(each)} in role {each['role']}, per {' and '.join(each['periods'])}"
                  for each in document[key]]  # fmt: skip
     except (LookupError, TypeError) as error:
-        raise _not_understood() from error
+        raise not_understood() from error
     for line in lines[:_SHOWN_CHANGES]:
         click.echo(printable(line))
     if (more := len(lines) - _SHOWN_CHANGES) > 0:
@@ -172,7 +172,3 @@ def _zone(name: str) -> tzinfo:
         return ZoneInfo(name) if name != "UTC" else UTC
     except (LookupError, ValueError, OSError):
         return UTC
-
-
-def _not_understood() -> PortguardError:
-    return PortguardError("the gateway: expected an answer that this version understands, got another one")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from portguard.cli.ages import written_age
-from portguard.cli.control import control_client
+from portguard.cli.control import control_client, not_understood
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.tables import table_lines
 from portguard.control.client import ControlClient, NotDone
@@ -60,7 +60,7 @@ def list_sessions(
         rows = [_row(each) for each in document["sessions"]]
         total = int(document["total"])
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise _not_understood() from error
+        raise not_understood() from error
     if not rows:
         click.echo("portguard: no session is live that fits", err=True)
         return
@@ -110,7 +110,7 @@ def _ask(client: ControlClient, wanted: Mapping[str, str | None]) -> None:
         raise UsageError("sessions kill: expected --yes, as there is no terminal to ask on")
     count = client.get("/v1/sessions", **wanted, limit=1).get("total")
     if not isinstance(count, int):
-        raise _not_understood()
+        raise not_understood()
     if count and not click.confirm(f"End {count} session{'s' * (count != 1)}?", err=True):
         raise PortguardError("nothing was done")
 
@@ -135,7 +135,7 @@ def _tell(answers: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
         killed = sum(answer["killed"] for answer in answers)
         ids = [str(session) for answer in answers for session in answer["sessions"]]
     except (LookupError, TypeError) as error:
-        raise _not_understood() from error
+        raise not_understood() from error
     if as_json:
         click.echo(json.dumps({"killed": killed, "sessions": ids}, indent=2))
     else:
@@ -154,7 +154,3 @@ def _row(session: Mapping[str, Any]) -> Sequence[str]:
         written_size(session["received"]),
         written_size(session["sent"]),
     )
-
-
-def _not_understood() -> PortguardError:
-    return PortguardError("the gateway: expected an answer that this version understands, got another one")

@@ -9,10 +9,9 @@ from typing import Any
 import click
 
 from portguard.cli.ages import written_age
-from portguard.cli.control import control_client
+from portguard.cli.control import control_client, not_understood
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.rendering import printable
-from portguard.errors import PortguardError
 
 _SERVING = "serving"
 _SHOWN_DIGITS = 12
@@ -32,9 +31,7 @@ def status(configuration_path: str, as_json: bool) -> None:
         lines = list(_lines(document))
         state = document["state"]
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise PortguardError(
-            "the gateway: expected an answer that this version understands, got another one"
-        ) from error
+        raise not_understood() from error
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:

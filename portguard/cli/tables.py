@@ -25,6 +25,16 @@ def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
         yield _GAP.join(cells).rstrip()
 
 
+def fitted(text: str, columns: int) -> str:
+    """The text, escaped, cut to what fits into so many columns of a terminal; where it was cut there is "…"."""
+    escaped = printable(text)
+    if len(escaped) + _wider(escaped) <= columns:
+        return escaped
+    while escaped and len(escaped) + _wider(escaped) > columns - 1:
+        escaped = escaped[:-1]
+    return f"{escaped}…"
+
+
 def _wider(text: str) -> int:
     """How many columns of a terminal it takes more than it has characters; less than 0 with combining ones."""
     if text.isascii():
