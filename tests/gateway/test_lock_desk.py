@@ -268,6 +268,24 @@ async def test_an_answer_about_an_older_lock_says_nothing_of_the_newer(monkeypat
     assert [each["saved"] for each in await desk.listed()] == [False]
 
 
+async def test_while_the_ledger_fails_it_is_not_written_to_again_and_again(desk):
+    desk.ledger.trouble = "a full disk"
+    with pytest.raises(Unavailable):
+        await desk.lock(identity="alice")
+    before = desk.ledger.errors
+    desk.desk.tick()
+    assert desk.ledger.errors == before
+
+
+async def test_a_lock_that_has_ended_before_it_could_be_written_is_not_written_any_more(desk):
+    desk.ledger.trouble = "a full disk"
+    with pytest.raises(Unavailable):
+        await desk.lock(identity="alice", **{"for": "1h"})
+    desk.now_s = NOW_S + 3601
+    desk.desk.tick()
+    assert desk.desk.state() == []
+
+
 async def test_another_program_goes_on_with_what_the_ledger_does_not_have(desk):
     await desk.lock(identity="bob")
     desk.ledger.trouble = "a full disk"

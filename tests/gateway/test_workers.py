@@ -177,12 +177,12 @@ async def test_each_worker_is_told_what_it_must_know_before_it_is_configured(wor
     locked = [Locked("identity", "local", name, None) for name in ("alice", "bob")]
     workers._greeting = lambda: locked
     workers.start(1)
-    await make_ready(processes[0], told)
+    processes[0].channel.send(Hello(VERSION))
     assert await heard(processes[0], 3) == [*locked, Configure()]
     locked = locked[1:]
     processes[0].kill()
     await told.until(lambda: len(processes) == 2)
-    await make_ready(processes[1], told)
+    processes[1].channel.send(Hello(VERSION))
     assert await heard(processes[1], 2) == [*locked, Configure()]
 
 
