@@ -233,3 +233,49 @@ async def test_a_fault_with_one_connection_leaves_the_next_to_be_taken(acceptor,
         assert isinstance(await faults.get(), LookupError)
     client = connect(listening[0])
     assert await taken.next() == (0, client)
+
+
+# Other sockets.
+
+
+async def test_other_sockets_are_listened_on_and_those_that_are_left_out_are_closed(
+    acceptor, listening, taken, connect
+):
+    acceptor.start()
+    third = Listening()
+    acceptor.replace([third, listening[0]])
+    assert (third.fileno() >= 0, listening[0].fileno() >= 0, listening[1].fileno()) == (True, True, -1)
+    first = connect(third)
+    assert await taken.next() == (0, first)
+    second = connect(listening[0])
+    assert await taken.next() == (1, second)
+
+
+async def test_other_sockets_are_not_listened_on_before_the_start(acceptor, listening, taken, connect):
+    third = Listening()
+    acceptor.replace([third])
+    client = connect(third)
+    await turns()
+    assert taken.nothing
+    acceptor.start()
+    assert await taken.next() == (0, client)
+
+
+async def test_a_pause_goes_on_with_other_sockets_at_once(acceptor, listening, taken, connect):
+    listening[0].failures = [errno.EMFILE]
+    acceptor.start()
+    acceptor._on_acceptable(0, listening[0])
+    assert not acceptor.active
+    third = Listening()
+    acceptor.replace([third])
+    client = connect(third)
+    assert await taken.next() == (0, client)
+
+
+async def test_other_sockets_that_come_after_the_end_are_closed(acceptor, listening):
+    acceptor.start()
+    acceptor.close()
+    third = Listening()
+    acceptor.replace([third])
+    assert third.fileno() == -1
+    assert not acceptor.active

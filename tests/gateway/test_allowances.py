@@ -141,3 +141,47 @@ def test_a_session_that_goes_on_in_another_account_leaves_the_first():
     assert sent == [LeaseReturned(ACCOUNT, 100)]
     assert allowances.refused(ACCOUNT) == []
     assert allowances.refused(8) == [0]
+
+
+def test_a_lease_that_a_reload_brings_holds_for_all_that_are_told_of_it_in_turn():
+    allowances, sent = stage()
+    allowances.open(ticket(0, leased=False, paced=True))
+    allowances.open(ticket(1, leased=False, paced=True))
+    allowances.share(Share(ACCOUNT, UP, 50))
+    allowances.open(ticket(0, paced=True))  # while the other is not told yet
+    allowances.share(Share(ACCOUNT, UP, 50))
+    assert passes(allowances.gates(0)[UP], 10) == 0
+    allowances.leased(Leased(ACCOUNT, 5))
+    assert passes(allowances.gates(0)[UP], 10) == 5
+    allowances.open(ticket(1, paced=True))
+    assert passes(allowances.gates(1)[UP], 10) == 0
+    for slot in (0, 1):
+        allowances.close(slot)
+    assert [message for message in sent if isinstance(message, LeaseReturned)] == [LeaseReturned(ACCOUNT, 0)]
+
+
+def test_a_lease_that_a_reload_takes_away_goes_back_once():
+    allowances, sent = stage()
+    allowances.open(ticket(0, paced=True))
+    allowances.open(ticket(1, paced=True))
+    allowances.leased(Leased(ACCOUNT, 100))
+    allowances.open(ticket(0, leased=False, paced=True))
+    assert sent == [LeaseReturned(ACCOUNT, 100)]
+    allowances.open(ticket(1, leased=False, paced=True))
+    assert passes(allowances.gates(1)[UP], 10) == 0
+    allowances.share(Share(ACCOUNT, UP, 50))
+    assert passes(allowances.gates(1)[UP], 10) == 10
+    allowances.close(0)
+    allowances.close(1)
+    assert sent == [LeaseReturned(ACCOUNT, 100)]
+
+
+def test_a_bandwidth_comes_and_goes_likewise():
+    allowances, _ = stage()
+    allowances.open(ticket(0))
+    allowances.open(ticket(1))
+    allowances.leased(Leased(ACCOUNT, 100))
+    allowances.open(ticket(0, paced=True))
+    assert passes(allowances.gates(0)[DOWN], 10) == 0
+    allowances.open(ticket(0))
+    assert passes(allowances.gates(0)[DOWN], 10) == 10

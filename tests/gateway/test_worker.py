@@ -10,6 +10,7 @@ import socket
 import ssl
 import struct
 import time
+import weakref
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -21,19 +22,27 @@ from portguard.gateway.bundle import read_bundle
 from portguard.gateway.protocol import (
     Accepted,
     Admit,
+    Apply,
     Beat,
     Channel,
     Configure,
     Configured,
+    End,
     Ended,
     Gone,
     Hello,
+    Leased,
     Locked,
     PastRefusal,
     PastRefusals,
     PastRefusalsWanted,
+    Prepare,
+    Prepared,
     QuotaStanding,
+    Rechecked,
     Refusal,
+    Regrant,
+    Regranted,
     RoleStanding,
     Standing,
     StandingWanted,
@@ -41,12 +50,13 @@ from portguard.gateway.protocol import (
     TurnedAway,
     Unlocked,
 )
-from portguard.gateway.slots import SlotTable
+from portguard.gateway.slots import RECEIVED, SlotTable
 from portguard.gateway.worker import Worker
 from portguard.observe import log
 from portguard.reasons import Reason
 from portguard.tls.chain import load_chain
 from portguard.tls.endpoint import Endpoint
+from tests.certificates import dns
 from tests.echo import echo_service
 from tests.gateway_folder import NAME, GatewayFolder
 
@@ -639,3 +649,233 @@ async def test_a_session_that_was_let_in_as_the_lock_came_ends_before_a_byte_mov
     ended = await supervisor.hears(Ended)
     assert (ended.slot, ended.reason) == (ticket.slot, "locked")
     assert supervisor._slots.free(ticket.slot) == (0, 0)
+
+
+# Reload.
+
+
+def memory_file(folder):
+    bundle = os.memfd_create("bundle")
+    os.write(bundle, read_bundle(folder.configuration).to_bytes())
+    return bundle
+
+
+async def prepare(supervisor, folder, reload=1):
+    supervisor.channel.send(Prepare(reload), memory_file(folder))
+    async with asyncio.timeout(_PATIENCE_S):
+        while (answer := await supervisor.hears(Prepared)).reload != reload:  # noqa: ASYNC110  # no event, only for a test
+            await asyncio.sleep(0.001)
+    return answer.failure
+
+
+async def apply(supervisor, folder, reload=1):
+    assert await prepare(supervisor, folder, reload) is None
+    supervisor.channel.send(Apply(reload))
+    return await supervisor.hears(Rechecked, len([m for m in supervisor.said if isinstance(m, Rechecked)]) + 1)
+
+
+async def session(supervisor, name="alice"):
+    client, _ = await supervisor.connection(name)
+    await echoed(client)
+    return client
+
+
+def put(folder, old, new):
+    text = (folder.path / "policy.toml").read_text()
+    assert old in text
+    folder.write("policy.toml", text.replace(old, new))
+
+
+@pytest.fixture
+def both(folder):
+    """alice and bob may; a test takes bob's right away."""
+    put(folder, '"alice"', '"alice", "bob"')
+
+
+async def test_what_was_made_ready_changes_nothing_before_it_is_applied(both, worker, supervisor, folder):
+    bob, alice = await session(supervisor, "bob"), await session(supervisor)
+    put(folder, ', "bob"', "")
+    assert await prepare(supervisor, folder) is None
+    await echoed(bob)
+    await echoed(await session(supervisor, "bob"))
+    supervisor.channel.send(Apply(1))
+    assert await supervisor.hears(Rechecked) == Rechecked(1, 2)
+    await ends(bob)
+    ended = await supervisor.hears(Ended)
+    assert ended.reason == "no_role"
+    await echoed(alice)
+    supervisor._contexts.clear()
+    bob, _ = await supervisor.connection("bob")
+    await ends(bob)
+    assert (await supervisor.hears(TurnedAway)).reason == "no_role"
+
+
+async def test_what_cannot_be_made_ready_is_told_and_changes_nothing(both, worker, supervisor, folder):
+    bob = await session(supervisor, "bob")
+    before = worker.setup
+    folder.write("policy.toml", "what")
+    assert (await prepare(supervisor, folder)).startswith("ConfigurationError: ")
+    assert worker.setup is before
+    assert worker._prepared is None
+    await echoed(bob)
+
+
+async def test_what_was_made_ready_too_late_is_not_taken_for_the_next(both, worker, supervisor, folder, monkeypatch):
+    first = asyncio.get_running_loop().create_future()
+    make = asyncio.to_thread
+
+    async def slow(read, descriptor, before):
+        setup = await make(read, descriptor, before)
+        await first
+        return setup
+
+    monkeypatch.setattr(worker_module.asyncio, "to_thread", slow)
+    put(folder, ', "bob"', "# first\n")
+    supervisor.channel.send(Prepare(1), memory_file(folder))
+    await asyncio.sleep(0)
+    while worker._reload != 1:  # noqa: ASYNC110  # no event, only for a test
+        await asyncio.sleep(0.001)
+    monkeypatch.undo()
+    put(folder, "# first\n", ', "bob", "carol"')
+    assert await prepare(supervisor, folder, 2) is None
+    first.set_result(None)
+    for _ in range(10):
+        await asyncio.sleep(0.001)
+    supervisor.channel.send(Apply(2))
+    assert await supervisor.hears(Rechecked) == Rechecked(2, 0)
+    assert [message.reload for message in supervisor.said if isinstance(message, Prepared)] == [2]
+    await echoed(await session(supervisor, "carol"))
+
+
+async def test_a_worker_that_is_configured_once_more_looks_at_its_sessions_too(both, worker, supervisor, folder):
+    bob, alice = await session(supervisor, "bob"), await session(supervisor)
+    put(folder, ', "bob"', "")
+    supervisor.channel.send(Configure(), memory_file(folder))
+    await ends(bob)
+    assert (await supervisor.hears(Ended)).reason == "no_role"
+    await echoed(alice)
+
+
+async def test_a_session_that_was_decided_on_before_ends_before_a_byte_moves(both, worker, supervisor, folder):
+    supervisor.answering = False
+    bob, number = await supervisor.connection("bob")
+    await asyncio.to_thread(bob.sendall, b"x")
+    await supervisor.hears(Admit)
+    put(folder, ', "bob"', "")
+    assert await apply(supervisor, folder) == Rechecked(1, 0)
+    ticket = supervisor.ticket(number)
+    supervisor.channel.send(ticket)
+    await ends(bob)
+    ended = await supervisor.hears(Ended)
+    assert (ended.slot, ended.reason) == (ticket.slot, "no_role")
+    assert supervisor._slots.free(ticket.slot) == (0, 0)
+
+
+async def test_a_fault_with_one_session_ends_it_and_the_others_are_looked_at(
+    both, worker, supervisor, folder, capsys, monkeypatch
+):
+    clients = [await session(supervisor, name) for name in ("alice", "bob", "alice")]
+    first = next(iter(worker.live.values()))
+    monkeypatch.setattr(type(first), "recheck", _failing_for(first))
+    put(folder, ', "bob"', "")
+    assert await apply(supervisor, folder) == Rechecked(1, 2)
+    await ends(clients[0])
+    await ends(clients[1])
+    await echoed(clients[2])
+    assert sorted(message.reason for message in supervisor.said if isinstance(message, Ended)) == [
+        "no_role",
+        "policy_changed",
+    ]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if " gateway.fault " in line]
+    assert "error=LookupError" in line
+
+
+def _failing_for(one):
+    recheck = type(one).recheck
+
+    def fail(live, setup, at):
+        if live is one:
+            raise LookupError("nobody expects this")
+        return recheck(live, setup, at)
+
+    return fail
+
+
+async def test_a_session_under_another_kind_of_limit_is_held_until_it_may_go_on(worker, supervisor, folder):
+    client = await session(supervisor)
+    (slot,) = worker.live
+    folder.add("policy.toml", '\nquota = ["1GB/day"]\n')
+    assert await apply(supervisor, folder) == Rechecked(1, 0)
+    assert await supervisor.hears(Regrant) == Regrant(slot, "dba")
+    await asyncio.to_thread(client.sendall, b"held")
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert worker.slots.cells[worker.slots.base(slot) + RECEIVED] == 1
+    supervisor.channel.send(Regranted(slot, 5, leased=True, paced=False))
+    supervisor.channel.send(Leased(5, 100))
+    assert await asyncio.to_thread(client.recv, 10) == b"held"
+    assert worker.slots.cells[worker.slots.base(slot) + RECEIVED] == 5
+
+
+async def test_the_end_of_a_grant_is_noticed_by_itself(worker, supervisor, folder, monkeypatch):
+    client = await session(supervisor)
+    (live,) = worker.live.values()
+    monkeypatch.setattr(type(live), "recheck", lambda live, setup, at: live.relay.close(Reason.GRANT_EXPIRED))
+    live.until_s = time.time()
+    await ends(client)
+    assert (await supervisor.hears(Ended)).reason == "grant_expired"
+
+
+async def test_an_end_that_the_supervisor_says_is_one_also_before_the_session_has_begun(worker, supervisor):
+    client = await session(supervisor)
+    (slot,) = worker.live
+    supervisor.channel.send(End(slot, Reason.KILLED))
+    supervisor.channel.send(End(slot + 1, Reason.KILLED))  # of no session
+    await ends(client)
+    ended = await supervisor.hears(Ended)
+    assert (ended.slot, ended.reason) == (slot, "killed")
+    supervisor.answering = False
+    client, number = await supervisor.connection()
+    await asyncio.to_thread(client.sendall, b"x")
+    await supervisor.hears(Admit, 2)
+    ticket = supervisor.ticket(number)
+    supervisor.channel.send(ticket)
+    supervisor.channel.send(End(ticket.slot, Reason.KILLED))
+    await ends(client)
+    ended = await supervisor.hears(Ended, 2)
+    assert (ended.slot, ended.reason) == (ticket.slot, "killed")
+
+
+async def test_what_was_in_force_before_is_freed_without_the_garbage_collector(worker, supervisor, folder):
+    client = await session(supervisor)
+    before = [weakref.ref(worker.setup.contexts), weakref.ref(worker.setup.snapshot.trusts)]
+    gc.disable()
+    try:
+        folder.write("ca.crt", folder.authority.pem + b"\n")
+        assert await apply(supervisor, folder) == Rechecked(1, 0)
+        assert [one() for one in before] == [None, None]
+    finally:
+        gc.enable()
+    await echoed(client)
+
+
+async def test_trusts_that_have_not_changed_are_the_same_ones(worker, supervisor, folder):
+    before = worker.setup.snapshot.trusts
+    folder.add("policy.toml", "\n# more\n")
+    await apply(supervisor, folder)
+    assert worker.setup.snapshot.trusts is before
+    folder.write("ca.crt", folder.authority.pem + b"\n")
+    await apply(supervisor, folder, 2)
+    assert worker.setup.snapshot.trusts is not before
+
+
+async def test_of_strangers_it_is_not_told_what_they_asked_for(supervisor, worker):
+    holder = supervisor._folder.authority.issue("alice", sans=[dns("alice.test")])
+    supervisor._contexts["nobody"] = context = ssl.create_default_context(
+        cadata=supervisor._folder.authority.pem.decode()
+    )
+    load_chain(context, holder.pem, holder.key_pem)
+    client, _ = await supervisor.connection("nobody")
+    await ends(client)
+    refusal = await supervisor.hears(TurnedAway)
+    assert (refusal.name, refusal.service, refusal.reason) == (None, None, "no_identity")

@@ -415,3 +415,70 @@ def test_a_day_on_which_clocks_are_put_forward_renews_an_hour_earlier():
     refusal(s)
     s.now_s += 1
     s.check()
+
+
+# Other limits.
+
+
+def configure(s, *quota, pooled=(), zone=UTC):
+    s.accounts.configure({"dba": Limits(quota=quota, pooled_quota=pooled), "free": NO_LIMITS}, zone, s.now_s)
+
+
+def test_of_a_quota_that_became_smaller_the_excess_is_recalled_once():
+    s = Stage(day(MANY))
+    s.open(0, W1)
+    s.open(1, W2, BEN)
+    for _ in range(4):
+        s.ask(W1)
+    s.moved[0] = 100_000
+    configure(s, day(1_000_000))
+    assert s.leases.recall_excess() == [Recall(W1, ANNA)]
+    assert s.leases.recall_excess() == []
+    outstanding = s.accounts.account(ANNA).outstanding()
+    s.give_back(W1, outstanding)
+    assert s.accounts.left(ANNA) == 900_000
+    configure(s, day(90_000))
+    assert s.leases.recall_excess() == [Recall(W2, BEN)]  # she has nothing that she could give back
+
+
+def test_nothing_is_recalled_of_what_a_quota_still_holds():
+    s = Stage(day(MANY))
+    s.open(0, W1)
+    configure(s, day(FIRST_BYTES))
+    assert s.leases.recall_excess() == []
+
+
+def test_a_quota_that_the_role_shares_comes_with_leases_out_and_goes_with_them():
+    s = Stage(day(MANY))
+    s.open(0, W1)
+    s.open(1, W2, BEN)
+    s.moved[0], s.moved[1] = 1_000, 2_000
+    configure(s, day(MANY), pooled=(day(MANY),))
+    pool = s.accounts.account(ANNA.pool)
+    assert pool.used[1] - pool.outstanding() == 3_000
+    assert pool.outstanding() == 2 * FIRST_BYTES - 3_000
+    s.give_back(W1, 50_000)
+    assert pool.used[1] - pool.outstanding() == 3_000
+    configure(s, day(MANY))
+    assert (pool.used[1], pool.outstanding()) == (3_000, 0)
+    s.give_back(W2, 50_000, BEN)
+    s.moved[1] += 500
+    configure(s, day(MANY), pooled=(day(MANY),))
+    assert pool.used[1] - pool.outstanding() == 3_500
+    s.moved[0] += FIRST_BYTES - 51_000
+    for slot in (0, 1):
+        s.end(slot)
+    s.give_back(W2, FIRST_BYTES - 52_500, BEN)
+    assert (pool.used[1], pool.outstanding()) == (FIRST_BYTES - 50_000 + 2_500, 0)
+    assert not s.leases._holdings
+
+
+def test_another_zone_begins_other_days_in_which_what_was_used_stays_used():
+    s = Stage(day(MANY))
+    s.open(0, W1)
+    s.moved[0] = 1_000
+    configure(s, day(MANY), zone=ZoneInfo("Pacific/Auckland"))
+    (line,) = [line for line in s.accounts.lines_of(ANNA, s.now_s) if line.period is Period.DAY]
+    assert (line.used_bytes, line.outstanding_bytes) == (1_000, FIRST_BYTES - 1_000)
+    assert line.end_s == datetime(2026, 11, 26, tzinfo=ZoneInfo("Pacific/Auckland")).timestamp()
+    assert not any(answer.safe for answer in s.ask(W1))  # the ledger has no row of this day yet
