@@ -13,9 +13,24 @@ import pytest
 
 from portguard.gateway import workers as workers_module
 from portguard.gateway.bundle import Bundle, read_bundle
-from portguard.gateway.protocol import VERSION, Beat, Channel, Configure, Configured, Drain, Gone, Hello, Locked, Stop
+from portguard.gateway.protocol import (
+    VERSION,
+    Apply,
+    Beat,
+    Channel,
+    Configure,
+    Configured,
+    Drain,
+    Gone,
+    Hello,
+    Locked,
+    Prepare,
+    Prepared,
+    Rechecked,
+    Stop,
+)
 from portguard.gateway.slots import SlotTable
-from portguard.gateway.workers import Workers
+from portguard.gateway.workers import NotPrepared, Workers
 from portguard.observe import log
 from tests.gateway_folder import GatewayFolder
 
@@ -377,3 +392,129 @@ async def test_one_that_serves_and_beats_is_enough_for_all_to_be_healthy(workers
     assert not workers.healthy(beat_s + 5.0)
     del workers.serving[0]
     assert not workers.healthy(beat_s)
+
+
+# Reload.
+
+
+async def serving(workers, processes, told, count=2):
+    """So many that have said hello and serve."""
+    workers.start(count)
+    for process in processes[:count]:
+        process.channel.send(Hello(VERSION))
+        await make_ready(process, told)
+        await heard(process, 1)
+        process.heard.clear()
+    return processes[:count]
+
+
+@pytest.fixture
+def other_bundle(tmp_path):
+    folder = GatewayFolder(tmp_path / "other")
+    folder.add("policy.toml", "\n# other\n")
+    return read_bundle(folder.configuration)
+
+
+async def test_all_make_ready_with_the_very_bundle_and_are_counted_once_it_is_applied(
+    workers, processes, told, other_bundle
+):
+    both = await serving(workers, processes, told)
+    preparing = asyncio.create_task(workers.prepare(other_bundle))
+    for process in both:
+        assert await heard(process, 1) == [Prepare(1)]
+        assert process.bundle == other_bundle
+        assert not preparing.done()
+        process.channel.send(Prepared(1, None))
+    await preparing
+    closing = asyncio.ensure_future(workers.apply(other_bundle))
+    for process, closed in zip(both, (2, 3), strict=True):
+        assert (await heard(process, 2))[1] == Apply(1)
+        process.channel.send(Rechecked(1, closed))
+    assert await closing == 5
+    assert all(worker.bundle is other_bundle for worker in workers)
+
+
+async def test_without_any_worker_there_is_nothing_to_wait_for(workers, processes, told, other_bundle):
+    await workers.prepare(other_bundle)
+    assert await workers.apply(other_bundle) == 0
+    workers.start(1)
+    processes[0].channel.send(Hello(VERSION))
+    await heard(processes[0], 1)
+    assert processes[0].bundle == other_bundle
+
+
+async def test_one_that_is_not_able_to_is_named_and_none_is_told_to_apply(workers, processes, told, other_bundle):
+    one, other = await serving(workers, processes, told)
+    preparing = asyncio.create_task(workers.prepare(other_bundle))
+    await heard(one, 1)
+    one.channel.send(Prepared(1, None))
+    other.channel.send(Prepared(1, "ValueError: no"))
+    with pytest.raises(NotPrepared, match=r"^worker 1: .* take the configuration, got ValueError: no"):
+        await preparing
+    assert [one.heard, other.heard] == [[Prepare(1)]] * 2
+
+
+async def test_one_that_ends_meanwhile_does_not_count(workers, processes, told, other_bundle):
+    one, other = await serving(workers, processes, told)
+    preparing = asyncio.create_task(workers.prepare(other_bundle))
+    await heard(other, 1)
+    one.channel.send(Prepared(1, None))
+    other.kill()
+    await preparing
+    closing = asyncio.ensure_future(workers.apply(other_bundle))
+    assert (await heard(one, 2))[1] == Apply(1)
+    one.kill()  # nor does one that ends while it looks at its sessions
+    assert await closing == 0
+
+
+async def test_one_that_does_not_answer_in_time_is_named_and_its_late_answer_is_none_to_the_next(
+    workers, processes, told, other_bundle, bundle, monkeypatch
+):
+    (one,) = await serving(workers, processes, told, 1)
+    monkeypatch.setattr(workers_module, "_ANSWER_S", 0.01)
+    with pytest.raises(NotPrepared, match=r"^worker 0: .*, got no answer within 0 s"):
+        await workers.prepare(other_bundle)
+    monkeypatch.undo()
+    preparing = asyncio.create_task(workers.prepare(bundle))
+    assert (await heard(one, 2))[1] == Prepare(2)
+    one.channel.send(Prepared(1, None))
+    one.channel.send(Rechecked(1, 7))
+    one.channel.send(Gone(7, None))
+    await told.until(lambda: told.all("message"))
+    assert not preparing.done()
+    one.channel.send(Prepared(2, None))
+    await preparing
+
+
+async def test_one_that_was_started_meanwhile_is_configured_anew(workers, processes, told, other_bundle, bundle):
+    (one,) = await serving(workers, processes, told, 1)
+    preparing = asyncio.create_task(workers.prepare(other_bundle))
+    await heard(one, 1)
+    workers.start(2)
+    late, later = processes[1:]
+    late.channel.send(Hello(VERSION))
+    await heard(late, 1)
+    assert late.bundle == bundle
+    await make_ready(late, told)
+    one.channel.send(Prepared(1, None))
+    await preparing
+    closing = asyncio.ensure_future(workers.apply(other_bundle))
+    assert await heard(late, 2) == [Configure()] * 2
+    assert late.bundle == other_bundle
+    one.channel.send(Rechecked(1, 1))
+    assert await closing == 1
+    later.channel.send(Hello(VERSION))
+    assert await heard(later, 1) == [Configure()]
+    assert later.bundle == other_bundle
+
+
+async def test_without_memory_for_the_bundle_nobody_makes_ready(workers, processes, told, other_bundle, monkeypatch):
+    await serving(workers, processes, told, 1)
+
+    def fail(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "memfd_create", fail)
+    with pytest.raises(NotPrepared, match="expected memory for the configuration, got Too many open files"):
+        await workers.prepare(other_bundle)
+    assert processes[0].heard == []
