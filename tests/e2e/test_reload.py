@@ -829,3 +829,42 @@ def test_with_watch_changed_files_are_reloaded_until_it_is_switched_off(start_ga
         gateway.wait_for_log(r"gateway\.reload by=watch ", count=2)
     assert gateway.log.count("gateway.reload_failed") == 1
     assert [record["by"] for record in audited(gateway, "policy.load")[1:]] == ["watch"] * 2
+
+
+# What the how-to shows.
+
+
+def transcript(page):
+    """Each command of its console blocks, and the pattern of what is shown below it; `…` stands for anything."""
+    steps = []
+    for block in re.findall(r"^```console\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        for line in block.splitlines():
+            if line.startswith("$ "):
+                steps.append((line[2:], []))
+            else:
+                steps[-1][1].append(r"(?:.*\n)*" if line == "…" else re.escape(line).replace("…", ".*") + r"\n")
+    return [(command_, "".join(shown)) for command_, shown in steps]
+
+
+def test_the_commands_of_the_how_to_do_what_it_shows(gateway):
+    page = (_REPOSITORY / "docs/howto/change-things-while-running.md").read_text()
+    environment = os.environ | {
+        "PORTGUARD_CONFIG": str(gateway.folder / "portguard.toml"),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    steps = transcript(page)
+    assert len(steps) == 10
+    with held(gateway) as bob:
+        for command_, shown in steps:
+            done = subprocess.run(
+                ["bash", "-c", f"{command_} 2>&1"],
+                cwd=gateway.folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+                timeout=_PATIENCE_S,
+                check=False,
+            )
+            assert re.fullmatch(shown, done.stdout), f"$ {command_}\nprinted:\n{done.stdout}\nnot:\n{shown}"
+            assert done.returncode == (2 if "slip" in command_ else 1 if "status" in command_ else 0), command_
+        assert is_cut(bob)
