@@ -144,7 +144,7 @@ class Worker:
         self.setup: Setup  # set by Configure, which comes before any connection
         self._prepared: tuple[int, Setup] | None = None  # made ready for that reload, and not in force yet
         self._reload = 0  # the last one to make ready for
-        self._admitted: set[int] = set()  # slots of sessions, whether relayed yet or not
+        self._admitted: dict[int, int] = {}  # connections by slots of sessions, whether relayed yet or not
         self._doomed: dict[int, Reason] = {}  # of those that are not, which are to end
         self._background: set[asyncio.Task[object]] = set()
         self._tasks: dict[int, asyncio.Task[None]] = {}  # connections that are not sessions yet
@@ -251,8 +251,8 @@ class Worker:
     def ended(self, slot: int, reason: Reason, upstream: str | None = None) -> None:
         """Say that an admitted session has ended, and which address it had reached."""
         self.live.pop(slot, None)
-        self._doomed.pop(slot, None)
-        self._admitted.discard(slot)
+        reason = self._doomed.pop(slot, reason)
+        self._admitted.pop(slot, None)
         self._channel.send(Ended(slot, reason, upstream))
         self.allowances.close(slot)
         self._finish_if_drained()
@@ -265,7 +265,7 @@ class Worker:
                 self._accept(message, descriptor)
             case Ticket() | Refusal() | Standing() | PastRefusals():
                 if isinstance(message, Ticket):
-                    self._admitted.add(message.slot)
+                    self._admitted[message.slot] = message.connection
                     self.allowances.open(message)
                 if (asked := self._asked.get(message.connection)) is not None and not asked.answer.done():
                     asked.answer.set_result(message)
@@ -316,6 +316,8 @@ class Worker:
             live.relay.close(reason)
         elif slot in self._admitted:
             self._doomed[slot] = reason
+            if (task := self._tasks.get(self._admitted[slot])) is not None:
+                task.cancel()  # or it would hold its slot for as long as its service takes to answer
 
     def _is_locked(self, caller: Caller) -> bool:
         return self._locks.check(caller.identity, caller.fingerprint, f"{caller.serial:x}", time.time()) is not None

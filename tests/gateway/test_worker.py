@@ -879,3 +879,20 @@ async def test_of_strangers_it_is_not_told_what_they_asked_for(supervisor, worke
     await ends(client)
     refusal = await supervisor.hears(TurnedAway)
     assert (refusal.name, refusal.service, refusal.reason) == (None, None, "no_identity")
+
+
+async def test_a_session_that_is_still_dialling_ends_at_once_with_the_reason(supervisor, worker, monkeypatch):
+    dialling = asyncio.Event()
+
+    async def dial(*_, **__):
+        dialling.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(worker.dialer, "dial", dial)
+    client, _ = await supervisor.connection()
+    await dialling.wait()
+    [slot] = worker._admitted
+    supervisor.channel.send(End(slot, "locked"))
+    await ends(client)
+    assert await supervisor.hears(Ended) == Ended(slot, "locked", None)
+    assert (worker._admitted, worker._doomed) == ({}, {})
