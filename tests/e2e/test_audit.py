@@ -236,6 +236,13 @@ def readiness(gateway) -> str:
             return error.read().decode()
 
 
+def status(gateway):
+    """Exit code and verdict of `portguard status`."""
+    command = [*PORTGUARD, "status", "-c", str(gateway.folder / "portguard.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return done.returncode, done.stdout.partition("\n")[0]
+
+
 def connects(gateway) -> bool:
     try:
         with gateway.connect("echo") as client:
@@ -256,6 +263,12 @@ def test_with_a_full_disk_sessions_are_refused_and_go_on_when_there_is_room(star
     gateway.wait_for_log("audit.unavailable .*No space left on device")
     assert not connects(gateway)
     gateway.program.wait_until(lambda: "audit: its lines cannot be written" in readiness(gateway), "it was not ready")
+    code, verdict = status(gateway)
+    assert code == 1
+    assert re.fullmatch(
+        rf"REFUSING ALL since [0-9: -]+: audit_unavailable \(no space left on device: {small_disk}/audit.jsonl\)",
+        verdict,
+    )
     filler.unlink()
     gateway.program.wait_until(lambda: connects(gateway), "a session after there is room again")
     gateway.program.wait_until(lambda: readiness(gateway) == "ready\n", "it was ready again")

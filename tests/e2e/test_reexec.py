@@ -2,10 +2,12 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import threading
 import urllib.request
@@ -179,3 +181,34 @@ def test_a_version_that_fails_its_trial_changes_nothing(gateway, program, broken
     echoes(gateway)
     assert "gateway.take_over" not in gateway.log
     assert gateway.program.stop() == 0
+
+
+def test_what_operators_see_and_do_goes_on_with_the_new_version(gateway, program):
+    with gateway.connect("echo") as kept, gateway.connect("echo") as killed:
+        for client, text in ((kept, b"kept"), (killed, b"killed")):
+            client.sendall(text)
+            assert client.recv(100) == text
+        before = sessions(gateway)
+        assert run(gateway, "drain") == "sessions left: 2\n"
+        upgrade(program, "9.9.9")
+        run(gateway, "reexec")
+        assert sessions(gateway) == before
+        status = json.loads(run(gateway, "status", "--json", code=1))
+        assert (status["state"], status["version"], status["sessions"]) == ("draining", "9.9.9", 2)
+        assert [worker["connections"] for worker in status["workers"] if worker["retiring"]] == [1, 1]
+        with pytest.raises((ssl.SSLError, ConnectionResetError)), gateway.connect("echo") as refused:
+            refused.recv(1)
+        [session] = [each for each, _, received in before if received == len(b"killed")]
+        run(gateway, "sessions", "kill", session)
+        with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
+            killed.recv(1)
+        kept.sendall(b"still")
+        assert kept.recv(100) == b"still"
+        run(gateway, "resume")
+        echoes(gateway)
+
+
+def sessions(gateway):
+    """Id, upstream and bytes received of each."""
+    listed = json.loads(run(gateway, "sessions", "list", "--json"))["sessions"]
+    return [(each["session"], each["upstream"], each["received"]) for each in listed]

@@ -18,7 +18,9 @@ from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
 from tests.unharmed import echoes, workers
 
-_SERVE = "import sys; from portguard.gateway import startup, workers; {}; sys.exit(startup.serve(sys.argv[1]))"
+_SERVE = (
+    "import sys; from portguard.gateway import startup, supervisor, workers; {}; sys.exit(startup.serve(sys.argv[1]))"
+)
 
 
 @pytest.fixture

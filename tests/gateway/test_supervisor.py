@@ -9,6 +9,8 @@ import pytest
 
 from portguard.control.access import Peer
 from portguard.control.listening import listen
+from portguard.gateway import recent_refusals
+from portguard.gateway import supervisor as supervisor_module
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.notify import Notifier
 from portguard.gateway.protocol import (
@@ -31,6 +33,7 @@ from portguard.gateway.supervisor import Supervisor
 from portguard.observe import log
 from tests.gateway_folder import GatewayFolder
 from tests.ledger_double import MemoryLedger
+from tests.peers import until
 
 
 class Trail:
@@ -50,6 +53,11 @@ class Trail:
 
     def refused(self, message, now_s):
         pass
+
+    def tick(self, now_s):
+        pass
+
+    failing = None
 
 
 @pytest.fixture
@@ -169,6 +177,20 @@ async def test_nothing_is_remembered_of_a_session_whose_worker_died_before_it_be
     await kill(supervisor, "aa" * 16)
     supervisor._log_lost(one)
     assert supervisor._undecided == {}
+
+
+# What operators are told.
+
+
+async def test_refusals_are_looked_at_as_time_goes_so_that_old_ones_are_forgotten(supervisor, monkeypatch):
+    monkeypatch.setattr(supervisor_module, "_TICK_S", 0.0)
+    monkeypatch.setattr(recent_refusals, "_EVERY_S", 0.0)
+    monkeypatch.setattr(recent_refusals, "SPAN_S", 0.0)
+    supervisor._meter.refused("orders-db", "no_role")
+    assert supervisor._status.refusals.top(5) == [("no_role", 1)]
+    ticking = asyncio.create_task(supervisor._tick())
+    await until(lambda: supervisor._status.refusals.top(5) == [])
+    ticking.cancel()
 
 
 # What identities are told.
