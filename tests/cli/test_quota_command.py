@@ -1,12 +1,11 @@
 """`portguard quota`: what a person and what a program get to see, and what the gateway is asked to do."""
 
 import json
-import sys
+from functools import partial
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from portguard.cli import main as cli
 from portguard.cli.tables import table_lines
 from portguard.control.access import Level
 from portguard.control.routes import Route
@@ -29,13 +28,6 @@ RULES = Rules(Namespace({"local": "cn"}, "local", {}), frozenset(LIMITS), ZONE)
 
 
 @pytest.fixture
-def configuration(tmp_path):
-    path = tmp_path / "portguard.toml"
-    path.write_text(CONFIGURATION.replace("[trusts", 'control = "c.sock"\n[trusts', 1))
-    return path
-
-
-@pytest.fixture
 def accounts():
     accounts = Accounts(LIMITS, ZONE, NOW_S)
     used = {Owner("dba", "local", "alice"): 3 * 10**9, Owner("dba", "local", "bo\u202eb"): 25 * 10**9}
@@ -55,17 +47,8 @@ def gateway(configuration, accounts):
 
 
 @pytest.fixture
-def portguard(monkeypatch, capsys, configuration):
-    """Run `portguard quota … -c` the configuration; returns exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["portguard", "quota", *arguments, "-c", str(configuration)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        output = capsys.readouterr()
-        return caught.value.code or 0, output.out, output.err
-
-    return run
+def portguard(run_portguard):
+    return partial(run_portguard, "quota")
 
 
 def test_a_person_sees_a_table(gateway, portguard, accounts):

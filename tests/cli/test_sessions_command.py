@@ -2,16 +2,15 @@
 
 import json
 import sys
+from functools import partial
 
 import pytest
 
-from portguard.cli import main as cli
 from portguard.cli import sessions as command
 from portguard.cli.ages import written_age
 from portguard.control.access import Level
 from portguard.control.routes import BadArgument, NotFound, Route
 from tests.control_double import ControlDouble
-from tests.gateway_folder import CONFIGURATION
 
 LINE = {
     "session": "ab" * 16,
@@ -58,13 +57,6 @@ class Sessions:
 
 
 @pytest.fixture
-def configuration(tmp_path):
-    path = tmp_path / "portguard.toml"
-    path.write_text(CONFIGURATION.replace("[trusts", 'control = "c.sock"\n[trusts', 1))
-    return path
-
-
-@pytest.fixture
 def gateway(configuration):
     sessions = Sessions()
     with ControlDouble(configuration.parent / "c.sock", sessions.routes):
@@ -72,17 +64,8 @@ def gateway(configuration):
 
 
 @pytest.fixture
-def portguard(monkeypatch, capsys, configuration):
-    """Run `portguard sessions … -c` the configuration; returns exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["portguard", "sessions", *arguments, "-c", str(configuration)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        output = capsys.readouterr()
-        return caught.value.code or 0, output.out, output.err
-
-    return run
+def portguard(run_portguard):
+    return partial(run_portguard, "sessions")
 
 
 def test_a_person_sees_a_table_and_how_much_is_missing(gateway, portguard):

@@ -1,15 +1,13 @@
 """`portguard status`, `drain` and `resume`: what a person reads, and what a script goes by."""
 
 import json
-import sys
+import time
 
 import pytest
 
-from portguard.cli import main as cli
 from portguard.control.access import Level
 from portguard.control.routes import Route
 from tests.control_double import ControlDouble
-from tests.gateway_folder import CONFIGURATION
 
 WELL = {
     "verdict": "SERVING",
@@ -78,13 +76,6 @@ class Gateway:
 
 
 @pytest.fixture
-def configuration(tmp_path):
-    path = tmp_path / "portguard.toml"
-    path.write_text(CONFIGURATION.replace("[trusts", 'control = "c.sock"\n[trusts', 1))
-    return path
-
-
-@pytest.fixture
 def gateway(configuration):
     gateway = Gateway()
     with ControlDouble(configuration.parent / "c.sock", gateway.routes):
@@ -92,18 +83,12 @@ def gateway(configuration):
 
 
 @pytest.fixture
-def portguard(monkeypatch, capsys, configuration):
-    """Run `portguard … -c` the configuration; returns exit code, standard output and standard error."""
-    monkeypatch.setenv("TZ", "UTC")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["portguard", *arguments, "-c", str(configuration)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        output = capsys.readouterr()
-        return caught.value.code or 0, output.out, output.err
-
-    return run
+def portguard(run_portguard):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        time.tzset()
+        yield run_portguard
+    time.tzset()
 
 
 def test_that_all_is_well_is_the_first_word_and_the_exit_code(gateway, portguard):

@@ -15,7 +15,6 @@ import pytest
 from portguard.control.access import Level
 from portguard.control.routes import Route
 from tests.control_double import ControlDouble
-from tests.gateway_folder import CONFIGURATION
 
 ENTER, LEAVE = b"\x1b[?1049h\x1b[?25l", b"\x1b[?25h\x1b[?1049l"
 _PATIENCE_S = 20
@@ -42,13 +41,6 @@ class Gateway:
         self.looks += 1
         self.asked = given
         return self.answer()
-
-
-@pytest.fixture
-def configuration(tmp_path):
-    path = tmp_path / "portguard.toml"
-    path.write_text(CONFIGURATION.replace("[trusts", 'control = "c.sock"\n[trusts', 1))
-    return path
 
 
 @pytest.fixture
