@@ -32,6 +32,7 @@ from portguard.gateway.protocol import (
     Gone,
     Hello,
     Leased,
+    LeaseReturned,
     Locked,
     PastRefusal,
     PastRefusals,
@@ -826,7 +827,9 @@ async def test_the_end_of_a_grant_is_noticed_by_itself(worker, supervisor, folde
     assert (await supervisor.hears(Ended)).reason == "grant_expired"
 
 
-async def test_an_end_that_the_supervisor_says_is_one_also_before_the_session_has_begun(worker, supervisor):
+async def test_an_end_that_the_supervisor_says_is_one_also_before_the_session_has_begun(
+    worker, supervisor, monkeypatch
+):
     client = await session(supervisor)
     (slot,) = worker.live
     supervisor.channel.send(End(slot, Reason.KILLED))
@@ -838,9 +841,20 @@ async def test_an_end_that_the_supervisor_says_is_one_also_before_the_session_ha
     client, number = await supervisor.connection()
     await asyncio.to_thread(client.sendall, b"x")
     await supervisor.hears(Admit, 2)
+    over, dial = asyncio.Event(), type(worker.dialer).dial
+
+    async def slow(*given, **named):
+        await over.wait()
+        return await dial(*given, **named)
+
+    monkeypatch.setattr(type(worker.dialer), "dial", slow)
     ticket = supervisor.ticket(number)
     supervisor.channel.send(ticket)
     supervisor.channel.send(End(ticket.slot, Reason.KILLED))
+    supervisor.channel.send(End(ticket.slot + 1, Reason.KILLED))
+    supervisor.channel.send(Leased(0, 1))  # which is answered, as nobody has a use for it
+    await supervisor.hears(LeaseReturned)
+    over.set()
     await ends(client)
     ended = await supervisor.hears(Ended, 2)
     assert (ended.slot, ended.reason) == (ticket.slot, "killed")
