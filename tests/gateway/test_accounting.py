@@ -563,3 +563,24 @@ async def test_rows_that_cannot_be_written_at_the_end_are_told_of(caplog):
     books.end(session)
     await books.accounting.stop()
     assert "ledger.unavailable" in caplog.messages
+
+
+async def test_what_is_leased_beyond_a_quota_that_became_smaller_is_wanted_back():
+    books = Books('quota = ["1GB/day"]')
+    session = await books.open()
+    books.take_sent()
+    books.accounting.configure(policy_with('quota = ["60kB/day"]'), "refuse")
+    assert books.take_sent() == [(0, "Recalled", 0)]
+    await books.say(0, LeaseReturned(0, FIRST_BYTES))
+    await books.say(0, empty())
+    assert books.take_sent() == [leased(0, 60_000)]
+    books.end(session)
+
+
+async def test_what_becomes_of_clients_without_a_ledger_may_change():
+    books = Books()
+    books.ledger.trouble = "disk full"
+    books.accounting.configure(policy_with(""), "allow")
+    books.accounting.check(ALICE)
+    books.accounting.configure(policy_with(""), "refuse")
+    assert books.refusal().reason is Reason.LEDGER_UNAVAILABLE
