@@ -772,7 +772,11 @@ async def test_a_session_that_was_decided_on_before_ends_before_a_byte_moves(bot
     assert supervisor._slots.free(ticket.slot) == (0, 0)
 
 
-async def test_what_a_client_sent_early_goes_nowhere_when_its_right_ends_meanwhile(both, worker, supervisor, folder):
+async def test_what_a_client_sent_early_goes_nowhere_when_its_right_ends_meanwhile(
+    both, worker, supervisor, folder, monkeypatch
+):
+    started = []
+    monkeypatch.setattr(connection_module.Relay, "start", lambda _relay, early: started.append(early))
     supervisor.answering = False
     bob, number = await supervisor.connection("bob", NAME)
     await asyncio.to_thread(bob.sendall, b"CONNECT orders-db HTTP/1.1\r\nHost: orders-db\r\n\r\nearly")
@@ -783,6 +787,7 @@ async def test_what_a_client_sent_early_goes_nowhere_when_its_right_ends_meanwhi
     supervisor.channel.send(ticket)
     assert (await supervisor.hears(Ended)).reason == "no_role"
     assert supervisor._slots.free(ticket.slot) == (0, 0)
+    assert started == []
 
 
 async def test_a_fault_with_one_session_ends_it_and_the_others_are_looked_at(
