@@ -477,8 +477,11 @@ def test_another_zone_begins_other_days_in_which_what_was_used_stays_used():
     s = Stage(day(MANY))
     s.open(0, W1)
     s.moved[0] = 1_000
+    s.accounts.account(ANNA).asked = [MANY] * len(Period)
+    s.accounts.written(s.accounts.rows_for(ANNA))
+    assert all(answer.safe for answer in s.ask(W1))
     configure(s, day(MANY), zone=ZoneInfo("Pacific/Auckland"))
     (line,) = [line for line in s.accounts.lines_of(ANNA, s.now_s) if line.period is Period.DAY]
-    assert (line.used_bytes, line.outstanding_bytes) == (1_000, FIRST_BYTES - 1_000)
+    assert (line.used_bytes, line.outstanding_bytes) == (1_000, 3 * FIRST_BYTES - 1_000)
     assert line.end_s == datetime(2026, 11, 26, tzinfo=ZoneInfo("Pacific/Auckland")).timestamp()
     assert not any(answer.safe for answer in s.ask(W1))  # the ledger has no row of this day yet
