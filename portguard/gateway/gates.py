@@ -92,9 +92,11 @@ class Gate:
         self.held = b""  # was read, and may not be passed on yet
 
     def clip(self, limit: int) -> int:
-        """How much to read at most, given that `limit` would be read otherwise; 0: the flow has to wait."""
-        room = self._room()
-        return min(limit, max(room, _LEAST_READ)) if room > 0 else 0
+        """How much to read at most, given that `limit` would be read otherwise.
+
+        Never nothing: an end or a failure of the source is seen even when no byte may pass.
+        """
+        return min(limit, max(self._room(), _LEAST_READ))
 
     def take(self, data: memoryview) -> memoryview:
         """Return what of `data` may be passed on now, which is used by that; the rest is held."""

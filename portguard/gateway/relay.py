@@ -166,12 +166,9 @@ class Relay:
     # The way of the bytes.
 
     def _on_readable(self, flow: _Flow) -> None:
-        source, limit = flow.source, flow.limit
-        if flow.gate is not None and not (limit := flow.gate.clip(limit)):
-            self._wait(flow)
-            return
+        source, gate = flow.source, flow.gate
         try:
-            data = source.read(limit)
+            data = source.read(flow.limit if gate is None else gate.clip(flow.limit))
             broken = source.broken()
         except (BlockingIOError, InterruptedError):
             return
