@@ -126,7 +126,9 @@ def test_what_is_not_used_lapses_the_second_time():
     assert s.allowance.left == 0
 
 
-@pytest.mark.parametrize(("left", "limit"), [(0, 16_384), (1, 16_384), (20_000, 20_000), (65_536, 65_536), (10**9, 65_536)])
+@pytest.mark.parametrize(
+    ("left", "limit"), [(0, 16_384), (1, 16_384), (20_000, 20_000), (65_536, 65_536), (10**9, 65_536)]
+)
 def test_a_read_is_clipped_but_never_below_a_record_of_tls(left, limit):
     s = Stage()
     s.allowance.add(left)
