@@ -198,6 +198,28 @@ def test_the_exposure_of_the_service_is_small(real_program, tmp_path):
     assert exposure(real_program, tmp_path / "portguard.service") > exposure(real_program, service)
 
 
+def filtered(real_program, lines):
+    """The system calls that lines of SystemCallFilter= leave, systemd.exec(5): the first allows, `~` takes away."""
+
+    def calls(name: str) -> set[str]:
+        listed = _run(real_program("systemd-analyze"), "syscall-filter", name).stdout.splitlines()[1:]
+        words = {line.strip() for line in listed if not line.strip().startswith("#")} - {""}
+        return {call for word in words for call in (calls(word) if word.startswith("@") else {word})}
+
+    allowed: set[str] = set()
+    for line in lines:
+        named = {call for name in line.removeprefix("~").split() for call in calls(name)}
+        allowed = allowed - named if line.startswith("~") else allowed | named
+    return allowed
+
+
+def test_the_gateway_may_call_what_it_needs_and_not_what_it_does_not(real_program):
+    allowed = filtered(real_program, unit("portguard.service")["SystemCallFilter"])
+    # In turn: to give the control socket to its group, the limit of descriptors, bundles, another program in its place.
+    assert {"fchownat", "prlimit64", "memfd_create", "execve"} <= allowed
+    assert allowed.isdisjoint({"setuid", "mount", "ptrace", "bpf", "init_module", "reboot"})
+
+
 def test_the_account_is_made(installed, real_program, tmp_path):
     (tmp_path / "etc").mkdir()
     conf = installed / "local/lib/sysusers.d/portguard.conf"
