@@ -102,6 +102,10 @@ class Reloader:
         self._due = False  # a reload that nobody waits for will begin
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def paused(self) -> asyncio.Lock:
+        """What is held while nothing may be reloaded: `async with`; a reload that is under way ends first."""
+        return self._one
+
     def soon(self, by: str) -> "asyncio.Task[None] | None":
         """Reload for somebody who does not wait; nothing if such a reload is to begin anyway."""
         if self._due:

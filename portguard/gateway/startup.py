@@ -1,6 +1,7 @@
 """How a supervisor comes to serve: from its files, or from what another version of the program has left."""
 
 import os
+import signal
 
 import uvloop
 
@@ -33,6 +34,8 @@ def serve(configuration_path: str) -> int:
 
 
 def _begin(configuration_path: str) -> int:
+    for number in (signal.SIGHUP, signal.SIGUSR2):  # they would end the process, and what they ask for is done anyway
+        signal.signal(number, signal.SIG_IGN)
     notifier = Notifier.take(os.environ, os.getpid())
     handed_over = receive(os.environ, os.getpid())
     bundle = read_bundle(configuration_path)

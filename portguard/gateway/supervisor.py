@@ -5,23 +5,21 @@ their slots, and shows operators what goes on.
 """
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
 import time
 from collections.abc import Awaitable, Mapping
-from dataclasses import asdict
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 
 from portguard import __version__
-from portguard.control.access import Access, Level, Peer
+from portguard.control.access import Access, Peer
 from portguard.control.listening import ControlSocket
-from portguard.control.routes import Arguable, Arguments, Conflict, Route
+from portguard.control.routes import Arguable
 from portguard.control.server import ControlServer
-from portguard.errors import PortguardError, Refused
+from portguard.errors import Refused
 from portguard.gateway.accepting import Acceptor
 from portguard.gateway.accounting import Accounting
 from portguard.gateway.admission import Account, Admission, Client, PendingBounds, Session
@@ -54,13 +52,15 @@ from portguard.gateway.protocol import (
     TurnedAway,
 )
 from portguard.gateway.quota_desk import QuotaDesk, Rules
-from portguard.gateway.reexec import HELD_SIGNALS, become, try_out
+from portguard.gateway.reexec import HELD_SIGNALS
+from portguard.gateway.reload_desk import ReloadDesk
 from portguard.gateway.reloading import InForce, Reloader
 from portguard.gateway.session_desk import SessionDesk
 from portguard.gateway.slots import SlotTable
 from portguard.gateway.snapshot import Snapshot
 from portguard.gateway.standing import Standings
 from portguard.gateway.status import StatusDesk, Watched
+from portguard.gateway.succession import Succession
 from portguard.gateway.watching import Watcher
 from portguard.gateway.workers import Worker, Workers
 from portguard.limits.accounts import Warned
@@ -74,9 +74,6 @@ from portguard.reasons import Reason
 
 _STOP_S = 10.0  # for workers to end once told to; more than a connection lingers
 _TICK_S = 1.0
-_SILENCE_S = 5.0  # for what is under way when another program is to take over
-_LOOK_EVERY_S = 0.01
-_ANSWER_S = 0.2  # for an answer to be on its way before this program ends
 
 # Clients come back, and taking an address apart costs more than remembering it.
 _address = lru_cache(maxsize=4096)(ip_address)
@@ -101,6 +98,14 @@ class Supervisor:
         faults = Faults(floods)
         faults.watch_loop(self._loop)
         self._snapshot = snapshot  # that is in force
+        self._undecided: dict[str, Reason | None] = {}  # sessions that wait for the audit; why one is to end anyway
+        self._draining = False  # to end
+        self._draining_s: float | None = None  # since then, in seconds since the epoch
+        self._stopping = False
+        self._cut = False  # a session did not end by itself
+        self._announced = False
+        self._generation = 1  # how many programs have served in this process
+        self._ticker: asyncio.Task[None]  # set by run()
         self._operators = control
         self._trail = trail
         self._notifier = notifier
@@ -149,6 +154,7 @@ class Supervisor:
             greeting=self._locks.greeting,
         )
         self._reloader = Reloader(in_force, workers=self._workers, trail=trail, apply=self._apply, notifier=notifier)
+        self._reload = ReloadDesk(self._reloader, lambda: self._draining)
         self._status = StatusDesk(
             Watched(
                 workers=self._workers,
@@ -165,12 +171,22 @@ class Supervisor:
                 generation=lambda: self._generation,
             )
         )
+        self._succession = Succession(
+            workers=self._workers,
+            acceptor=self._acceptor,
+            accounting=self._accounting,
+            trail=trail,
+            reloader=self._reloader,
+            notifier=notifier,
+            handover=self._handover,
+            is_ending=lambda: self._draining,
+            stop=self._stop_ticking,
+        )
         settings = configuration.control
         self._control = ControlServer(
             access=Access(os.getuid(), settings.viewers, settings.operators, settings.admins),
             routes=[
-                Route("POST", "/v1/reload", Level.OPERATOR, self._on_reload),
-                Route("POST", "/v1/reexec", Level.OPERATOR, self._on_reexec),
+                *self._reload.routes,
                 *QuotaDesk(
                     self._accounting.accounts, lambda: Rules.of(self._snapshot), self._accounting.serve_waiting
                 ).routes,
@@ -181,6 +197,7 @@ class Supervisor:
                     lambda: self._snapshot.configuration.namespace,
                     self._end_session,
                 ).routes,
+                *self._succession.routes,
                 *self._locks.routes,
                 *self._drain.routes,
                 *self._status.routes,
@@ -189,23 +206,14 @@ class Supervisor:
             on_act=self._on_act,
         )
         self._floods = floods
-        self._undecided: dict[str, Reason | None] = {}  # sessions that wait for the audit; why one is to end anyway
-        self._draining = False  # to end
-        self._draining_s: float | None = None  # since then, in seconds since the epoch
-        self._stopping = False
-        self._cut = False  # a session did not end by itself
-        self._announced = False
-        self._generation = 1  # how many programs have served in this process
-        self._leaving = False  # another one is about to take over
-        self._background: set[asyncio.Task[None]] = set()
         self._over: asyncio.Future[int] = self._loop.create_future()
 
     async def run(self, handover: Handover | None = None) -> int:
         """Serve, from the start or from where another program has left off; return the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_stop_signal)
-        self._loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
-        self._loop.add_signal_handler(signal.SIGUSR2, self._on_reexec_signal)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload.on_hangup)
+        self._loop.add_signal_handler(signal.SIGUSR2, self._succession.on_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
         in_force = self._reloader.in_force
         self._trail.start(self._snapshot.configuration.gateway.name)
@@ -220,7 +228,7 @@ class Supervisor:
         self._workers.start(_workers_wanted(self._snapshot))
         ticker = self._ticker = asyncio.create_task(self._tick(), name="tick")
         watcher = asyncio.create_task(
-            Watcher(self._reloader, may=lambda: not (self._draining or self._leaving)).run(), name="watch"
+            Watcher(self._reloader, may=lambda: not (self._draining or self._succession.under_way)).run(), name="watch"
         )
         try:
             code = await self._over
@@ -456,21 +464,6 @@ class Supervisor:
 
     # Reload.
 
-    def _on_hangup(self) -> None:
-        if self._draining:
-            log.event("warning", "gateway.reload_failed", message="draining: expected a gateway that goes on")
-        else:
-            self._reloader.soon("SIGHUP")
-
-    async def _on_reload(self, peer: Peer, given: Arguable) -> object:
-        arguments = Arguments(given)
-        message = arguments.text("message")
-        arguments.finish()
-        if self._draining:
-            raise Conflict("expected a gateway that goes on, got one that drains")
-        reloaded = await self._reloader.reload(by=str(peer), message=message)
-        return asdict(reloaded)
-
     async def _apply_rest(self, before: InForce, after: InForce) -> None:
         if after.metrics is not before.metrics:
             await self._http.move(after.metrics)
@@ -500,62 +493,6 @@ class Supervisor:
         self._trail.moved(session)
 
     # Another version of the program.
-
-    def _on_reexec_signal(self) -> None:
-        task = self._loop.create_task(self._reexec_quietly(), name="reexec")
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
-    async def _reexec_quietly(self) -> None:
-        with contextlib.suppress(PortguardError):  # which the log has
-            await self._try_successor()
-            await self._leave("SIGUSR2")
-
-    async def _on_reexec(self, peer: Peer, given: Arguable) -> object:
-        Arguments(given).finish()
-        await self._try_successor()
-        # Once the answer is out.
-        self._loop.call_later(_ANSWER_S, lambda: self._loop.create_task(self._leave(str(peer)), name="reexec"))
-        return {"trial": "passed"}
-
-    async def _try_successor(self) -> None:
-        """Raises PortguardError when the version that is installed now could not take over."""
-        if self._draining or self._leaving:
-            raise Conflict("expected a gateway that goes on, got one that ends or is being replaced")
-        self._leaving = True
-        try:
-            await try_out(self._handover())
-        except PortguardError as error:
-            self._leaving = False
-            log.event("error", "gateway.reexec_failed", message=str(error))
-            raise
-
-    async def _leave(self, by: str) -> None:
-        """Become the version that is installed now, unless what is under way does not end."""
-        self._acceptor.stop()
-        if self._draining or not await self._fall_silent():
-            self._leaving = False
-            self._workers.resume()
-            if not self._draining:
-                self._acceptor.start()
-            log.event("error", "gateway.reexec_failed", message="expected what was under way to end soon, got no end")
-            return
-        self._ticker.cancel()
-        self._notifier.reloading(time.monotonic())
-        await self._accounting.suspend()
-        await self._trail.suspend(by)
-        log.event("info", "gateway.reexec", by=by, sessions=len(self._admission.sessions))
-        become(self._handover())
-
-    async def _fall_silent(self) -> bool:
-        """Hear nobody, and wait until nobody waits for an answer of ours; return whether it came to that."""
-        self._workers.pause()
-        deadline_s = time.monotonic() + _SILENCE_S
-        while self._trail.is_deciding or self._accounting.is_securing:
-            if time.monotonic() > deadline_s:
-                return False
-            await asyncio.sleep(_LOOK_EVERY_S)
-        return await self._workers.flush()
 
     def _handover(self) -> Handover:
         state = {
@@ -623,6 +560,9 @@ class Supervisor:
     def _end(self) -> None:
         if not self._over.done():
             self._over.set_result(1 if self._cut else 0)
+
+    def _stop_ticking(self) -> None:
+        self._ticker.cancel()
 
     async def _tick(self) -> None:
         while True:
