@@ -518,6 +518,7 @@ class Supervisor:
         self._drain.restore(state["drain"])
         self._status.forget_refusals()
         self._accounting.restore(state["accounting"], self._admission.sessions)
+        self._acceptor.start()  # the workers that are here serve until ours do
         log.event("info", "gateway.take_over", version=__version__, sessions=len(self._admission.sessions))
 
     # The end.

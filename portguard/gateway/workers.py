@@ -56,7 +56,7 @@ class Worker:
         self.prepared: Bundle | None = None  # by which it is ready to work
         self.answer: asyncio.Future[_Answer] | None = None  # to what it was asked
         self.reload = 0  # about which it was asked
-        self.retiring = False  # it gets no more connections, and ends with its last session
+        self.retiring = False  # it is another program's: it serves until ours do, and ends with its last session
         self.channel: Channel  # set right after
 
 
@@ -131,18 +131,33 @@ class Workers:
         """The processes, for another program that goes on with them: what json.dumps() takes."""
         return {
             "next": self._next_number,
-            "workers": [[worker.number, worker.process.pid, worker.channel.descriptor] for worker in self],
+            "workers": [
+                [worker.number, worker.process.pid, worker.channel.descriptor, worker.number in self.serving]
+                for worker in self
+            ],
         }
 
     def adopt(self, state: Mapping[str, Any]) -> None:
-        """Go on with the workers of another program, whose `state` this is: until their last session ends."""
+        """Go on with another program's workers, whose `state` this is: until ours serve, and their sessions end."""
         self._next_number = state["next"]
-        for number, pid, descriptor in state["workers"]:
+        for number, pid, descriptor, serves in state["workers"]:
             os.set_inheritable(descriptor, False)
             worker = self._add(Worker(number, Adopted(pid)), socket.socket(fileno=descriptor))
             worker.retiring = True
             worker.bundle = self._bundle
-            worker.channel.send(Drain())
+            if serves:
+                self.serving[number] = worker
+            else:
+                worker.channel.send(Drain())
+
+    def _retire(self) -> None:
+        """Once enough of ours serve, let those of the other program end."""
+        if sum(not worker.retiring for worker in self.serving.values()) < self.wanted:
+            return
+        for worker in list(self.serving.values()):
+            if worker.retiring:
+                del self.serving[worker.number]
+                worker.channel.send(Drain())
 
     @property
     def wanted(self) -> int:
@@ -291,6 +306,7 @@ class Workers:
                     self._answer(worker, message)
             case Configured():
                 self.serving[worker.number] = worker
+                self._retire()
                 self._on_ready()
             case _:
                 self._on_message(worker, message)

@@ -157,6 +157,29 @@ def test_it_can_be_done_again_and_again(gateway):
     assert gateway.program.stop() == 0
 
 
+def test_nobody_is_refused_meanwhile(gateway):
+    made, over = [], threading.Event()
+
+    def connect():
+        while not over.is_set():
+            try:
+                echoes(gateway)
+            except (OSError, AssertionError) as error:
+                made.append(error)
+                return
+            made.append(None)
+
+    clients = threading.Thread(target=connect)
+    clients.start()
+    run(gateway, "reexec")
+    enough = len(made) + 10
+    gateway.program.wait_until(lambda: len(made) >= enough or not clients.is_alive(), "clients got in afterwards")
+    over.set()
+    clients.join(_PATIENCE_S)
+    assert set(made) == {None}
+    assert gateway.program.stop() == 0
+
+
 def test_sigusr2_does_the_same(gateway, program):
     upgrade(program, "9.9.9")
     gateway.program.process.send_signal(signal.SIGUSR2)
