@@ -8,8 +8,9 @@ import json
 import sys
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from portguard.gateway.accounting import Accounting
 from portguard.gateway.admission import Account
@@ -89,6 +90,16 @@ class RefusalBook:
             _, forgotten = self._by_identity.popitem(last=False)
             self._size_bytes -= forgotten.size_bytes
 
+    def state(self) -> list[Any]:
+        """All of it, for another program: what json.dumps() takes."""
+        return [[identity.trust, identity.name, list(past.refusals)] for identity, past in self._by_identity.items()]
+
+    def restore(self, state: Iterable[Any]) -> None:
+        """Go on from a `state`."""
+        for trust, name, refusals in state:
+            for refusal in refusals:
+                self.note(Identity(trust, name), PastRefusal(*refusal))
+
     def of(self, identity: Identity) -> list[PastRefusal]:
         """The identity's refusals, the latest one first."""
         past = self._by_identity.get(identity)
@@ -104,7 +115,7 @@ class Standings:
         self._accounting = accounting
         self._sessions_of = sessions_of
         self._clock = clock
-        self._book = RefusalBook()
+        self.book = RefusalBook()
         self._pools: dict[str, tuple[float, list[QuotaLine]]] = {}  # by role, and until when they will do
 
     # What happens.
@@ -128,7 +139,7 @@ class Standings:
     def _note(self, identity: Identity, service: str | None, reason: Reason, message: str, session: str) -> None:
         if reason in _OF_UPSTREAMS:
             message = reason.sentence
-        self._book.note(identity, PastRefusal(round(self._clock(), 3), service, str(reason), message, session))
+        self.book.note(identity, PastRefusal(round(self._clock(), 3), service, str(reason), message, session))
 
     def _why_exhausted(self, owner: Owner) -> str:
         """Which quota it was, and when it renews; less than that when there is something left again."""
@@ -145,7 +156,7 @@ class Standings:
         """
         match question:
             case PastRefusalsWanted(connection, trust, name):
-                return PastRefusals(connection, self._book.of(Identity(trust, name)))
+                return PastRefusals(connection, self.book.of(Identity(trust, name)))
             case StandingWanted(connection, trust, name, roles):
                 return Standing(connection, [self._in_role(Owner(role, trust, name)) for role in roles])
 

@@ -504,6 +504,8 @@ class Supervisor:
             "meter": self._meter.state(),
             "workers": self._workers.state(),
             "drain": self._drain.state(),
+            "refusals": self._standings.book.state(),
+            "loaded": [self._reloader.loaded_by, self._reloader.loaded_message],
         }
         return Handover.of(self._reloader.in_force, self._operators, self._slots, self._notifier, state)
 
@@ -516,6 +518,8 @@ class Supervisor:
         self._locks.restore(state["locks"])
         self._workers.adopt(state["workers"])
         self._drain.restore(state["drain"])
+        self._standings.book.restore(state["refusals"])
+        self._reloader.loaded_by, self._reloader.loaded_message = state["loaded"]
         self._status.forget_refusals()
         self._accounting.restore(state["accounting"], self._admission.sessions)
         self._acceptor.start()  # the workers that are here serve until ours do

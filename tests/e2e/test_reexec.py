@@ -137,6 +137,24 @@ def test_a_new_version_takes_over_while_sessions_go_on(gateway, program):
     run(gateway, "audit", "verify")
 
 
+def test_what_an_identity_was_refused_is_remembered(gateway):
+    with pytest.raises(ssl.SSLError), gateway.connect("echo", "bob") as client:
+        client.recv(1)
+    gateway.wait_for_log("session.refuse .*identity=bob .*reason=no_role")
+    run(gateway, "reload", "--message", "CHG-7")  # nothing has changed, so nobody has had it loaded
+    policy = gateway.folder / "policy.toml"
+    policy.write_text(policy.read_text().replace("1TB", "2TB"))
+    run(gateway, "reload", "--message", "CHG-8")
+    run(gateway, "reexec")
+    with gateway.connect_with(gateway.context("bob"), None) as client:
+        client.sendall(f"GET /v1/whoami HTTP/1.1\r\nHost: {gateway.name}\r\n\r\n".encode())
+        answer = b""
+        while data := client.recv(65536):
+            answer += data
+    assert b'"no_role"' in answer
+    assert json.loads(run(gateway, "status", "--json"))["loaded"]["message"] == "CHG-8"
+
+
 def test_it_can_be_done_again_and_again(gateway):
     with transfers(gateway, 2) as running:
         for _ in range(3):

@@ -199,7 +199,7 @@ async def test_what_was_refused_to_nobody_known_is_told_to_nobody(desk):
         TurnedAway("ab" * 16, None, "alice", [], "1", "ab", "192.0.2.1", "db", Reason.NO_ROLE, "no role has it")
     )
     assert desk.past(ALICE) == []
-    assert desk.standings._book._by_identity == {}
+    assert desk.standings.book._by_identity == {}
 
 
 @pytest.mark.parametrize(
