@@ -129,7 +129,7 @@ async def test_an_end_that_came_while_waiting_follows_what_was_held(client_kind:
         assert await s.upstream.receive_exactly(3) == b"012"
         await waiting(s, account, 2)
         assert not s.half_closed()
-        account.allowance.add(4)
+        account.allowance.add(5)
         assert await s.upstream.receive_all() == (b"3456", "end")
         assert account.asked == [True, True]
         await s.upstream.finish()
