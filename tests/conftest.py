@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import settings
@@ -33,9 +34,18 @@ def find_program(name: str, environment: Mapping[str, str]) -> str:
     otherwise a machine that lacks everything would be as green as one that ran everything.
     """
     found = shutil.which(name, path=search_path(environment))
-    if found:
-        return found
-    message = f"{name}: expected an installed program, found none in PATH or the server folders"
+    return found or _missing(
+        f"{name}: expected an installed program, found none in PATH or the server folders", environment
+    )
+
+
+def find_library(pattern: str, environment: Mapping[str, str]) -> str:
+    """Return the path of a library that `pattern` finds below /usr/lib, or end the test as `find_program` does."""
+    found = next(iter(sorted(Path("/usr/lib").glob(pattern))), None)
+    return str(found) if found else _missing(f"{pattern}: expected it below /usr/lib, found nothing", environment)
+
+
+def _missing(message: str, environment: Mapping[str, str]) -> NoReturn:
     if environment.get("PORTGUARD_REQUIRE_REAL") == "1":
         pytest.fail(message, pytrace=False)
     pytest.skip(message)
@@ -45,3 +55,9 @@ def find_program(name: str, environment: Mapping[str, str]) -> str:
 def real_program() -> RealProgram:
     """`real_program("nginx")` is the path of nginx; it skips the test when there is none (see `find_program`)."""
     return lambda name: find_program(name, os.environ)
+
+
+@pytest.fixture(scope="session")
+def real_library() -> RealProgram:
+    """`real_library("*/x/libx.so")` is the path of a library; it skips the test when there is none."""
+    return lambda pattern: find_library(pattern, os.environ)
