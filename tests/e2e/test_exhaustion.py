@@ -167,6 +167,7 @@ def test_a_worker_without_a_descriptor_turns_new_clients_away_and_keeps_the_othe
 def test_a_worker_without_a_descriptor_for_the_service_says_that_it_is_full(start_gateway, echo):
     gateway = start_gateway({"echo": echo})
     warm_up(gateway)
+    gateway.wait_for_log("session.close ", count=4)  # or their descriptors would become free too
     with unharmed(gateway):
         with out_of_descriptors(*workers(gateway), free=1):
             answer = connect_answer(gateway)
