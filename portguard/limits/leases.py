@@ -20,8 +20,8 @@ from portguard.errors import Refused
 from portguard.limits.accounts import Account, Accounts, Holding
 from portguard.limits.ledger import Owner
 
-FIRST_BYTES = 256 * 1024
-LARGEST_BYTES = 32 * 1024 * 1024
+FIRST_BYTES = 1024 * 1024
+LARGEST_BYTES = 128 * 1024 * 1024
 SMALLEST_BYTES = 64 * 1024
 """What is left is shared out in no smaller pieces: the last one goes to one worker as a whole."""
 

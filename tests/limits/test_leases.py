@@ -431,12 +431,12 @@ def test_of_a_quota_that_became_smaller_the_excess_is_recalled_once():
     for _ in range(4):
         s.ask(W1)
     s.moved[0] = 100_000
-    configure(s, day(1_000_000))
+    configure(s, day(2_000_000))
     assert s.leases.recall_excess() == [Recall(W1, ANNA)]
     assert s.leases.recall_excess() == []
     outstanding = s.accounts.account(ANNA).outstanding()
     s.give_back(W1, outstanding)
-    assert s.accounts.left(ANNA) == 900_000
+    assert s.accounts.left(ANNA) == 1_900_000
     configure(s, day(90_000))
     assert s.leases.recall_excess() == [Recall(W2, BEN)]  # she has nothing that she could give back
 
