@@ -123,8 +123,7 @@ class Allowances:
         if not ticket.paced:
             account.shares = None
         elif account.shares is None:
-            up, down = (
-                Allowance(lambda _, direction=direction: send(ShareWanted(number, direction)), ahead=False)  # type: ignore[misc]  # mypy knows no defaults of lambdas
-                for direction in (UP, DOWN)
-            )
-            account.shares = up, down
+            account.shares = self._share(number, UP), self._share(number, DOWN)
+
+    def _share(self, number: int, direction: int) -> Allowance:
+        return Allowance(lambda _empty: self._send(ShareWanted(number, direction)), ahead=False)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Callable, Coroutine
 
@@ -84,6 +85,9 @@ class Succession:
         """Raises PortguardError when the version that is installed now could not take over."""
         if self._is_ending() or self.under_way:
             raise Conflict("expected a gateway that goes on, got one that ends or is being replaced")
+        if self._trail.failing is not None or self._accounting.failing is not None:
+            # What waits to be written would be lost with this program.
+            raise Conflict("expected an audit and a ledger that can be written, got one that cannot")
         self.under_way = True
         try:
             await try_out(self._handover())
@@ -103,7 +107,11 @@ class Succession:
                 await self._accounting.suspend()
                 await self._trail.suspend(by)
                 log.event("info", "gateway.reexec", by=by)
-                become(self._handover())
+                try:
+                    become(self._handover())
+                except OSError as error:
+                    log.event("error", "gateway.reexec_failed", message=error.strerror or str(error))
+                    os._exit(1)  # ledger and audit are closed: whatever went on would go on uncounted
             self.under_way = False
             self._workers.resume()
             if not self._is_ending():

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import ssl
 import subprocess
 import threading
@@ -195,6 +196,20 @@ def test_nobody_is_refused_meanwhile(gateway):
     over.set()
     clients.join(_PATIENCE_S)
     assert set(made) == {None}
+    assert gateway.program.stop() == 0
+
+
+def test_what_could_not_be_written_is_not_left_behind(gateway):
+    before = processes(gateway)
+    echoes(gateway)
+    with contextlib.closing(sqlite3.connect(gateway.folder / "state" / "ledger.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        gateway.wait_for_log("ledger.unavailable")  # what was used a moment ago cannot be settled
+        assert "expected an audit and a ledger that can be written" in run(gateway, "reexec", code=1)
+        other.execute("ROLLBACK")
+    gateway.wait_for_log("ledger.resume")
+    assert processes(gateway) == before
+    run(gateway, "reexec")
     assert gateway.program.stop() == 0
 
 
