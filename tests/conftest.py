@@ -2,12 +2,18 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
+import pytest_asyncio
 from hypothesis import settings
+
+from portguard.gateway.ends import End
+from tests.peers import Peer, connected
+from tests.relayed import Connect
 
 # By default an example that takes 200 ms fails, as any does on a machine that is busy with something else.
 settings.register_profile("portguard", deadline=None)
@@ -61,3 +67,18 @@ def real_program() -> RealProgram:
 def real_library() -> RealProgram:
     """`real_library("*/x/libx.so")` is the path of a library; it skips the test when there is none."""
     return lambda pattern: find_library(pattern, os.environ)
+
+
+@pytest_asyncio.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """`connect("tls", "client")` as in tests.peers.connected, with both sockets closed afterwards."""
+    sockets: list[socket.socket] = []
+
+    def connect(*args: Any, **options: Any) -> tuple[End, Peer]:
+        end, peer = connected(*args, **options)
+        sockets.extend((end.sock, peer.sock))
+        return end, peer
+
+    yield connect
+    for sock in sockets:
+        sock.close()

@@ -15,8 +15,11 @@ from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from portguard.gateway.ends import Lingering, PlainEnd, TlsEnd
-from portguard.gateway.handshake import handshake, receive, send
+from portguard.client.handshake import handshake
+from portguard.client.tls_end import BufferedTlsEnd
+from portguard.gateway.ends import PlainEnd
+from portguard.gateway.handshake import receive, send
+from portguard.gateway.lingering import Lingering
 from portguard.gateway.relay import Relay
 from portguard.pki.authority import Authority
 from portguard.reasons import Reason
@@ -87,7 +90,7 @@ class Double:
             lingering.close()
 
     async def _serve(self, sock: socket.socket) -> None:
-        endpoint = self.contexts.endpoint()
+        endpoint = Endpoint(self.contexts.by_name, server_side=True)
         try:
             await handshake(sock, endpoint)
         except ssl.SSLError:
@@ -109,7 +112,7 @@ class Double:
 
     async def _say(self, sock: socket.socket, endpoint: Endpoint, text: bytes) -> None:
         await send(sock, b"".join(endpoint.encrypt(memoryview(text))))
-        self._lingering.add(Lingering(asyncio.get_running_loop(), TlsEnd(sock, endpoint), clean=True))
+        self._lingering.add(Lingering(asyncio.get_running_loop(), BufferedTlsEnd(sock, endpoint), clean=True))
 
     async def _tunnel(self, sock: socket.socket, endpoint: Endpoint, service: str) -> None:
         loop = asyncio.get_running_loop()
@@ -119,7 +122,7 @@ class Double:
         await send(sock, b"".join(endpoint.encrypt(memoryview(ESTABLISHED + self.early.get(service, b"")))))
         relay = Relay(
             loop,
-            TlsEnd(sock, endpoint),
+            BufferedTlsEnd(sock, endpoint),
             PlainEnd(upstream),
             cells=[0] * 8,
             base=0,

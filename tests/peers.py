@@ -18,13 +18,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from portguard.client.tls_end import BufferedTlsEnd
 from portguard.gateway.ends import End, PlainEnd, TlsEnd
 from portguard.tls.chain import load_chain
 from portguard.tls.contexts import ServerContexts
 from portguard.tls.endpoint import Endpoint
+from portguard.tls.tls_socket import TlsSocket, prepare, wrap
 from tests.certificates import SERVER_AUTH, Authority, Holder, dns
 
-Kind = Literal["plain", "tls"]
+Kind = Literal["plain", "tls", "buffered"]
+"""`tls` is the gateway's, on the socket itself; `buffered` the client's."""
 Ending = Literal["end", "truncated", "reset"]
 
 NAME = "gateway.test"
@@ -70,13 +73,15 @@ def pki() -> Pki:
 
 
 @functools.cache
-def _server_contexts() -> ServerContexts:
+def server_contexts() -> ServerContexts:
     return pki().contexts()
 
 
 @functools.cache
 def _client_context() -> ssl.SSLContext:
-    return pki().client_context()
+    context = pki().client_context()
+    prepare(context)
+    return context
 
 
 class Truncated(Exception):
@@ -161,6 +166,10 @@ class TlsPeer(Peer):
                 self._incoming.write(ciphertext)
             except ssl.SSLZeroReturnError:
                 return b""
+            except ssl.SSLError as error:
+                if error.reason != "TLSV1_ALERT_DECODE_ERROR":  # what OpenSSL says to who ends without close_notify
+                    raise
+                raise Truncated from None
 
     async def finish(self, *, heedless: bool = False) -> None:
         # With a whole record waiting, unwrap() fails and what waits is lost; but close_notify is out.
@@ -223,19 +232,28 @@ def connected(
         return PlainEnd(near), Peer(far)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     if role == "client":
-        endpoint = _server_contexts().endpoint()
+        context, name = server_contexts().by_name, None
         tls = _client_context().wrap_bio(incoming, outgoing, server_hostname=NAME)
     else:
-        endpoint = Endpoint(_client_context(), server_side=False, server_hostname=NAME)
+        context, name = _client_context(), NAME
         tls = _upstream_context().wrap_bio(incoming, outgoing, server_side=True)
-    shake_hands(endpoint, tls, incoming, outgoing)
+    peer = TlsPeer(far, tls, incoming, outgoing)
+    if kind == "tls":
+        sock = wrap(near, context, server_side=name is None, server_hostname=name)
+        shake_hands_on(sock, peer.sock, tls, incoming, outgoing)
+    else:
+        endpoint = Endpoint(context, server_side=name is None, server_hostname=name)
+        shake_hands(endpoint, tls, incoming, outgoing)
     if ahead:
         tls.write(ahead)
     if ahead_end:
         with contextlib.suppress(ssl.SSLWantReadError):
             tls.unwrap()
+    if kind == "tls":
+        far.sendall(outgoing.read())
+        return TlsEnd(sock), peer
     endpoint.receive(outgoing.read())
-    return TlsEnd(near, endpoint), TlsPeer(far, tls, incoming, outgoing)
+    return BufferedTlsEnd(near, endpoint), peer
 
 
 @functools.cache
@@ -258,6 +276,21 @@ def shake_hands(endpoint: Endpoint, tls: ssl.SSLObject, incoming: ssl.MemoryBIO,
         except ssl.SSLWantReadError:
             pass
         endpoint.receive(outgoing.read())
+
+
+def shake_hands_on(
+    sock: TlsSocket, far: socket.socket, tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO
+) -> None:
+    """Complete the handshake between a socket and a peer beyond it. Raises ssl.SSLError of either."""
+    done = [False, False]
+    while not all(done):
+        for number, one in enumerate((sock, tls)):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                one.do_handshake()
+                done[number] = True
+        far.sendall(outgoing.read())
+        with contextlib.suppress(BlockingIOError):
+            incoming.write(far.recv(_READ))
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -18,18 +18,19 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from portguard.gateway.ends import End, Lingering
+from portguard.gateway.ends import End
 from portguard.gateway.gates import Gate
+from portguard.gateway.lingering import Lingering
 from portguard.gateway.relay import Relay
 from portguard.gateway.slots import ACTIVITY, RECEIVED, SENT
 from portguard.reasons import Reason
-from tests.peers import PATIENCE_S, Kind, Peer, connected, until
+from tests.peers import PATIENCE_S, Kind, Peer, connected, server_contexts, until
 
 BASE = 8  # not 0, so that a cell counted in without its base shows
 SMALL = 4096  # of socket buffers: the kernel makes the smallest it can
@@ -38,9 +39,13 @@ NS = 1_000_000_000
 
 each_combination = pytest.mark.parametrize(
     ("client_kind", "upstream_kind"),
-    [("tls", "plain"), ("tls", "tls"), ("plain", "plain"), ("plain", "tls")],
+    [("tls", "plain"), ("tls", "tls"), ("plain", "plain"), ("plain", "tls"), ("plain", "buffered")],
 )
-each_kind = pytest.mark.parametrize("kind", ["plain", "tls"])
+each_kind = pytest.mark.parametrize("kind", ["plain", "tls", "buffered"])
+each_kind_of_tls = pytest.mark.parametrize("kind", ["tls", "buffered"])
+
+Connect = Callable[..., tuple[End, Any]]
+"""The fixture `connect`: see tests/conftest.py."""
 
 _NOISE = random.Random(2).randbytes(1_000_003)
 
@@ -48,6 +53,20 @@ _NOISE = random.Random(2).randbytes(1_000_003)
 def noise(count: int) -> bytes:
     """Bytes in which a piece lost, doubled or swapped shows."""
     return (_NOISE * (count // len(_NOISE) + 1))[:count]
+
+
+def written(end: End, data: bytes) -> int:
+    """Write `data`; return how much of what that makes is in the backlog."""
+    end.write(memoryview(data))
+    return sum(map(len, end.backlog or ()))
+
+
+async def flushed(end: End) -> None:
+    def empty() -> bool:
+        end.flush()
+        return not end.backlog
+
+    await until(empty)
 
 
 @dataclass
@@ -138,6 +157,7 @@ async def session(
     gates: tuple[Gate | None, Gate | None] = (None, None),
 ) -> AsyncIterator[Session]:
     """A relay that is not started yet. `…_ahead` came with the last message of that side's handshake."""
+    server_contexts()  # which keep some descriptors
     descriptors = set(os.listdir("/proc/self/fd"))
     loop = asyncio.get_running_loop()
     faults: list[dict[str, Any]] = []

@@ -12,7 +12,8 @@ from portguard.client.endings import Endings
 from portguard.client.gateway import Gateway, Tunnel
 from portguard.client.local_ports import LocalPort
 from portguard.errors import PortguardError
-from portguard.gateway.ends import Lingering, PlainEnd
+from portguard.gateway.ends import PlainEnd
+from portguard.gateway.lingering import Lingering
 from portguard.gateway.relay import Relay
 from portguard.gateway.slots import ACTIVITY
 from portguard.policy.addresses import ListenAddress

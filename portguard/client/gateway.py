@@ -14,10 +14,11 @@ import h11
 
 from portguard import __version__
 from portguard.client.credentials import Credentials
+from portguard.client.handshake import handshake
 from portguard.client.refusal import Answer, refused, refused_by_alert, untrusted_gateway
+from portguard.client.tls_end import BufferedTlsEnd
 from portguard.errors import PortguardError, Unreachable
-from portguard.gateway.ends import TlsEnd
-from portguard.gateway.handshake import handshake, receive, send
+from portguard.gateway.handshake import receive, send
 from portguard.tls.endpoint import Endpoint
 
 _CONNECT_S = 10.0
@@ -48,7 +49,7 @@ class Tunnel:
     """An open session. `early` came with the gateway's answer and is the service's first bytes."""
 
     service: str
-    end: TlsEnd
+    end: BufferedTlsEnd
     early: bytes
     session: str | None
 
@@ -106,7 +107,7 @@ class Gateway:
             exchange.sock.close()
             raise refused(service, self.address, exchange.answer)
         session = exchange.answer.headers.get("portguard-session")
-        return Tunnel(service, TlsEnd(exchange.sock, exchange.endpoint), exchange.trailing, session)
+        return Tunnel(service, BufferedTlsEnd(exchange.sock, exchange.endpoint), exchange.trailing, session)
 
     async def connect_by_name(self, service: str, alpn: tuple[str, ...] = ()) -> Tunnel:
         """Open a session as clients do that know nothing of portguard: by TLS server name (SNI).
@@ -120,7 +121,7 @@ class Gateway:
         except BaseException:
             sock.close()
             raise
-        return Tunnel(service, TlsEnd(sock, endpoint), b"", None)
+        return Tunnel(service, BufferedTlsEnd(sock, endpoint), b"", None)
 
     async def _exchange(
         self, method: str, target: str, host: str, longest_body_bytes: int = _LONGEST_BODY_BYTES

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, TypeVar
 from portguard.errors import Refused
 from portguard.gateway import proxy_protocol
 from portguard.gateway.dial import Dialed, DialFailed, set_tcp_options
-from portguard.gateway.ends import End, Lingering, PlainEnd, TlsEnd
-from portguard.gateway.handshake import handshake, readable, receive, refusal, send
+from portguard.gateway.ends import End, PlainEnd, TlsEnd
+from portguard.gateway.handshake import handshake, readable, refusal, send
 from portguard.gateway.http_request import ApiRequest, BadRequest, ConnectTarget, NeedMore, RequestReader
 from portguard.gateway.http_response import RefusedRequest, established
 from portguard.gateway.http_response import refusal as http_refusal
+from portguard.gateway.lingering import Lingering
 from portguard.gateway.live import Live, finite, now
 from portguard.gateway.protocol import Accepted, Admit, Ticket, TurnedAway
 from portguard.gateway.relay import Relay
@@ -34,8 +35,8 @@ from portguard.gateway.slots import CONNECTED, UPSTREAM
 from portguard.observe import log
 from portguard.policy.decide import Grant, Request, decide
 from portguard.reasons import Reason
-from portguard.tls.contexts import server_name
-from portguard.tls.endpoint import Endpoint
+from portguard.tls.peer import sent_chain, server_name, verified_chain
+from portguard.tls.tls_socket import wrap
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from portguard.identity.names import Group
     from portguard.identity.trust import Caller
     from portguard.policy.model import Service
+    from portguard.tls.tls_socket import TlsSocket
 
 _T = TypeVar("_T")
 
@@ -60,7 +62,6 @@ class Connection:
         "_caller",
         "_destination",
         "_end",
-        "_endpoint",
         "_handshake_s",
         "_http",
         "_service",
@@ -69,6 +70,7 @@ class Connection:
         "_sock",
         "_source",
         "_ticket",
+        "_tls",
         "_upstream",
         "_worker",
     )
@@ -84,7 +86,7 @@ class Connection:
         self._source: proxy_protocol.Endpoint | None = _endpoint(accepted.source_address, accepted.source_port)
         self._destination: proxy_protocol.Endpoint | None = None
         # What is known so far.
-        self._endpoint: Endpoint | None = None
+        self._tls: TlsSocket | None = None  # the socket again, once its handshake is complete
         self._handshake_s: float | None = None  # how long it took
         self._end: TlsEnd | None = None
         self._http = False
@@ -112,17 +114,17 @@ class Connection:
         """Return whether the socket has become a session's; raise Refused, or OSError when the client went away."""
         timeouts = self._setup.snapshot.configuration.timeouts
         began_s = time.monotonic()
-        endpoint = await _within(timeouts.handshake_s, Reason.HANDSHAKE_TIMEOUT, self._handshake())
+        self._tls = tls = await _within(timeouts.handshake_s, Reason.HANDSHAKE_TIMEOUT, self._handshake())
         self._handshake_s = round(time.monotonic() - began_s, 6)
-        self._endpoint, self._end = endpoint, TlsEnd(self._sock, endpoint)
+        self._end = TlsEnd(tls)
         early, port = b"", None
         service = self._setup.listeners[self._accepted.listener]
-        name = server_name(endpoint)
+        name = server_name(tls)
         self._http = service is None and (
             name is None or is_own_name(name, self._setup.snapshot.configuration.gateway.name)
         )
         try:
-            self._caller = self._setup.snapshot.trusts.identify(endpoint.verified_chain(), endpoint.sent_chain(), now())
+            self._caller = self._setup.snapshot.trusts.identify(verified_chain(tls), sent_chain(tls), now())
             self._worker.refuse_locked(self._caller)
         except Refused:
             await self._hear_out(service, name)
@@ -156,12 +158,13 @@ class Connection:
         admitted_ns = time.monotonic_ns()
         dialed = await self._worker.dialer.dial(service, timeout_s=timeouts.connect_s)
         self._upstream = str(dialed.upstream)
+        upstream: End | None = None
         try:
             upstream = await _within(timeouts.connect_s, Reason.UPSTREAM_TIMEOUT, self._greet_upstream(service, dialed))
             if self._http:
                 self._end.write(memoryview(established(self._session)))
         except BaseException:
-            dialed.sock.close()
+            (dialed if upstream is None else upstream).sock.close()
             raise
         slots = self._worker.slots
         slots.cells[slots.base(self._ticket.slot) + UPSTREAM] = 1 + service.upstreams.index(dialed.upstream)
@@ -171,43 +174,48 @@ class Connection:
 
     # The steps.
 
-    async def _handshake(self) -> Endpoint:
-        early = await self._proxy_header() if self._from_balancer() else b""
+    async def _handshake(self) -> TlsSocket:
+        if self._from_balancer():
+            await self._read_proxy_header()
         service = self._setup.listeners[self._accepted.listener]
         contexts = self._setup.contexts
-        endpoint = contexts.endpoint() if service is None else contexts.endpoint_for(service.alpn)
+        context = contexts.by_name if service is None else contexts.of_port(service.alpn)
+        self._sock = tls = wrap(self._sock, context, server_side=True)
         try:
-            await handshake(self._sock, endpoint, early)
+            await handshake(tls)
         except ssl.SSLError as error:
             raise refusal(error) from None
-        if endpoint.tls.session_reused:
+        if tls.session_reused:
             # Never offered; a resumed session would have no verified chain and skip revocation.
             raise Refused(Reason.HANDSHAKE_FAILED, "expected a full handshake, got a resumed session")
-        return endpoint
+        return tls
 
     def _from_balancer(self) -> bool:
         networks = self._setup.snapshot.configuration.gateway.accept_proxy_protocol_from
         source = self._source
         return source is not None and any(source.address in network for network in networks)
 
-    async def _proxy_header(self) -> bytes:
-        """Read the balancer's header; return what came after it. *Fails closed*: without one, no connection."""
+    async def _read_proxy_header(self) -> None:
+        """Read the balancer's header, and not a byte beyond it. *Fails closed*: without one, no connection."""
         received = b""
-        while (header := proxy_protocol.parse(received)) is None:
-            data = await receive(self._sock)
+        while True:
+            await readable(self._sock)
+            data = self._sock.recv(proxy_protocol.LONGEST_HEADER_BYTES, socket.MSG_PEEK)
             if not data:
                 raise ConnectionAbortedError("expected a PROXY protocol header, got the end of the connection")
-            received += data
+            header = proxy_protocol.parse(received + data)
+            rest = len(data) if header is None else header.header_bytes - len(received)
+            received += self._sock.recv(rest)
+            if header is not None:
+                break
         if not header.local:
             self._source, self._destination = header.source, header.destination
-        return received[header.header_bytes :]
 
     async def _request(self) -> ConnectTarget | ApiRequest:
         assert self._end is not None
         reader = RequestReader()
-        data = self._end.read_ahead()
         while True:
-            match reader.feed(data):
+            match reader.feed(await self._read_some()):
                 case NeedMore(send=answer):
                     if answer:
                         self._end.write(memoryview(answer))
@@ -215,12 +223,14 @@ class Connection:
                     raise RefusedRequest(status, message)
                 case outcome:
                     return outcome
+
+    async def _read_some(self) -> memoryview:
+        assert self._end is not None
+        while not (data := self._end.read(_READ)):
             if self._end.eof:
                 raise ConnectionAbortedError("expected a request, got the end of the connection")
             await readable(self._sock)
-            data = memoryview(b"")  # what was read before must not be fed twice
-            with contextlib.suppress(BlockingIOError):
-                data = self._end.read(_READ)
+        return data
 
     async def _hear_out(self, service: Service | None, name: str | None) -> None:
         """Learn what a client wants that is refused, for the record. `service` is that of its port, `name` its SNI.
@@ -278,13 +288,17 @@ class Connection:
                 await send(dialed.sock, self._outbound_header(service))
             if service.tls is None:
                 return PlainEnd(dialed.sock)
-            endpoint = Endpoint(
+            tls = wrap(
+                dialed.sock,
                 self._setup.upstream_contexts[service.name],
-                server_side=False,
                 server_hostname=service.tls.server_name or dialed.upstream.host,
             )
-            await handshake(dialed.sock, endpoint)
-            return TlsEnd(dialed.sock, endpoint)
+            try:
+                await handshake(tls)
+            except BaseException:
+                tls.close()
+                raise
+            return TlsEnd(tls)
         except ssl.SSLError as error:
             words = getattr(error, "verify_message", None) or (error.reason or str(error)).lower().replace("_", " ")
             raise _FailedUpstream(Reason.UPSTREAM_TLS, f"{dialed.upstream}: {words}") from None
@@ -293,19 +307,18 @@ class Connection:
             raise _FailedUpstream(reason, f"{dialed.upstream}: {error.strerror or error}") from None
 
     def _outbound_header(self, service: Service) -> bytes:
-        assert self._endpoint is not None
+        assert self._tls is not None
         destination = self._destination or _endpoint(*self._sock.getsockname()[:2])
         if service.proxy_protocol == "v1":
             return proxy_protocol.v1(self._source, destination)
         if service.proxy_protocol == "v2":
             return proxy_protocol.v2(self._source, destination)
-        endpoint = self._endpoint
         client = proxy_protocol.TlsClient(
             session=self._session,
             identity=self._identity() or "",
-            certificate=endpoint.verified_chain()[0],
-            server_name=server_name(endpoint),
-            alpn=endpoint.tls.selected_alpn_protocol(),
+            certificate=verified_chain(self._tls)[0],
+            server_name=server_name(self._tls),
+            alpn=self._tls.selected_alpn_protocol(),
         )
         return proxy_protocol.v2_tls(self._source, destination, client)
 
@@ -314,13 +327,13 @@ class Connection:
         assert self._ticket is not None
         worker, timeouts = self._worker, self._setup.snapshot.configuration.timeouts
         set_tcp_options(self._sock)
-        assert self._endpoint is not None
+        assert self._tls is not None
         assert self._caller is not None
         live = Live(
             worker=worker,
             slot=self._ticket.slot,
             session=self._session,
-            endpoint=self._endpoint,
+            tls=self._tls,
             caller=self._caller,
             source=self._source.address if self._source is not None else None,
             service=service,

@@ -5,7 +5,6 @@ the next read, and all ends of a process belong to one thread. Both write what t
 rest, the backlog, until flush().
 """
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -13,19 +12,17 @@ import socket
 import ssl
 import struct
 from collections import deque
-from collections.abc import Callable
 from itertools import islice
 from socket import SO_ERROR, SOL_SOCKET
 
-from portguard.tls.endpoint import Endpoint
+from portguard.tls.tls_socket import RECORD, TlsSocket
 
 READ_MAX = 512 * 1024
-_ciphertext = memoryview(bytearray(READ_MAX))
-_plaintext = memoryview(bytearray(READ_MAX + Endpoint.HEADROOM))
+_buffer = memoryview(bytearray(READ_MAX + RECORD))
 
 _MOST_PIECES = 64  # per sendmsg(); the kernel takes 1024
-_MOST_UNREAD_PIECES = 1024  # of a backlog to which TLS's own answers are still added
 _HAS_SENDMSG = hasattr(socket.socket, "sendmsg")  # not on Windows, where the client runs too
+_NO_NOTICE = "expected close_notify, got the end of the connection"
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -48,14 +45,18 @@ class End:
     def read(self, limit: int) -> memoryview:
         """Read what came, at most `limit` bytes off the socket; sets `eof`, and `failure`, when nothing will follow.
 
-        The answer may be empty without `eof`. Raises BlockingIOError when nothing came; and, when not even one byte
-        came before it, TruncatedError or another OSError.
+        The answer may be empty without `eof`, when what came completes nothing. Raises BlockingIOError when it is sure
+        that nothing came; and, when not even one byte came before it, TruncatedError or another OSError.
         """
         raise NotImplementedError
 
     def read_ahead(self) -> memoryview:
         """Read what came with something read earlier and needs no socket. Sets `eof` and raises as read() does."""
-        return _plaintext[:0]
+        return _buffer[:0]
+
+    def discard(self) -> int:
+        """Take what came off the socket, and throw it away; return how many bytes. 0 is the end. Raises OSError."""
+        return socket.socket.recv_into(self.sock, _buffer)
 
     def broken(self) -> bool:
         """Whether the connection is known to have broken; asks the kernel, which tells it once, and sets `failure`."""
@@ -66,7 +67,13 @@ class End:
 
     def write(self, data: memoryview) -> None:
         """Send `data`; what the socket does not take now becomes backlog. Raises OSError."""
-        raise NotImplementedError
+        if self.backlog is not None:
+            self.backlog.append(bytes(data))
+            return
+        sent = self._send(data)
+        if sent < len(data):
+            # A copy, because `data` lies in the buffer that the next read() of any end uses again.
+            self.backlog = deque((bytes(data[sent:]),))
 
     def finish(self, *, clean: bool = True) -> None:
         """Say that nothing more will be written, as soon as the backlog is out; the other direction stays open.
@@ -94,14 +101,18 @@ class End:
                 sent -= len(piece)
                 pieces.popleft()
         if self._finishing:
-            with contextlib.suppress(OSError):  # ENOTCONN: the peer's reset came first, which the reader reports
-                self.sock.shutdown(socket.SHUT_WR)
+            self._end_writing()
 
     def reset(self) -> None:
         """Close so that the peer sees a broken connection and not an end."""
         with contextlib.suppress(OSError):
             self.sock.setsockopt(SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self.sock.close()
+
+    def _end_writing(self) -> None:
+        """Say that nothing more follows. Raises OSError."""
+        with contextlib.suppress(OSError):  # ENOTCONN: the peer's reset came first, which the reader reports
+            self.sock.shutdown(socket.SHUT_WR)
 
     def _send(self, piece: bytes | memoryview) -> int:
         """Return how much of `piece` the socket took."""
@@ -126,183 +137,106 @@ class PlainEnd(End):
 
     def read(self, limit: int) -> memoryview:
         """See End.read."""
-        count = self.sock.recv_into(_plaintext, limit)
+        count = self.sock.recv_into(_buffer, limit)
         if not count:
             if self.failure is not None:  # once told, the kernel shows a reset as an end like any other
-                raise self.failure
+                raise OSError(*self.failure.args)
             self.eof = True
-        return _plaintext[:count]
-
-    def write(self, data: memoryview) -> None:
-        """See End.write."""
-        if self.backlog is not None:
-            self.backlog.append(bytes(data))
-            return
-        sent = self._send(data)
-        if sent < len(data):
-            # A copy, because `data` lies in the buffer that the next read() of any end uses again.
-            self.backlog = deque((bytes(data[sent:]),))
+        return _buffer[:count]
 
 
 class TlsEnd(End):
     """An end whose bytes travel as TLS records. Its handshake is complete."""
 
-    __slots__ = ("_endpoint",)
+    __slots__ = ("_notifies", "_read", "_tls", "_write")
 
-    def __init__(self, sock: socket.socket, endpoint: Endpoint):
+    def __init__(self, sock: TlsSocket):
         super().__init__(sock)
-        self._endpoint = endpoint
+        self._tls = sock
+        self._read = sock.read_record
+        self._write = sock.write_records
+        self._notifies = True  # close_notify is still to be said at the end
 
     def read(self, limit: int) -> memoryview:
-        """See End.read. A protocol error by the peer is reported as ECONNABORTED."""
-        count = self.sock.recv_into(_ciphertext, limit)
-        if not count:
-            raise self.failure or TruncatedError("expected close_notify, got the end of the connection")
-        return self._decrypt(_ciphertext[:count])
-
-    def read_ahead(self) -> memoryview:
-        """See End.read_ahead: a client may send at once with the last message of its handshake."""
-        return self._decrypt(_ciphertext[:0])
-
-    def _decrypt(self, ciphertext: memoryview) -> memoryview:
-        endpoint = self._endpoint
+        """See End.read; of plaintext, up to a record more. A protocol error by the peer is reported as ECONNABORTED."""
+        read, total = self._read, 0
         try:
-            count = endpoint.decrypt(ciphertext, _plaintext)
+            while total < limit:
+                if self.backlog is not None:
+                    self._check_open()
+                count = read(RECORD, _buffer[total:])
+                if not count:
+                    self._ended()
+                    break
+                total += count
+        except (ssl.SSLWantReadError, BlockingIOError):
+            pass
+        except ssl.SSLZeroReturnError:  # close_notify, when our own was sent before
+            self._ended()
         except ssl.SSLError as error:
-            self._answer()
-            raise ConnectionAbortedError(errno.ECONNABORTED, str(error)) from None
-        if endpoint.has_output:
-            self._answer()
-        if endpoint.peer_closed:
-            self.eof = True
-            self.failure = None  # nothing that breaks after close_notify takes from what came before it
-        elif endpoint.failure is not None:
-            self.eof = True
-            self.failure = ConnectionAbortedError(errno.ECONNABORTED, str(endpoint.failure))
-        return _plaintext[:count]
-
-    def _answer(self) -> None:
-        """Send what TLS itself has to say, such as the alert that tells what is wrong."""
-        answer = self._endpoint.take()
-        if self._finishing:  # after close_notify nothing may follow
-            return
-        if self.backlog is not None and len(self.backlog) >= _MOST_UNREAD_PIECES:
-            # Who makes it answer again and again, and never reads, would have the answers pile up for ever.
-            raise ConnectionAbortedError(errno.ECONNABORTED, "expected the peer to read its answers, got more requests")
-        try:
-            self._queue(answer)
+            if not total:
+                raise self._failed(error) from None
+            self._break(self._failed(error))
         except OSError as error:
-            self.failure = error  # and what was read before it is still good
+            if not total:
+                raise
+            self._break(error.with_traceback(None))
+        return _buffer[:total]
 
-    def write(self, data: memoryview) -> None:
-        """See End.write."""
-        for piece in self._endpoint.encrypt(data):
-            self._queue(piece)
+    def _check_open(self) -> None:
+        """Raise an OSError at the end of the connection: an OpenSSL that met it would not send what still waits."""
+        if not socket.socket.recv(self.sock, 1, socket.MSG_PEEK):
+            raise self._ended_early()
+
+    def _ended(self) -> None:
+        self.eof = True
+        self.failure = None  # nothing that breaks after close_notify takes from what came before it
+
+    def _break(self, failure: OSError) -> None:
+        """Nothing can be read or written any more; what is being read came before."""
+        self.eof = True
+        self.failure = failure
+
+    def _failed(self, error: ssl.SSLError) -> OSError:
+        """What has failed, to be raised or kept."""
+        if not isinstance(error, ssl.SSLEOFError):
+            return ConnectionAbortedError(errno.ECONNABORTED, str(error))
+        if not getattr(error, "reason", None):  # what Python before 3.13 makes of ECONNRESET
+            return ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+        return self._ended_early()
+
+    def _ended_early(self) -> OSError:
+        # Once told of a reset, the kernel shows it as an end like any other.
+        return TruncatedError(_NO_NOTICE) if self.failure is None else OSError(*self.failure.args)
 
     def finish(self, *, clean: bool = True) -> None:
         """See End.finish. Not clean: the connection ends without close_notify, which the peer can tell."""
-        if clean and not self._finishing:
-            self._queue(self._endpoint.close_notify())
+        if not self._finishing:
+            self._notifies = clean
         super().finish()
 
-    def _queue(self, piece: bytes) -> None:
-        if self.backlog is not None:
-            self.backlog.append(piece)
-            return
-        sent = self._send(piece)
-        if sent < len(piece):
-            self.backlog = deque((memoryview(piece)[sent:],))
-
-
-class Lingering:
-    """The end of a connection after its session: what was written is let out, what still comes is thrown away.
-
-    Closing a socket with unread input resets the connection, and the kernel then throws away what was sent but not
-    yet delivered. So an end lingers until the peer has closed too, or has taken nothing more for `SILENT_S` seconds,
-    and for `MOST_S` seconds altogether.
-    """
-
-    SILENT_S = 5.0
-    MOST_S = 60.0
-
-    __slots__ = ("_end", "_loop", "_moved", "_on_closed", "_peer_done", "_timer", "_until_s")
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        end: End,
-        on_closed: Callable[["Lingering"], None] | None = None,
-        *,
-        clean: bool,
-    ):
-        """Take over `end`, whose socket nobody else watches any more. `on_closed` is called once it is closed.
-
-        That may be before this returns.
-        """
-        self._loop = loop
-        self._end = end
-        self._on_closed = on_closed
-        self._moved = self._peer_done = False
-        self._until_s = loop.time() + self.MOST_S
-        self._timer = loop.call_later(self.SILENT_S, self._on_silence)
-        try:
-            end.finish(clean=clean)
-        except OSError:
-            self.close()
-            return
-        loop.add_reader(end.sock, self._discard)
-        if end.backlog:
-            loop.add_writer(end.sock, self._flush)
-
-    @property
-    def closed(self) -> bool:
-        """Whether the connection is closed."""
-        return self._end.sock.fileno() < 0
-
-    def close(self) -> None:
-        """Close now."""
-        self._timer.cancel()
-        if self.closed:
-            return
-        self._loop.remove_reader(self._end.sock)
-        self._loop.remove_writer(self._end.sock)
-        self._end.sock.close()
-        if self._on_closed is not None:
-            self._on_closed(self)
-
-    def _on_silence(self) -> None:
-        if not self._moved or self._loop.time() > self._until_s:
-            self.close()
-            return
-        self._moved = False
-        self._timer = self._loop.call_later(self.SILENT_S, self._on_silence)
-
-    def _flush(self) -> None:
-        self._moved = True
-        try:
-            self._end.flush()
-        except OSError:
-            self.close()
-            return
-        if not self._end.backlog:
-            self._loop.remove_writer(self._end.sock)
-            if self._peer_done:
-                self.close()
-
-    def _discard(self) -> None:
-        try:
-            if self._end.sock.recv_into(_ciphertext):
-                # uvloop reports a broken connection once, however much is left to read. Nothing of ours arrives there.
-                if self._end.broken():
-                    self.close()
+    def _end_writing(self) -> None:
+        if self._notifies:
+            self._notifies = False
+            self._write = self._tls.send_raw
+            self.write(memoryview(self._tls.close_notify()))
+            if self.backlog is not None:
                 return
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self.close()
-            return
-        if self._end.backlog:
-            self._peer_done = True
-            self._loop.remove_reader(self._end.sock)  # it would stay readable for ever
-        else:
-            self.close()
+        super()._end_writing()
+
+    def _send(self, piece: bytes | memoryview) -> int:
+        try:
+            return self._write(piece)
+        except (ssl.SSLWantWriteError, BlockingIOError, InterruptedError):
+            return 0
+        except ssl.SSLEOFError:  # what Python before 3.13 makes of EPIPE
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
+
+    def _send_batch(self, pieces: tuple[bytes | memoryview, ...]) -> int:
+        total = 0
+        for piece in pieces:
+            sent = self._send(piece)
+            total += sent
+            if sent < len(piece):
+                break
+        return total

@@ -1,17 +1,14 @@
 """The TLS handshake over a non-blocking socket, and what its failures mean."""
 
 import asyncio
-import contextlib
 import socket
 import ssl
 
 from portguard.errors import Refused
 from portguard.reasons import Reason
-from portguard.tls.endpoint import Endpoint
+from portguard.tls.tls_socket import TlsSocket
 
 _READ = 16 * 1024
-# The endpoint's buffer keeps for the whole session what it grew to in the handshake: so it gets little at a time.
-_SLICE = 512
 
 # X509_V_ERR_… of OpenSSL's x509_vfy.h, where a word of ours is more exact than "untrusted".
 _BY_VERIFY_CODE = {
@@ -41,6 +38,17 @@ async def readable(sock: socket.socket) -> None:
         loop.remove_reader(sock)
 
 
+async def writable(sock: socket.socket) -> None:
+    """Wait until the socket takes something, or is broken."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+    loop.add_writer(sock, _wake, future)
+    try:
+        await future
+    finally:
+        loop.remove_writer(sock)
+
+
 async def receive(sock: socket.socket, limit: int = _READ) -> bytes:
     """Return what came, at most `limit` bytes; b"" at the end of the stream. Raises OSError."""
     while True:
@@ -60,38 +68,25 @@ async def send(sock: socket.socket, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(sock, data[sent:])
 
 
-async def handshake(sock: socket.socket, endpoint: Endpoint, received: bytes = b"") -> None:
-    """Complete the handshake of either side; `received` came from the peer already.
+async def handshake(sock: TlsSocket) -> None:
+    """Complete the handshake of either side.
 
     Raises ssl.SSLError, after its alert was sent, or OSError; ConnectionAbortedError when the peer went away in the
     middle.
     """
-    waiting = memoryview(received)
-    if not waiting and endpoint.tls.server_side:  # the client speaks first
-        waiting = await _receive_some(sock)
     while True:
-        endpoint.receive(waiting[:_SLICE])
-        waiting = waiting[_SLICE:]
         try:
-            done = endpoint.handshake()
-        except ssl.SSLError:
-            with contextlib.suppress(OSError):  # a peer that has gone by now shall not hide what was wrong with it
-                await send(sock, endpoint.take())
-            raise
-        if output := endpoint.take():
-            await send(sock, output)
-        if done:
-            endpoint.receive(waiting)
+            sock.do_handshake()
+        except ssl.SSLWantReadError:
+            await readable(sock)
+        except ssl.SSLWantWriteError:
+            await writable(sock)
+        except ssl.SSLEOFError:
+            raise ConnectionAbortedError(
+                "expected the rest of a TLS handshake, got the end of the connection"
+            ) from None
+        else:
             return
-        if not waiting:
-            waiting = await _receive_some(sock)
-
-
-async def _receive_some(sock: socket.socket) -> memoryview:
-    ciphertext = await receive(sock)
-    if not ciphertext:
-        raise ConnectionAbortedError("expected the rest of a TLS handshake, got the end of the connection")
-    return memoryview(ciphertext)
 
 
 def refusal(error: ssl.SSLError) -> Refused:

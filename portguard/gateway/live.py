@@ -13,6 +13,7 @@ from portguard.gateway.slots import RECEIVED, SENT
 from portguard.observe import log
 from portguard.policy.decide import Grant, Refusal, Request, decide
 from portguard.reasons import Reason
+from portguard.tls.peer import sent_chain, verified_chain
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from portguard.gateway.worker import Worker
     from portguard.identity.trust import Caller
     from portguard.policy.model import Service
-    from portguard.tls.endpoint import Endpoint
+    from portguard.tls.tls_socket import TlsSocket
 
 _NS = 1_000_000_000
 
@@ -35,7 +36,7 @@ class Live:
     worker: Worker
     slot: int
     session: str
-    endpoint: Endpoint  # that of its client
+    tls: TlsSocket  # that of its client
     caller: Caller
     source: IPv4Address | IPv6Address | None
     service: Service
@@ -87,8 +88,8 @@ class Live:
         return True
 
     def _decide(self, snapshot: Snapshot, at: datetime) -> tuple[Service, Grant]:
-        endpoint, before = self.endpoint, self.caller
-        caller = snapshot.trusts.identify(endpoint.verified_chain(), endpoint.sent_chain(), at)
+        before = self.caller
+        caller = snapshot.trusts.identify(verified_chain(self.tls), sent_chain(self.tls), at)
         if caller.identity != before.identity:  # all that was counted and recorded is the other one's
             raise Refused(Reason.POLICY_CHANGED, f"certificate: expected it to mean {self.identity}, got another")
         self.caller = caller

@@ -24,8 +24,9 @@ import asyncio
 import time
 from collections.abc import Callable, MutableSequence, MutableSet
 
-from portguard.gateway.ends import READ_MAX, End, Lingering, TruncatedError
+from portguard.gateway.ends import READ_MAX, End, TruncatedError
 from portguard.gateway.gates import Gate, unlimited
+from portguard.gateway.lingering import Lingering
 from portguard.gateway.slots import ACTIVITY, RECEIVED, SENT
 from portguard.reasons import Reason
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from portguard.gateway.listeners import listeners
 from portguard.gateway.snapshot import Snapshot
 from portguard.policy.model import Service
-from portguard.tls.contexts import AlpnProtocols, ServerContexts, ServerName
+from portguard.tls.contexts import AlpnProtocols, ServerContexts
+from portguard.tls.peer import ServerName
 from portguard.tls.upstream import upstream_context
 
 _HTTP = ("http/1.1",)

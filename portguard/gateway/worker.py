@@ -24,8 +24,8 @@ from portguard.gateway.allowances import Allowances
 from portguard.gateway.bundle import Bundle
 from portguard.gateway.connection import Connection
 from portguard.gateway.dial import Dialer
-from portguard.gateway.ends import Lingering
 from portguard.gateway.gates import Gate
+from portguard.gateway.lingering import Lingering
 from portguard.gateway.live import Live, now
 from portguard.gateway.protocol import (
     VERSION,

@@ -1,1 +1,1 @@
-"""TLS contexts, and a TLS endpoint over memory buffers that can half-close. No sockets."""
+"""TLS contexts, and TLS that can half-close: on a socket for the gateway, over memory buffers for its clients."""

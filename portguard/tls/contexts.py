@@ -5,10 +5,9 @@ import sys
 from collections.abc import Callable, Mapping
 
 from portguard.tls.chain import load_chain
-from portguard.tls.endpoint import Endpoint
+from portguard.tls.peer import ServerName
+from portguard.tls.tls_socket import prepare
 
-# The server name that the client asked for (SNI), as received: None when it sent none.
-ServerName = str | None
 AlpnProtocols = tuple[str, ...]
 
 
@@ -18,6 +17,7 @@ def _server_context(certificate_pem: bytes, key_pem: bytes, anchors_pem: str, al
     Fails closed: a client without a certificate, or with one that does not verify, does not finish the handshake.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    prepare(context)
     # Below TLS 1.3, Python's ssl cannot switch session-id resumption off, and a resumed session has no verified chain.
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0
@@ -60,35 +60,30 @@ class ServerContexts:
         if alpn not in self._by_alpn:
             self._by_alpn[alpn] = _server_context(*self._material, alpn=alpn)
 
-    def endpoint(self) -> Endpoint:
-        """Return the server's end of a connection whose client names its service by SNI; see `server_name`."""
-        return Endpoint(self._first, server_side=True)
+    @property
+    def by_name(self) -> ssl.SSLContext:
+        """The context for a connection whose client names its service by SNI; see `server_name`."""
+        return self._first
 
-    def endpoint_for(self, alpn: AlpnProtocols) -> Endpoint:
-        """Return the server's end of a connection to a port of its own, where SNI selects nothing.
+    def of_port(self, alpn: AlpnProtocols) -> ssl.SSLContext:
+        """The context for a connection to a port of a service's own, where SNI selects nothing.
 
         `alpn` must have been prepared.
         """
-        return Endpoint(self._by_alpn[alpn], server_side=True)
+        return self._by_alpn[alpn]
 
 
 def _switching(
     by_alpn: Mapping[AlpnProtocols, ssl.SSLContext], alpn_of: Callable[[ServerName], AlpnProtocols]
-) -> Callable[[ssl.SSLObject, ServerName, ssl.SSLContext], None]:
-    def on_server_name(tls: ssl.SSLObject, name: ServerName, _context: ssl.SSLContext) -> None:
+) -> Callable[[ssl.SSLObject | ssl.SSLSocket, ServerName, ssl.SSLContext], None]:
+    def on_server_name(tls: ssl.SSLObject | ssl.SSLSocket, name: ServerName, _context: ssl.SSLContext) -> None:
         # Called once more, perhaps with another name, when the client has to send its first message again.
-        tls.server_name = name  # type: ignore[attr-defined]  # read back by server_name()
+        tls.server_name = name  # type: ignore[union-attr]  # read back by server_name()
         context = by_alpn.get(alpn_of(name))
         if context is not None:
             tls.context = context
 
     return on_server_name
-
-
-def server_name(endpoint: Endpoint) -> ServerName:
-    """Return the name that the client asked for, None when it asked for none. Untrusted text."""
-    name: ServerName = getattr(endpoint.tls, "server_name", None)
-    return name
 
 
 def count_unreadable_names(on_name: Callable[[], None]) -> None:

@@ -10,14 +10,12 @@ The event loops' own TLS transports cannot half-close; this can. The order of ca
 import contextlib
 import ssl
 from collections.abc import Iterator
-from typing import Any
 
 # A MemoryBIO grows to a third more than the largest amount it ever held and never gives that back, so it is fed and
 # drained in slices. With 48 KiB a session that was busy once keeps 150 KiB for good; slices of 64 KiB cost 35 KiB more
 # and are hardly quicker, slices of 32 KiB save as much and cost 5 % more CPU.
 _SLICE = 48 * 1024
 _RECORD = 16 * 1024  # the most plaintext that one TLS record carries (RFC 8446, section 5.1)
-_DER = 2  # _ssl.ENCODING_DER
 
 
 class Endpoint:
@@ -66,25 +64,6 @@ class Endpoint:
     def has_output(self) -> bool:
         """Whether take() has something: after decrypt(), an alert."""
         return self._outgoing.pending > 0
-
-    def verified_chain(self) -> tuple[bytes, ...]:
-        """Return the chain that OpenSSL verified, DER, the peer's certificate first and the anchor last.
-
-        Empty when there is none, which callers treat as a missing certificate. Fails closed.
-        """
-        return self._chain("get_verified_chain")
-
-    def sent_chain(self) -> tuple[bytes, ...]:
-        """Return the certificates that the peer sent, DER, in its order. Nobody verified the rest of them."""
-        return self._chain("get_unverified_chain")
-
-    def _chain(self, method: str) -> tuple[bytes, ...]:
-        # Public from Python 3.13 on, where it answers DER; before, the same method of the inner object.
-        public = getattr(self.tls, method, None)
-        if public is not None:
-            return tuple(public())
-        inner: Any = self.tls._sslobj  # type: ignore[attr-defined]  # noqa: SLF001
-        return tuple(certificate.public_bytes(_DER) for certificate in getattr(inner, method)() or ())
 
     def decrypt(self, ciphertext: memoryview, plaintext: memoryview) -> int:
         """Take in `ciphertext` and write all that it completes to `plaintext`; return the number of bytes.

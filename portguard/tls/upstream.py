@@ -6,6 +6,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from portguard.tls.chain import UnusableChain, load_chain
+from portguard.tls.tls_socket import prepare
 
 
 def upstream_context(
@@ -27,6 +28,7 @@ def upstream_context(
     Raises UnusableChain, whose `part` is also "ca", as load_chain() does.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies chain and name
+    prepare(context)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # In the middle of a renegotiation nothing can be written: a session would break or not, as bytes happen to come.
     context.options |= ssl.OP_NO_RENEGOTIATION

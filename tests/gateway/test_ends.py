@@ -3,56 +3,24 @@ import contextlib
 import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from portguard.gateway import ends
-from portguard.gateway.ends import End, Lingering, PlainEnd, TlsEnd, TruncatedError
+from portguard.gateway.ends import End, PlainEnd, TlsEnd, TruncatedError
 from portguard.gateway.handshake import handshake, readable
+from portguard.gateway.lingering import Lingering
 from portguard.gateway.relay import Relay
 from portguard.reasons import Reason
+from portguard.tls.tls_socket import wrap
 from tests.conftest import RealProgram
-from tests.peers import PATIENCE_S, Kind, Peer, connected, connected_sockets, pki, until
-from tests.relayed import LARGE, SMALL, arrived, each_kind, noise
+from tests.peers import PATIENCE_S, Kind, Peer, connected_sockets, pki, server_contexts, until
+from tests.relayed import LARGE, SMALL, Connect, arrived, each_kind, each_kind_of_tls, flushed, noise, written
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])
 
 READ = 64 * 1024
-
-Connect = Callable[..., tuple[End, Any]]
-
-
-@pytest_asyncio.fixture
-async def connect() -> AsyncIterator[Connect]:
-    """`connect("tls", "client")` as in tests.peers, with both sockets closed afterwards."""
-    sockets: list[socket.socket] = []
-
-    def connect(*args: Any, **options: Any) -> tuple[End, Peer]:
-        end, peer = connected(*args, **options)
-        sockets.extend((end.sock, peer.sock))
-        return end, peer
-
-    yield connect
-    for sock in sockets:
-        sock.close()
-
-
-def written(end: End, data: bytes) -> int:
-    """Write `data`; return how much of what that makes is in the backlog."""
-    end.write(memoryview(data))
-    return sum(map(len, end.backlog or ()))
-
-
-async def flushed(end: End) -> None:
-    def empty() -> bool:
-        end.flush()
-        return not end.backlog
-
-    await until(empty)
 
 
 # Reading.
@@ -68,11 +36,20 @@ async def test_what_came_is_read(connect: Connect, kind: Kind) -> None:
     assert end.failure is None
 
 
-@each_kind
+@pytest.mark.parametrize("kind", ["plain", "buffered"])
 async def test_reading_nothing_blocks(connect: Connect, kind: Kind) -> None:
     end, _ = connect(kind, "client")
     with pytest.raises(BlockingIOError):
         end.read(READ)
+
+
+async def test_reading_nothing_by_tls_itself_is_no_bytes_and_no_end(connect: Connect) -> None:
+    end, peer = connect("tls", "client")
+    assert bytes(end.read(READ)) == b""
+    assert not end.eof
+    await peer.send(b"hello")
+    await arrived(end.sock, 5)
+    assert bytes(end.read(READ)) == b"hello"
 
 
 @each_kind
@@ -84,8 +61,9 @@ async def test_no_more_than_the_limit_is_taken_off_the_socket(connect: Connect, 
     await arrived(end.sock, 100_000 - READ)
 
 
-async def test_part_of_a_record_is_no_bytes_and_no_end(connect: Connect) -> None:
-    end, peer = connect("tls", "client")
+@each_kind_of_tls
+async def test_part_of_a_record_is_no_bytes_and_no_end(connect: Connect, kind: Kind) -> None:
+    end, peer = connect(kind, "client")
     peer.tls.write(b"hello")
     record = peer._outgoing.read()
     await Peer.send(peer, record[:7])
@@ -114,8 +92,9 @@ async def test_an_end_comes_with_what_was_sent_before_it(connect: Connect, kind:
     assert (data, end.failure) == (b"bye", None)
 
 
-async def test_tcp_without_close_notify_is_no_end(connect: Connect) -> None:
-    end, peer = connect("tls", "client")
+@each_kind_of_tls
+async def test_tcp_without_close_notify_is_no_end(connect: Connect, kind: Kind) -> None:
+    end, peer = connect(kind, "client")
     await peer.truncate()
     await until_readable(end)
     with pytest.raises(TruncatedError, match=r"^expected close_notify, got the end of the connection$"):
@@ -149,8 +128,9 @@ async def test_a_reset_that_the_kernel_was_asked_about_is_still_told_after_what_
         end.read(READ)
 
 
-async def test_a_reset_after_close_notify_takes_nothing_away(connect: Connect) -> None:
-    end, peer = connect("tls", "client")
+@each_kind_of_tls
+async def test_a_reset_after_close_notify_takes_nothing_away(connect: Connect, kind: Kind) -> None:
+    end, peer = connect(kind, "client")
     await peer.send(b"all of it")
     await peer.finish()
     peer.reset()
@@ -160,8 +140,9 @@ async def test_a_reset_after_close_notify_takes_nothing_away(connect: Connect) -
     assert end.failure is None
 
 
-async def test_what_came_before_a_broken_record_is_read_and_then_it_is_over(connect: Connect) -> None:
-    end, peer = connect("tls", "client")
+@each_kind_of_tls
+async def test_what_came_before_a_broken_record_is_read_and_then_it_is_over(connect: Connect, kind: Kind) -> None:
+    end, peer = connect(kind, "client")
     peer.tls.write(b"half")
     await Peer.send(peer, peer._outgoing.read() + b"GET / HTTP/1.1\r\n\r\n")
     await arrived(end.sock, 40)
@@ -172,8 +153,9 @@ async def test_what_came_before_a_broken_record_is_read_and_then_it_is_over(conn
         await peer.receive()
 
 
-async def test_a_broken_record_is_raised_and_the_peer_is_told(connect: Connect) -> None:
-    end, peer = connect("tls", "client")
+@each_kind_of_tls
+async def test_a_broken_record_is_raised_and_the_peer_is_told(connect: Connect, kind: Kind) -> None:
+    end, peer = connect(kind, "client")
     await Peer.send(peer, b"GET / HTTP/1.1\r\n\r\n")
     await arrived(end.sock, 18)
     with pytest.raises(ConnectionAbortedError):
@@ -183,15 +165,15 @@ async def test_a_broken_record_is_raised_and_the_peer_is_told(connect: Connect) 
 
 
 @each_kind
-async def test_only_tls_can_have_read_something_ahead(connect: Connect, kind: Kind) -> None:
+async def test_only_buffers_can_have_read_something_ahead(connect: Connect, kind: Kind) -> None:
     end, _ = connect(kind, "client", ahead=b"" if kind == "plain" else b"hello")
-    assert bytes(end.read_ahead()) == (b"" if kind == "plain" else b"hello")
+    assert bytes(end.read_ahead()) == (b"hello" if kind == "buffered" else b"")
     assert bytes(end.read_ahead()) == b""
     assert not end.eof
 
 
 async def test_an_end_may_have_been_read_ahead_too(connect: Connect) -> None:
-    end, _ = connect("tls", "client", ahead=b"hello", ahead_end=True)
+    end, _ = connect("buffered", "client", ahead=b"hello", ahead_end=True)
     assert bytes(end.read_ahead()) == b"hello"
     assert end.eof
 
@@ -309,8 +291,9 @@ async def test_only_the_first_finish_counts(connect: Connect, kind: Kind) -> Non
     assert await Peer.receive(peer) == b""  # not one record after close_notify
 
 
-async def test_an_unclean_finish_can_be_told_by_tls(connect: Connect) -> None:
-    end, peer = connect("tls", "client")
+@each_kind_of_tls
+async def test_an_unclean_finish_can_be_told_by_tls(connect: Connect, kind: Kind) -> None:
+    end, peer = connect(kind, "client")
     end.write(memoryview(b"half"))
     end.finish(clean=False)
     end.finish()
@@ -334,71 +317,6 @@ async def test_a_reset_is_told_to_the_peer(connect: Connect, kind: Kind) -> None
 
 
 # What TLS itself has to say.
-
-
-class Chatty:
-    """In place of an Endpoint: each read makes an answer, as a request to renegotiate does in TLS 1.2."""
-
-    peer_closed = False
-    failure = None
-    has_output = True
-
-    def decrypt(self, ciphertext: memoryview, plaintext: memoryview) -> int:
-        plaintext[:1] = b"x"
-        return 1
-
-    def take(self) -> bytes:
-        return b"answer"
-
-    def close_notify(self) -> bytes:
-        return b"closing"
-
-
-def chatty(end: End) -> TlsEnd:
-    return TlsEnd(end.sock, Chatty())  # type: ignore[arg-type]  # it has what is used of one
-
-
-async def test_an_answer_is_sent_at_once(connect: Connect) -> None:
-    plain, peer = connect("plain", "client")
-    assert bytes(chatty(plain).read_ahead()) == b"x"
-    assert await peer.receive_exactly(6) == b"answer"
-
-
-async def test_an_answer_comes_after_what_was_written_before_it(connect: Connect) -> None:
-    plain, peer = connect("plain", "client", sndbuf=SMALL, rcvbuf=SMALL)
-    end = chatty(plain)
-    end.backlog = deque([b"before "])
-    end.read_ahead()
-    await flushed(end)
-    assert await peer.receive_exactly(13) == b"before answer"
-
-
-async def test_after_close_notify_nothing_is_answered(connect: Connect) -> None:
-    plain, peer = connect("plain", "client")
-    end = chatty(plain)
-    end.finish()
-    assert bytes(end.read_ahead()) == b"x"
-    assert end.failure is None
-    assert await peer.receive_all() == (b"closing", "end")
-
-
-async def test_an_answer_that_cannot_be_sent_takes_nothing_from_what_was_read(connect: Connect) -> None:
-    plain, peer = connect("plain", "client")
-    end = chatty(plain)
-    peer.reset()
-    await until(plain.broken)
-    assert bytes(end.read_ahead()) == b"x"
-    assert isinstance(end.failure, BrokenPipeError)
-
-
-async def test_answers_that_nobody_reads_do_not_pile_up_for_ever(connect: Connect) -> None:
-    plain, _ = connect("plain", "client")
-    end = chatty(plain)
-    end.backlog = deque([b"unread"])
-    while len(end.backlog) < 1024:
-        end.read_ahead()
-    with pytest.raises(ConnectionAbortedError, match="expected the peer to read its answers"):
-        end.read_ahead()
 
 
 async def test_a_key_update_is_answered_and_bytes_go_on(real_program: RealProgram, tmp_path: Path) -> None:
@@ -426,11 +344,11 @@ async def test_a_key_update_is_answered_and_bytes_go_on(real_program: RealProgra
         async with asyncio.timeout(PATIENCE_S):
             sock, _ = await loop.sock_accept(listening)
             sock.setblocking(False)
-            endpoint = pki().contexts().endpoint()
-            await handshake(sock, endpoint)
+            tls = wrap(sock, server_contexts().by_name, server_side=True)
+            await handshake(tls)
             relay = Relay(
                 loop,
-                TlsEnd(sock, endpoint),
+                TlsEnd(tls),
                 PlainEnd(upstream_sock),
                 cells=[0] * 8,
                 base=0,
@@ -456,174 +374,7 @@ async def test_a_key_update_is_answered_and_bytes_go_on(real_program: RealProgra
             await until(lambda: not lingering)
 
 
-# Lingering.
-
-
-@pytest.fixture
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ends does so for a reason, not because its time is up."""
-    monkeypatch.setattr(Lingering, "SILENT_S", 3600.0)
-
-
-@each_kind
-async def test_what_was_written_arrives_although_input_is_unread(unhurried: None, connect: Connect, kind: Kind) -> None:
-    end, peer = connect(kind, "client")
-    data = noise(3_000_000)
-    end.write(memoryview(data))
-    sending = asyncio.create_task(peer.send(noise(3_000_000)), name="send")
-    await arrived(end.sock, 1)
-    closed: list[Lingering] = []
-    lingering = Lingering(asyncio.get_running_loop(), end, closed.append, clean=True)
-    assert not lingering.closed
-    assert await peer.receive_all() == (data, "end")
-    await sending
-    peer.close()
-    await until(lambda: closed)
-    assert closed == [lingering]
-    assert lingering.closed
-
-
-async def test_an_unclean_ending_has_no_close_notify(unhurried: None, connect: Connect) -> None:
-    end, peer = connect("tls", "client")
-    lingering = Lingering(asyncio.get_running_loop(), end, clean=False)
-    assert await peer.receive_all() == (b"", "truncated")
-    peer.close()
-    await until(lambda: lingering.closed)
-
-
-@each_kind
-async def test_a_peer_that_has_finished_still_gets_the_rest(unhurried: None, connect: Connect, kind: Kind) -> None:
-    end, peer = connect(kind, "client", sndbuf=SMALL, rcvbuf=SMALL)
-    data = noise(300_000)
-    assert written(end, data) > 0
-    await peer.finish()
-    lingering = Lingering(asyncio.get_running_loop(), end, clean=True)
-    await until(lambda: lingering._peer_done)
-    assert await peer.receive_all() == (data, "end")
-    await until(lambda: lingering.closed)
-
-
-@each_kind
-async def test_a_peer_that_resets_ends_it(unhurried: None, connect: Connect, kind: Kind) -> None:
-    end, peer = connect(kind, "client", sndbuf=SMALL, rcvbuf=SMALL)
-    assert written(end, noise(300_000)) > 0
-    closed: list[Lingering] = []
-    Lingering(asyncio.get_running_loop(), end, closed.append, clean=True)
-    peer.reset()
-    await until(lambda: closed)
-    assert len(closed) == 1
-
-
-@each_kind
-async def test_what_a_peer_sent_before_it_reset_does_not_keep_it(
-    connect: Connect, kind: Kind, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Lingering, "SILENT_S", 10 * PATIENCE_S)
-    end, peer = connect(kind, "client")
-    await peer.send(b"bye")
-    await arrived(end.sock, 3)
-    closed: list[Lingering] = []
-    lingering = Lingering(asyncio.get_running_loop(), end, closed.append, clean=True)
-    peer.reset()
-    await until(lambda: closed)
-    assert closed == [lingering]
-
-
-async def test_a_connection_that_is_broken_already_is_closed_at_once(unhurried: None, connect: Connect) -> None:
-    end, peer = connect("tls", "client")
-    peer.reset()
-    await until(end.broken)
-    closed: list[Lingering] = []
-    lingering = Lingering(asyncio.get_running_loop(), end, closed.append, clean=True)
-    assert lingering.closed
-    assert closed == [lingering]
-
-
-async def test_close_closes_and_tells_once(unhurried: None, connect: Connect) -> None:
-    end, peer = connect("plain", "client")
-    closed: list[Lingering] = []
-    lingering = Lingering(asyncio.get_running_loop(), end, closed.append, clean=True)
-    descriptor = end.sock.fileno()
-    lingering.close()
-    lingering.close()
-    assert closed == [lingering]
-    assert not asyncio.get_running_loop().remove_reader(descriptor)
-    assert await peer.receive_all() == (b"", "end")
-
-
-class Clock:
-    """The part of an event loop that Lingering tells the time by. Sockets are watched by nobody."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-        self.due: list[tuple[float, Callable[[], None]]] = []
-
-    def time(self) -> float:
-        return self.now_s
-
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> "Clock":
-        self.due = [(self.now_s + delay_s, callback)]
-        return self
-
-    def cancel(self) -> None:
-        self.due.clear()
-
-    def advance(self, seconds: float) -> None:
-        self.now_s += seconds
-        if self.due and self.due[0][0] <= self.now_s:
-            self.due.pop()[1]()
-
-    def add_reader(self, *_: object) -> None: ...
-
-    add_writer = remove_reader = remove_writer = add_reader
-
-
-def lingering_by(clock: Clock, end: End) -> Lingering:
-    return Lingering(clock, end, clean=True)  # type: ignore[arg-type]  # it has what is used of a loop
-
-
-async def test_a_peer_that_stays_silent_is_waited_for_a_bounded_time(connect: Connect) -> None:
-    end, _ = connect("plain", "client")
-    clock = Clock()
-    lingering = lingering_by(clock, end)
-    clock.advance(Lingering.SILENT_S - 0.1)
-    assert not lingering.closed
-    clock.advance(0.1)
-    assert lingering.closed
-
-
-async def test_a_slow_peer_is_waited_for_as_long_as_it_takes_something(connect: Connect) -> None:
-    end, peer = connect("plain", "client", sndbuf=SMALL, rcvbuf=SMALL)
-    data = noise(400_000)
-    assert written(end, data) > 0
-    clock = Clock()
-    lingering = lingering_by(clock, end)
-    for _ in range(5):
-        await peer.receive()
-        lingering._flush()
-        clock.advance(Lingering.SILENT_S)
-        assert not lingering.closed
-    clock.advance(Lingering.SILENT_S)
-    assert lingering.closed
-
-
-async def test_a_peer_that_takes_a_byte_now_and_then_does_not_hold_it_for_ever(connect: Connect) -> None:
-    end, _ = connect("plain", "client", sndbuf=SMALL, rcvbuf=SMALL)
-    assert written(end, noise(400_000)) > 0
-    clock = Clock()
-    lingering = lingering_by(clock, end)
-    began_s = clock.now_s
-    while not lingering.closed:
-        lingering._moved = True
-        clock.advance(Lingering.SILENT_S)
-    assert clock.now_s - began_s <= Lingering.MOST_S + Lingering.SILENT_S
-
-
-async def test_there_is_no_timer_left_once_it_is_closed(connect: Connect) -> None:
-    end, _ = connect("plain", "client")
-    clock = Clock()
-    lingering_by(clock, end).close()
-    assert not clock.due
+# Secrets.
 
 
 async def test_no_end_shows_what_it_carries(connect: Connect) -> None:

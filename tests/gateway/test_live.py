@@ -58,14 +58,14 @@ class Stage:
         self.regranted = []
         self.setup = self.configured()
         snapshot, chain = self.setup.snapshot, [self.holder.der, self.folder.authority.der]
-        endpoint = SimpleNamespace(verified_chain=lambda: chain, sent_chain=lambda: chain[:1])
+        tls = SimpleNamespace(get_verified_chain=lambda: chain, get_unverified_chain=lambda: chain[:1])
         caller = snapshot.trusts.identify(chain, chain[:1], self.at)
         source = ip_address("192.0.2.1")
         self.live = Live(
             worker=SimpleNamespace(setup=self.setup, regrant=self.regranted.append, refuse_locked=lambda caller: None),
             slot=3,
             session="ab" * 16,
-            endpoint=endpoint,
+            tls=tls,
             caller=caller,
             source=source,
             service=snapshot.policy.services["orders-db"],

@@ -4,7 +4,8 @@ from collections import deque
 
 import pytest
 
-from portguard.gateway.ends import READ_MAX, Lingering, PlainEnd
+from portguard.gateway.ends import READ_MAX, PlainEnd
+from portguard.gateway.lingering import Lingering
 from portguard.gateway.relay import Relay
 from portguard.reasons import Reason
 from tests.peers import Kind, Peer, connected_sockets, until
@@ -195,7 +196,7 @@ async def test_an_end_that_comes_with_a_backlog_is_passed_on_after_it() -> None:
     upload = noise(60_000)
     async with session(client_ahead=upload, client_ahead_end=True, upstream_buffers=SMALL) as s:
         s.start()
-        assert s.upstream_end.backlog
+        await until(lambda: s.upstream_end.backlog)
         assert await s.upstream.receive_all() == (upload, "end")
         await s.upstream.finish()
         assert await s.reason() is Reason.CLIENT_CLOSED
@@ -387,7 +388,7 @@ class Answering:
 
 
 async def test_an_answer_of_tls_is_sent_once_there_is_room_although_nobody_says_more() -> None:
-    async with session("tls", "plain", client_buffers=SMALL) as s:
+    async with session("buffered", "plain", client_buffers=SMALL) as s:
         s.start()
         s.client_end._endpoint = Answering()  # type: ignore[attr-defined]
         await Peer.send(s.client, b"x")

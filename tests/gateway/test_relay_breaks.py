@@ -260,8 +260,8 @@ async def test_what_was_counted_arrives_at_both_sides_although_both_are_still_se
         s.relay.close(Reason.POLICY_CHANGED)
         assert s.reasons == [Reason.POLICY_CHANGED]
         to_upstream, to_client = await asyncio.gather(s.upstream.receive_all(), s.client.receive_all())
-        assert (len(to_upstream[0]), to_upstream[1]) == (received, "truncated" if upstream_kind == "tls" else "end")
-        assert (len(to_client[0]), to_client[1]) == (sent, "truncated" if client_kind == "tls" else "end")
+        assert (len(to_upstream[0]), to_upstream[1]) == (received, "end" if upstream_kind == "plain" else "truncated")
+        assert (len(to_client[0]), to_client[1]) == (sent, "end" if client_kind == "plain" else "truncated")
 
 
 async def test_close_while_nothing_moves_ends_both_sides() -> None:
@@ -283,7 +283,7 @@ async def test_close_after_one_side_has_finished_leaves_its_good_end() -> None:
 
 
 async def test_a_session_may_end_in_its_start() -> None:
-    async with session("tls", "tls", upstream_ahead=b"220 ready") as s:
+    async with session("buffered", "tls", upstream_ahead=b"220 ready") as s:
         assert isinstance(s.client, TlsPeer)
         s.client_end._endpoint.receive(b"GET / HTTP/1.1\r\n\r\n")  # type: ignore[attr-defined]
         s.start()

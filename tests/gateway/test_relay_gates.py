@@ -138,7 +138,7 @@ async def test_an_end_that_came_while_waiting_follows_what_was_held(client_kind:
 
 async def test_an_end_that_was_read_with_what_is_held_comes_after_it() -> None:
     account = Account()
-    async with session(client_ahead=b"123456", client_ahead_end=True, gates=account.gates()) as s:
+    async with session("buffered", client_ahead=b"123456", client_ahead_end=True, gates=account.gates()) as s:
         s.start()
         assert account.asked == [True]
         assert not s.half_closed()

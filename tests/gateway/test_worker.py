@@ -56,7 +56,7 @@ from portguard.gateway.worker import Worker
 from portguard.observe import log
 from portguard.reasons import Reason
 from portguard.tls.chain import load_chain
-from portguard.tls.endpoint import Endpoint
+from portguard.tls.tls_socket import TlsSocket
 from tests.certificates import dns
 from tests.echo import echo_service
 from tests.gateway_folder import NAME, GatewayFolder
@@ -293,7 +293,7 @@ async def test_a_connection_leaves_nothing_for_the_garbage_collector(worker, sup
             while worker._tasks or worker.live or worker.lingering:  # noqa: ASYNC110  # no event, only for a test
                 await asyncio.sleep(0.001)
         gc.unfreeze()
-        assert [thing for thing in gc.get_objects() if isinstance(thing, Endpoint)] == []
+        assert [thing for thing in gc.get_objects() if isinstance(thing, TlsSocket)] == []
     finally:
         gc.enable()
 

@@ -14,6 +14,7 @@ from portguard.reasons import Reason
 from portguard.tls.chain import load_chain
 from portguard.tls.contexts import ServerContexts
 from portguard.tls.endpoint import Endpoint
+from portguard.tls.peer import sent_chain, verified_chain
 from tests import certificates as pki
 
 A = pki.Authority.root("Root A")
@@ -39,15 +40,15 @@ def connect(trusts: Trusts, leaf: pki.Holder, *others: pki.Holder) -> Caller:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     load_chain(context, b"".join(each.pem for each in (leaf, *others)), leaf.key_pem)
-    server, client = contexts.endpoint(), Endpoint(context, server_side=False)
+    server, client = Endpoint(contexts.by_name, server_side=True), Endpoint(context, server_side=False)
     done = {server: False, client: False}
     for _ in range(4):
         for end, peer in ((client, server), (server, client)):
             done[end] = done[end] or end.handshake()
             peer.receive(end.take())
     assert all(done.values())
-    assert server.sent_chain() == tuple(each.der for each in (leaf, *others))
-    return trusts.identify(server.verified_chain(), server.sent_chain(), pki.now())
+    assert sent_chain(server.tls) == tuple(each.der for each in (leaf, *others))
+    return trusts.identify(verified_chain(server.tls), sent_chain(server.tls), pki.now())
 
 
 def reason(trusts: Trusts, *sent: pki.Holder) -> Reason:

@@ -18,12 +18,15 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portguard.gateway.ends import Lingering, PlainEnd, TlsEnd
+from portguard.client.tls_end import BufferedTlsEnd
+from portguard.gateway.ends import End, PlainEnd, TlsEnd
+from portguard.gateway.lingering import Lingering
 from portguard.gateway.relay import Relay
 from portguard.gateway.slots import RECEIVED, SENT
 from portguard.reasons import Reason
 from portguard.tls.endpoint import Endpoint
-from tests.peers import NAME, Kind, pki, shake_hands
+from portguard.tls.tls_socket import prepare, wrap
+from tests.peers import NAME, Kind, pki, shake_hands, shake_hands_on
 from tests.relayed import noise
 
 TINY = 2304  # SO_SNDBUF: the kernel makes it 4608
@@ -178,40 +181,59 @@ class Peer:
         except ssl.SSLWantReadError:
             if not data:
                 self.ending = "truncated"
+        except ssl.SSLError as error:
+            if error.reason != "TLSV1_ALERT_DECODE_ERROR":  # what OpenSSL says to who ends without close_notify
+                raise
+            self.ending = "truncated"
 
     def close(self) -> None:
         self._sock.close()
 
 
-def joined(kind: Kind, side: Side, buffer: int | None, ahead: bytes) -> tuple[PlainEnd | TlsEnd, Peer]:
+def joined(kind: Kind, side: Side, buffer: int | None, ahead: bytes) -> tuple[End, Peer]:
     near, far = socket.socketpair()
     for sock in (near, far):
         sock.setblocking(False)
-        if buffer is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
     if kind == "plain":
+        _size(near, far, buffer)
         return PlainEnd(near), Peer(far, None)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    if side == "client":
-        endpoint = CONTEXTS.endpoint()
-        tls = CLIENT.wrap_bio(incoming, outgoing, server_hostname=NAME)
-    else:
-        endpoint = Endpoint(CLIENT, server_side=False, server_hostname=NAME)
-        tls = SERVER.wrap_bio(incoming, outgoing, server_side=True)
-    shake_hands(endpoint, tls, incoming, outgoing)
+    server_side = side == "client"
+    name = None if server_side else NAME
+    tls = (CLIENT if server_side else SERVER).wrap_bio(
+        incoming, outgoing, server_side=not server_side, server_hostname=NAME if server_side else None
+    )
+    context = SERVER if server_side else CLIENT
     peer = Peer(far, (tls, incoming, outgoing))
+    if kind == "buffered":
+        endpoint = Endpoint(context, server_side=server_side, server_hostname=name)
+        shake_hands(endpoint, tls, incoming, outgoing)
+        _size(near, far, buffer)
+        if ahead:
+            tls.write(ahead)
+            endpoint.receive(outgoing.read())
+            peer.given = ahead
+        return BufferedTlsEnd(near, endpoint), peer
+    sock = wrap(near, context, server_side=server_side, server_hostname=name)
+    shake_hands_on(sock, far, tls, incoming, outgoing)
+    _size(sock, far, buffer)
     if ahead:
-        tls.write(ahead)
-        endpoint.receive(outgoing.read())
-        peer.given = ahead
-    return TlsEnd(near, endpoint), peer
+        peer.send(ahead)
+    return TlsEnd(sock), peer
+
+
+def _size(near: socket.socket, far: socket.socket, buffer: int | None) -> None:
+    if buffer is not None:
+        for sock in (near, far):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
 
 
 CONTEXTS = pki().contexts()
 CLIENT = pki().client_context()
-SERVER = CONTEXTS.endpoint().tls.context
+prepare(CLIENT)
+SERVER = CONTEXTS.by_name
 
-kinds = st.sampled_from(["plain", "tls"])
+kinds = st.sampled_from(["plain", "tls", "buffered"])
 sides = st.sampled_from(["client", "upstream"])
 amounts = st.one_of(st.integers(1, 40), st.integers(1, 40_000), st.just(140_000))
 actions = st.one_of(
@@ -283,7 +305,7 @@ def test_what_comes_out_is_what_went_in(
         counted = cells[RECEIVED], cells[SENT]
     elif ending.startswith("truncate"):
         side = ending.split()[1]
-        if not peers[side].finishing and {"client": client_kind, "upstream": upstream_kind}[side] == "tls":
+        if not peers[side].finishing and {"client": client_kind, "upstream": upstream_kind}[side] != "plain":
             peers[side].finish(clean=False)
             broken = side
     for peer in peers.values():
@@ -307,9 +329,9 @@ def test_what_comes_out_is_what_went_in(
     up, down = bytes(upstream.received), bytes(client.received)
     assert client.given.startswith(up)
     assert upstream.given.startswith(down)
-    if upstream_kind == "tls" and upstream.ending == "end":
+    if upstream_kind != "plain" and upstream.ending == "end":
         assert up == client.given
-    if client_kind == "tls" and client.ending == "end":
+    if client_kind != "plain" and client.ending == "end":
         assert down == upstream.given
     if counted is not None:
         assert (len(up), len(down)) == counted

@@ -6,8 +6,9 @@ from datetime import timedelta
 import pytest
 
 from portguard.tls.chain import UnusableChain
-from portguard.tls.contexts import ServerContexts, count_unreadable_names, server_name
+from portguard.tls.contexts import ServerContexts, count_unreadable_names
 from portguard.tls.endpoint import Endpoint
+from portguard.tls.peer import server_name, verified_chain
 from tests.certificates import SERVER_AUTH, Authority, now
 from tests.peers import NAME, pki, shake_hands
 
@@ -37,10 +38,14 @@ def client() -> ssl.SSLContext:
     return pki().client_context()
 
 
+def _server(context: ssl.SSLContext) -> Endpoint:
+    return Endpoint(context, server_side=True)
+
+
 def refused(endpoint: Endpoint, context: ssl.SSLContext) -> ssl.SSLError:
     with pytest.raises(ssl.SSLError) as caught:
         connect(endpoint, context)
-    assert not endpoint.verified_chain()
+    assert not verified_chain(endpoint.tls)
     return caught.value
 
 
@@ -51,16 +56,16 @@ def refused(endpoint: Endpoint, context: ssl.SSLContext) -> ssl.SSLError:
 def way(request: pytest.FixtureRequest, contexts: ServerContexts) -> tuple[Endpoint, str]:
     """An endpoint, and the name to ask it for."""
     if request.param == "port":
-        return contexts.endpoint_for(()), NAME
+        return _server(contexts.of_port(())), NAME
     if request.param == "port with ALPN":
-        return contexts.endpoint_for(("redis",)), NAME
-    return contexts.endpoint(), NAME if request.param == "by name" else f"web.{NAME}"
+        return _server(contexts.of_port(("redis",))), NAME
+    return _server(contexts.by_name), NAME if request.param == "by name" else f"web.{NAME}"
 
 
 def test_a_client_with_a_certificate_gets_in(way: tuple[Endpoint, str], client: ssl.SSLContext) -> None:
     endpoint, name = way
     connect(endpoint, client, name=name)
-    assert endpoint.verified_chain() == (pki().client.der, pki().authority.der)
+    assert verified_chain(endpoint.tls) == (pki().client.der, pki().authority.der)
     assert endpoint.tls.version() == "TLSv1.3"
 
 
@@ -117,11 +122,11 @@ def test_an_intermediate_authority_can_be_the_anchor(client: ssl.SSLContext) -> 
         alpn_of=lambda _: (),
     )
     bob = issuing.issue("bob")
-    endpoint = contexts.endpoint()
+    endpoint = _server(contexts.by_name)
     connect(endpoint, pki().client_context(bob))
-    assert endpoint.verified_chain() == (bob.der, issuing.der)
+    assert verified_chain(endpoint.tls) == (bob.der, issuing.der)
     with pytest.raises(ssl.SSLCertVerificationError):
-        connect(contexts.endpoint(), client)  # of the root above it
+        connect(_server(contexts.by_name), client)  # of the root above it
 
 
 def test_a_chain_that_cannot_be_used_is_told_at_once() -> None:
@@ -151,21 +156,21 @@ def test_a_chain_that_cannot_be_used_is_told_at_once() -> None:
 def test_the_name_decides_which_protocols_are_taken(
     contexts: ServerContexts, client: ssl.SSLContext, service: str, offered: tuple[str, ...], selected: str | None
 ) -> None:
-    endpoint = contexts.endpoint()
+    endpoint = _server(contexts.by_name)
     tls = connect(endpoint, client, name=f"{service}.{NAME}", alpn=offered)
     assert tls.selected_alpn_protocol() == endpoint.tls.selected_alpn_protocol() == selected
 
 
 def test_the_name_is_told_as_it_came(contexts: ServerContexts, client: ssl.SSLContext) -> None:
-    endpoint = contexts.endpoint()
+    endpoint = _server(contexts.by_name)
     connect(endpoint, client, name="REDIS.Gateway.test")
-    assert server_name(endpoint) == "REDIS.Gateway.test"
+    assert server_name(endpoint.tls) == "REDIS.Gateway.test"
 
 
 def test_a_client_that_names_nothing_is_told_apart(contexts: ServerContexts, client: ssl.SSLContext) -> None:
-    endpoint = contexts.endpoint()
+    endpoint = _server(contexts.by_name)
     connect(endpoint, client, name=None, alpn=("redis",))
-    assert server_name(endpoint) is None
+    assert server_name(endpoint.tls) is None
     assert endpoint.tls.selected_alpn_protocol() is None
 
 
@@ -173,10 +178,10 @@ def test_a_client_that_names_nothing_is_told_apart(contexts: ServerContexts, cli
 def test_on_a_port_of_its_own_the_name_selects_nothing(
     contexts: ServerContexts, client: ssl.SSLContext, alpn: tuple[str, ...]
 ) -> None:
-    endpoint = contexts.endpoint_for(alpn)
+    endpoint = _server(contexts.of_port(alpn))
     connect(endpoint, client, name=f"web.{NAME}", alpn=("web", "redis"))
     assert endpoint.tls.selected_alpn_protocol() == (alpn[0] if alpn else None)
-    assert server_name(endpoint) is None
+    assert server_name(endpoint.tls) is None
 
 
 def test_protocols_that_were_not_prepared_select_nothing(client: ssl.SSLContext) -> None:
@@ -186,11 +191,11 @@ def test_protocols_that_were_not_prepared_select_nothing(client: ssl.SSLContext)
         anchors_pem=pki().authority.pem.decode(),
         alpn_of=lambda _: ("redis",),
     )
-    endpoint = contexts.endpoint()
+    endpoint = _server(contexts.by_name)
     connect(endpoint, client, alpn=("redis",))
     assert endpoint.tls.selected_alpn_protocol() is None
     contexts.prepare(("redis",))
-    endpoint = contexts.endpoint()
+    endpoint = _server(contexts.by_name)
     connect(endpoint, client, alpn=("redis",))
     assert endpoint.tls.selected_alpn_protocol() == "redis"
 
@@ -221,7 +226,7 @@ def test_a_name_that_is_not_ascii_is_counted_and_nothing_is_printed(
     seen: list[str] = []
     count_unreadable_names(lambda: seen.append("name"))
     for _ in range(2):
-        endpoint = contexts.endpoint()
+        endpoint = _server(contexts.by_name)
         endpoint.receive(hello("aaaa.gateway.test").replace(b"aaaa", b"\xff\xfe\x1b\x80"))
         with pytest.raises(ssl.SSLError, match="CALLBACK_FAILED"):
             endpoint.handshake()

@@ -8,6 +8,7 @@ import pytest
 
 from portguard.tls.chain import load_chain
 from portguard.tls.endpoint import Endpoint
+from portguard.tls.peer import sent_chain, verified_chain
 from tests.certificates import now
 from tests.peers import NAME, pki, shake_hands
 from tests.relayed import noise
@@ -51,7 +52,7 @@ class Peer:
 def joined(peer: Peer | None = None) -> tuple[Endpoint, Peer]:
     """A server's endpoint and its client, hands shaken."""
     peer = peer or Peer()
-    endpoint = pki().contexts().endpoint()
+    endpoint = Endpoint(pki().contexts().by_name, server_side=True)
     shake_hands(endpoint, peer.tls, peer.incoming, peer.outgoing)
     return endpoint, peer
 
@@ -70,7 +71,7 @@ def encrypt(endpoint: Endpoint, plaintext: bytes) -> list[bytes]:
 
 
 def test_a_handshake_goes_on_as_bytes_come_one_by_one() -> None:
-    endpoint, peer = pki().contexts().endpoint(), Peer()
+    endpoint, peer = Endpoint(pki().contexts().by_name, server_side=True), Peer()
     done = False
     while not done:
         with contextlib.suppress(ssl.SSLWantReadError):
@@ -84,7 +85,7 @@ def test_a_handshake_goes_on_as_bytes_come_one_by_one() -> None:
 
 
 def test_a_failed_handshake_leaves_the_alert_for_the_peer() -> None:
-    endpoint = pki().contexts().endpoint()
+    endpoint = Endpoint(pki().contexts().by_name, server_side=True)
     context = pki().client_context()
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     peer = Peer(context)
@@ -131,17 +132,17 @@ def test_the_verified_chain_ends_in_the_anchor_and_the_sent_one_is_what_came() -
     context = pki().client_context()
     load_chain(context, bob.pem + issuing.pem + stray, bob.key_pem)
     endpoint, _ = joined(Peer(context))
-    assert endpoint.verified_chain() == (bob.der, issuing.der, root.der)
-    assert endpoint.sent_chain() == (bob.der, issuing.der, ssl.PEM_cert_to_DER_cert(stray.decode()))
+    assert verified_chain(endpoint.tls) == (bob.der, issuing.der, root.der)
+    assert sent_chain(endpoint.tls) == (bob.der, issuing.der, ssl.PEM_cert_to_DER_cert(stray.decode()))
 
 
 def test_without_a_peer_certificate_both_chains_are_empty() -> None:
     context = _server_context()
     context.verify_mode = ssl.CERT_NONE
     endpoint, peer = Endpoint(context, server_side=True), Peer()
-    assert endpoint.verified_chain() == endpoint.sent_chain() == ()
+    assert verified_chain(endpoint.tls) == sent_chain(endpoint.tls) == ()
     shake_hands(endpoint, peer.tls, peer.incoming, peer.outgoing)
-    assert endpoint.verified_chain() == endpoint.sent_chain() == ()
+    assert verified_chain(endpoint.tls) == sent_chain(endpoint.tls) == ()
 
 
 # Bytes.
@@ -189,7 +190,7 @@ def test_the_room_asked_for_is_enough_when_all_but_a_byte_of_a_record_waits_insi
 
 
 def test_what_came_with_the_end_of_the_handshake_is_decrypted_without_more() -> None:
-    peer, endpoint = Peer(), pki().contexts().endpoint()
+    peer, endpoint = Peer(), Endpoint(pki().contexts().by_name, server_side=True)
     with pytest.raises(ssl.SSLWantReadError):
         peer.tls.do_handshake()
     endpoint.receive(peer.outgoing.read())
