@@ -51,6 +51,7 @@ _T = TypeVar("_T")
 
 _READ = 64 * 1024
 _LONGEST_MESSAGE = 200
+_LONGEST_NAME = 100
 _MOST_GROUPS_BYTES = 3000
 
 
@@ -133,10 +134,11 @@ class Connection:
             request = await _within(timeouts.request_s, Reason.REQUEST_TIMEOUT, self._request())
             if isinstance(request, ApiRequest):
                 return await self._answer(request)
-            service, early, port = self._named(request.host), request.trailing, request.port
+            name, early, port = request.host, request.trailing, request.port
+            service = self._named(name)
         elif service is None:
             service = self._setup.snapshot.policy.resolve_name(name or "")
-        grant = self._decide(service)
+        grant = self._decide(service, name)
         assert service is not None
         _check_port(service, port)
         self._ticket = await self._worker.admit(
@@ -251,11 +253,14 @@ class Connection:
         policy = self._setup.snapshot.policy
         return policy.resolve_service(host) or policy.resolve_name(host)
 
-    def _decide(self, service: Service | None) -> Grant:
-        """Return the grant. Raises Refused with the policy's reason. *Fails closed*."""
+    def _decide(self, service: Service | None, name: str | None) -> Grant:
+        """Return the grant; `name` is what the client asked for. Raises Refused with the policy's reason.
+
+        *Fails closed*.
+        """
         assert self._caller is not None
         if service is None:
-            raise Refused(Reason.UNKNOWN_SERVICE)
+            raise Refused(Reason.UNKNOWN_SERVICE, f"there is no service called {_shown(name)}" if name else "")
         self._service = service
         source = self._source.address if self._source is not None else None
         caller = self._caller
@@ -277,7 +282,7 @@ class Connection:
     def _granted(self, name: str) -> Service:
         """Return the service that is called so. Raises Refused unless it may be reached now. *Fails closed*."""
         service = self._named(name)
-        self._decide(service)
+        self._decide(service, name)
         assert service is not None
         return service
 
@@ -475,6 +480,11 @@ async def _within(seconds: float, late: Reason, step: Coroutine[None, None, _T])
 
 # Clients come back, and taking an address apart costs more than remembering it.
 _address = lru_cache(maxsize=4096)(ip_address)
+
+
+def _shown(name: str) -> str:
+    """A name that a client made up, fit for logs and terminals."""
+    return "".join(char if char.isascii() and char.isprintable() else "?" for char in name[:_LONGEST_NAME])
 
 
 def _listed(groups: frozenset[Group]) -> list[str]:

@@ -220,7 +220,9 @@ def test_a_service_is_not_described_to_others(gateway, name, service, status, re
     url = f"https://gw.localhost:{{port}}/v1/services/{service}"
     answer = curl(gateway, name, url, "--write-out", "%{stderr}%{http_code}")
     assert answer.stderr == str(status)
-    assert json.loads(answer.stdout)["reason"] == reason
+    document = json.loads(answer.stdout)
+    assert document["reason"] == reason
+    assert ("called nope" in document["message"]) == (service == "nope")
     assert "8080" not in answer.stdout
 
 

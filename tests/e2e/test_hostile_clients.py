@@ -129,6 +129,14 @@ def test_a_server_name_with_a_nul_is_refused(gateway):
     gateway.wait_for_log("handshake.fail .*reason=handshake_failed")
 
 
+def test_a_server_name_is_shown_without_what_a_terminal_would_obey(gateway):
+    context = gateway.context("alice")
+    context.check_hostname = False
+    with gateway.connect_with(context, "a\x1b[31mb\nc") as client, pytest.raises(ssl.SSLEOFError):
+        client.recv(1)
+    gateway.wait_for_log(r"session.refuse .*there is no service called a\?\[31mb\?c")
+
+
 @pytest.mark.parametrize(
     "name",
     ["a b", 'x" reason=forged', "a\nb", "\x1b[31mred\x1b[0m", "%s%n", "*", "[::1]", "127.0.0.1", "-", "_", "a" * 63],

@@ -87,7 +87,9 @@ def test_a_name_that_is_no_service_breaks_in_the_same_way(gateway, s_client):
     done = s_client(gateway, "alice", *by_name("cash"))
     assert _REFUSED in done.stderr
     assert done.returncode == 1
-    gateway.wait_for_log("session.refuse .*identity=alice .*reason=unknown_service")
+    gateway.wait_for_log(
+        "session.refuse .*identity=alice .*reason=unknown_service message=.there is no service called cash.gw.localhost"
+    )
 
 
 @pytest.mark.parametrize("service", ["cache", "cash"])
