@@ -162,7 +162,11 @@ class Connection:
         self._upstream = str(dialed.upstream)
         upstream: End | None = None
         try:
-            upstream = await _within(timeouts.connect_s, Reason.UPSTREAM_TIMEOUT, self._greet_upstream(service, dialed))
+            if service.tls is None and service.proxy_protocol == "off":
+                upstream = PlainEnd(dialed.sock)
+            else:
+                greeting = self._greet_upstream(service, dialed)
+                upstream = await _within(timeouts.connect_s, Reason.UPSTREAM_TIMEOUT, greeting)
             if self._http:
                 self._end.write(memoryview(established(self._session)))
         except BaseException:

@@ -20,6 +20,8 @@ from portguard.tls.tls_socket import RECORD, TlsSocket
 READ_MAX = 512 * 1024
 _buffer = memoryview(bytearray(READ_MAX + RECORD))
 
+# A record shorter than that is most often the last one here, and to ask OpenSSL for another costs more than an event.
+_SHORT = 1024
 _MOST_PIECES = 64  # per sendmsg(); the kernel takes 1024
 _HAS_SENDMSG = hasattr(socket.socket, "sendmsg")  # not on Windows, where the client runs too
 _NO_NOTICE = "expected close_notify, got the end of the connection"
@@ -169,6 +171,8 @@ class TlsEnd(End):
                     self._ended()
                     break
                 total += count
+                if count < _SHORT:
+                    break
         except (ssl.SSLWantReadError, BlockingIOError):
             pass
         except ssl.SSLZeroReturnError:  # close_notify, when our own was sent before

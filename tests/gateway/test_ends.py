@@ -135,7 +135,10 @@ async def test_a_reset_after_close_notify_takes_nothing_away(connect: Connect, k
     await peer.finish()
     peer.reset()
     await until(end.broken)
-    assert bytes(end.read(READ)) == b"all of it"
+    data = bytes(end.read(READ))
+    if not end.eof:  # it is read record by record where records are short
+        data += end.read(READ)
+    assert data == b"all of it"
     assert end.eof
     assert end.failure is None
 
@@ -143,10 +146,11 @@ async def test_a_reset_after_close_notify_takes_nothing_away(connect: Connect, k
 @each_kind_of_tls
 async def test_what_came_before_a_broken_record_is_read_and_then_it_is_over(connect: Connect, kind: Kind) -> None:
     end, peer = connect(kind, "client")
-    peer.tls.write(b"half")
+    half = noise(2000)  # a short record is read by itself
+    peer.tls.write(half)
     await Peer.send(peer, peer._outgoing.read() + b"GET / HTTP/1.1\r\n\r\n")
-    await arrived(end.sock, 40)
-    assert bytes(end.read(READ)) == b"half"
+    await arrived(end.sock, 2040)
+    assert bytes(end.read(READ)) == half
     assert end.eof
     assert isinstance(end.failure, ConnectionAbortedError)
     with pytest.raises(ssl.SSLError, match="ALERT"):
