@@ -29,12 +29,13 @@ _FEW_OWNERS = 1024
 class Connects:
     """When one owner connected of late, as far as a rate needs it. Every `now_s` is of the wall clock."""
 
-    __slots__ = ("_entries", "_per_s")
+    __slots__ = ("_count", "_entries", "_per_s")
 
     def __init__(self) -> None:
         self._per_s = 1
         # (when the last of them was, in milliseconds since the epoch, rounded up; how many), in the order of time.
         self._entries: list[tuple[int, int]] = []
+        self._count = 0  # of them all
 
     def admit(self, now_s: float, rate: Rate) -> float:
         """0.0, and it is counted; or, if that would be one too many, after how many seconds (above 0) to try again.
@@ -46,12 +47,10 @@ class Connects:
         self._per_s = rate.per_s
         per_ms = rate.per_s * 1000
         floor_ms = math.floor(now_s * 1000)
-        self._entries = [entry for entry in self._entries if entry[0] + per_ms > floor_ms]
-        surplus = sum(count for _, count in self._entries) + 1 - rate.count
+        self._forget(floor_ms - per_ms)
+        surplus = self._count + 1 - rate.count
         if surplus <= 0:
-            self._entries.append((math.ceil(now_s * 1000), 1))
-            if len(self._entries) > MAX_ENTRIES:
-                self._merge_cells(per_ms)
+            self._remember(math.ceil(now_s * 1000), per_ms)
             return 0.0
         over_by = accumulate(count for _, count in self._entries)
         last_ms = next(last_ms for (last_ms, _), over in zip(self._entries, over_by, strict=True) if over >= surplus)
@@ -61,14 +60,14 @@ class Connects:
     def wait_s(self, now_s: float, rate: Rate) -> float:
         """What `admit` would answer. Nothing is counted, and nothing forgotten."""
         trial = Connects()
-        trial._entries = self._entries.copy()
+        trial._entries, trial._count = self._entries.copy(), self._count
         return trial.admit(now_s, rate)
 
     def put_back(self, now_s: float) -> None:
         """Count as of now what the clock, if it was put back, has in its future."""
         now_ms = math.ceil(now_s * 1000)
-        future = sum(count for last_ms, count in self._entries if last_ms > now_ms)
-        if future:
+        if self._entries and self._entries[-1][0] > now_ms:
+            future = sum(count for last_ms, count in self._entries if last_ms > now_ms)
             self._entries = [entry for entry in self._entries if entry[0] <= now_ms] + [(now_ms, future)]
 
     def idle(self, now_s: float) -> bool:
@@ -110,9 +109,32 @@ class Connects:
         self._entries = [(last_ms - int(entry["before_ms"]), int(entry["count"] or 1)) for entry in entries]
         times_ms = [0, *(at_ms for at_ms, _ in self._entries)]
         counts = [count for _, count in self._entries]
+        self._count = sum(counts)
         return (
             1 <= self._per_s <= 86_400 and times_ms == sorted(times_ms) and times_ms[-1] == last_ms and min(counts) > 0
         )
+
+    def _forget(self, until_ms: int) -> None:
+        over = 0
+        for last_ms, count in self._entries:
+            if last_ms > until_ms:
+                break
+            over += 1
+            self._count -= count
+        del self._entries[:over]
+
+    def _remember(self, at_ms: int, per_ms: int) -> None:
+        """Count one that came after all others."""
+        self._count += 1
+        if len(self._entries) < MAX_ENTRIES:
+            self._entries.append((at_ms, 1))
+            return
+        last_ms, count = self._entries[-1]
+        if last_ms * CELLS // per_ms == at_ms * CELLS // per_ms:
+            self._entries[-1] = (at_ms, count + 1)
+        else:
+            self._entries.append((at_ms, 1))
+            self._merge_cells(per_ms)
 
     def _merge_cells(self, per_ms: int) -> None:
         merged: dict[int, tuple[int, int]] = {}

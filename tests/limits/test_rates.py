@@ -97,6 +97,15 @@ def test_a_high_rate_needs_no_more_memory_and_refuses_for_at_most_a_cell_too_lon
     assert used / 2 - 1 <= kept <= used / 2 + cell_s / 0.72 + 1
 
 
+def test_those_of_a_cell_are_remembered_until_the_last_of_them_is_over_and_no_longer():
+    connects, rate = Connects(), Rate(100, 3600)
+    for number in range(100):
+        assert connects.admit(NOW_S if number < MAX_ENTRIES else NOW_S + 50, rate) == 0.0
+    later = Connects.from_text(connects.to_text())
+    assert fill(connects, rate, NOW_S + 3649.9) == MAX_ENTRIES - 1
+    assert fill(later, rate, NOW_S + 3650) == 100
+
+
 def test_a_low_rate_is_exact_to_the_millisecond():
     connects, rate = Connects(), Rate(50, 60)
     for step in range(50):
