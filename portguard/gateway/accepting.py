@@ -5,6 +5,7 @@ import errno
 import socket
 from collections.abc import Callable, Sequence
 
+from portguard.gateway.tcp_options import set_tcp_options
 from portguard.observe import log
 
 # Connections taken from one listener before the loop turns to something else.
@@ -31,6 +32,7 @@ _BROKEN_ALREADY = {
 class Acceptor:
     """Takes connections from sockets that listen and do not block; they are its own. Belongs to the running loop.
 
+    Connections have the options that the gateway wants of them, but for those that came before the sockets were here.
     `on_accepted(number, sock, address)` owns each connection's socket; `number` counts the sockets in their order here.
     Nothing is taken before `start()`. Clients that connect meanwhile wait in the kernel.
     """
@@ -42,6 +44,7 @@ class Acceptor:
     ):
         self.active = False  # connections are taken
         self._listening = listening
+        self._set_options()
         self._on_accepted = on_accepted
         self._loop = asyncio.get_running_loop()
         self._resuming: asyncio.TimerHandle | None = None  # the end of a pause
@@ -73,6 +76,7 @@ class Acceptor:
             if sock not in listening:
                 sock.close()
         self._listening = listening
+        self._set_options()
         if self._over:
             self.close()  # or who connects would wait for ever
         elif goes_on:
@@ -84,6 +88,11 @@ class Acceptor:
         self.stop()
         for sock in self._listening:
             sock.close()
+
+    def _set_options(self) -> None:
+        """On all, wherever they come from: bound here, by systemd, or by another version of the program."""
+        for sock in self._listening:
+            set_tcp_options(sock)
 
     def _on_acceptable(self, number: int, listening: socket.socket) -> None:
         for _ in range(_BATCH):

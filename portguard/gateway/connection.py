@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from portguard.errors import Refused
 from portguard.gateway import proxy_protocol
-from portguard.gateway.dial import Dialed, DialFailed, set_tcp_options
+from portguard.gateway.dial import Dialed, DialFailed
 from portguard.gateway.ends import End, PlainEnd, TlsEnd
 from portguard.gateway.handshake import handshake, readable, refusal, send
 from portguard.gateway.http_request import ApiRequest, BadRequest, ConnectTarget, NeedMore, RequestReader
@@ -32,6 +32,7 @@ from portguard.gateway.relay import Relay
 from portguard.gateway.self_service import Visitor, answer
 from portguard.gateway.setup import is_own_name
 from portguard.gateway.slots import CONNECTED, UPSTREAM
+from portguard.gateway.tcp_options import ensure_tcp_options
 from portguard.observe import log
 from portguard.policy.decide import Grant, Request, decide
 from portguard.reasons import Reason
@@ -335,7 +336,7 @@ class Connection:
         assert self._end is not None
         assert self._ticket is not None
         worker, timeouts = self._worker, self._setup.snapshot.configuration.timeouts
-        set_tcp_options(self._sock)
+        ensure_tcp_options(self._sock)
         assert self._tls is not None
         assert self._caller is not None
         live = Live(

@@ -24,6 +24,7 @@ import aiohappyeyeballs
 
 from portguard.errors import Refused
 from portguard.gateway.resolve import FamilyAddress, Names, SocketAddress, Unresolved
+from portguard.gateway.tcp_options import set_tcp_options
 from portguard.policy.model import Service, Upstream
 from portguard.reasons import Reason
 
@@ -36,18 +37,6 @@ _MOST_RESTS = 1024  # names may resolve to ever new addresses
 
 _ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5: "Connection Attempt Delay"
 _BACKLOG_DELAYS_S = (0.01, 0.02, 0.05, 0.1)  # the last one again and again
-
-# A dead peer is noticed after about two minutes: 60 s of silence, then four probes.
-_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
-_TCP_OPTIONS = (
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    *(
-        (socket.IPPROTO_TCP, getattr(socket, name), value)
-        for name, value in _KEEPALIVE.items()
-        if hasattr(socket, name)
-    ),
-)
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EINTR})
@@ -87,12 +76,6 @@ class DialFailed(Refused):
     def detail(self) -> str:
         """`10.0.3.7:5432: Connection refused; db.internal:5432: the resolver did not answer in time`."""
         return "; ".join(map(str, self.attempts))
-
-
-def set_tcp_options(sock: socket.socket) -> None:
-    """Send small writes at once, and notice a peer that is gone without a word."""
-    for level, option, value in _TCP_OPTIONS:
-        sock.setsockopt(level, option, value)
 
 
 class Dialer:

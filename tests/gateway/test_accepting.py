@@ -8,6 +8,7 @@ import pytest
 from portguard.gateway import accepting
 from portguard.gateway.accepting import Acceptor
 from portguard.observe import log
+from tests.tcp_options import WANTED_TCP_OPTIONS, tcp_options
 
 _PATIENCE_S = 20
 
@@ -29,6 +30,9 @@ class Listening:
             number = self.failures.pop(0)
             raise OSError(number, errno.errorcode[number])
         return self._sock.accept()
+
+    def setsockopt(self, *option):
+        self._sock.setsockopt(*option)
 
     def close(self):
         self._sock.close()
@@ -116,6 +120,22 @@ async def test_connections_come_with_their_listener_and_address(acceptor, listen
     for number in (1, 0, 1):
         client = connect(listening[number])
         assert await taken.next() == (number, client)
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+async def test_connections_have_the_options_wherever_their_listener_comes_from(
+    acceptor, listening, connect, handed_over
+):
+    accepted = asyncio.Queue()
+    acceptor._on_accepted = lambda _number, sock, _address: accepted.put_nowait(sock)
+    if handed_over:
+        listening.append(Listening())
+        acceptor.replace([listening[-1]])
+    acceptor.start()
+    connect(listening[-1])
+    async with asyncio.timeout(_PATIENCE_S):
+        with await accepted.get() as sock:
+            assert tcp_options(sock) == WANTED_TCP_OPTIONS
 
 
 async def test_who_connects_before_the_start_is_taken_after_it(acceptor, listening, taken, connect):

@@ -60,6 +60,7 @@ from portguard.tls.tls_socket import TlsSocket
 from tests.certificates import dns
 from tests.echo import echo_service
 from tests.gateway_folder import NAME, GatewayFolder
+from tests.tcp_options import WANTED_TCP_OPTIONS, tcp_options
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _PATIENCE_S = 20
@@ -135,12 +136,13 @@ class Supervising:
                 await self._said_more.wait()
         return found[-1]
 
-    async def connection(self, name="alice", server_name="orders-db." + NAME):
+    async def connection(self, name="alice", server_name="orders-db." + NAME, seen=lambda _accepted: None):
         """A client whose handshake is complete, as far as it can tell; and the number of its connection."""
         sock = socket.create_connection(self._listening.getsockname(), timeout=_PATIENCE_S)
         accepted, address = self._listening.accept()
         self._connections += 1
         number = self._connections
+        seen(accepted)
         self.channel.send(Accepted(number, 0, *address), accepted.detach())
         shake_hands = self._context(name).wrap_socket
         client = await asyncio.to_thread(shake_hands, sock, server_hostname=server_name, suppress_ragged_eofs=False)
@@ -526,6 +528,15 @@ async def test_a_fault_ends_its_connection_and_no_other(worker, supervisor, line
     other.close()
     client.close()
     await supervisor.hears(Ended)
+
+
+async def test_a_client_that_came_before_the_options_were_set_has_them_once_it_is_served(worker, supervisor):
+    kept = []
+    client, _ = await supervisor.connection(seen=lambda accepted: kept.append(accepted.dup()))
+    await echoed(client)
+    (sock,) = kept
+    with sock:
+        assert tcp_options(sock) == WANTED_TCP_OPTIONS
 
 
 async def test_a_message_that_nobody_knows_is_a_fault_and_the_next_one_is_heard(worker, supervisor, lines):
