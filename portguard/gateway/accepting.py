@@ -1,4 +1,4 @@
-"""The sockets that listen, and how connections are taken from them: in batches, and not while there is no room."""
+"""The sockets that listen, and how connections are taken from them: one by one, and not while there is no room."""
 
 import asyncio
 import errno
@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from portguard.gateway.tcp_options import set_tcp_options
 from portguard.observe import log
 
-# Connections taken from one listener before the loop turns to something else.
-_BATCH = 64
 _PAUSE_S = 1.0  # when the host has no descriptor left
 
 _NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -95,22 +93,22 @@ class Acceptor:
             set_tcp_options(sock)
 
     def _on_acceptable(self, number: int, listening: socket.socket) -> None:
-        for _ in range(_BATCH):
-            try:
-                sock, address = listening.accept()
-            except (BlockingIOError, InterruptedError):
+        # One a turn: most often there is but one, and asking for a second costs more than another turn.
+        try:
+            sock, address = listening.accept()
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            if error.errno in _BROKEN_ALREADY:
                 return
-            except OSError as error:
-                if error.errno in _BROKEN_ALREADY:
-                    continue
-                if error.errno not in _NO_DESCRIPTOR:
-                    raise
-                # The listener stays readable: without a pause the loop would do nothing but fail.
-                log.event("error", "gateway.accept_paused", message=error.strerror, seconds=_PAUSE_S)
-                self.stop()
-                self._resuming = self._loop.call_later(_PAUSE_S, self.start)
-                return
-            self._on_accepted(number, sock, address)
+            if error.errno not in _NO_DESCRIPTOR:
+                raise
+            # The listener stays readable: without a pause the loop would do nothing but fail.
+            log.event("error", "gateway.accept_paused", message=error.strerror, seconds=_PAUSE_S)
+            self.stop()
+            self._resuming = self._loop.call_later(_PAUSE_S, self.start)
+            return
+        self._on_accepted(number, sock, address)
 
     def _forget_pause(self) -> None:
         if self._resuming is not None:

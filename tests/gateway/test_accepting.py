@@ -168,16 +168,15 @@ async def test_who_connects_after_the_close_is_refused(acceptor, listening, conn
     acceptor.close()
 
 
-async def test_of_many_connections_a_batch_is_taken_at_a_time(acceptor, listening, connect, monkeypatch):
-    monkeypatch.setattr(accepting, "_BATCH", 3)
-    told = []
-    acceptor._on_accepted = lambda number, sock, address: (sock.close(), told.append(number))
-    for _ in range(5):
-        connect(listening[0])
+async def test_of_many_connections_one_is_taken_at_a_time_and_none_is_left(acceptor, listening, taken, connect):
+    clients = [connect(listening[0]) for _ in range(5)]
     acceptor._on_acceptable(0, listening[0])
-    assert len(told) == 3
+    assert await taken.next() == (0, clients[0])
+    assert taken.nothing
+    acceptor.start()
+    assert [await taken.next() for _ in range(4)] == [(0, client) for client in clients[1:]]
     acceptor._on_acceptable(0, listening[0])
-    assert len(told) == 5
+    assert taken.nothing
 
 
 @pytest.mark.parametrize("number", [errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN])
