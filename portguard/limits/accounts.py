@@ -94,8 +94,9 @@ class Accounts:
     def __init__(self, limits: Mapping[str, Limits], zone: tzinfo, now_s: float):
         self._limits: Mapping[str, Limits] = limits
         self._zone = zone
-        self._spans = [span_at(period, now_s, zone) for period in PERIODS]
+        self._set_spans([span_at(period, now_s, zone) for period in PERIODS])
         self._accounts: dict[Owner, Account] = {}
+        self._charged: dict[Owner, tuple[Account, ...]] = {}  # what `charged` has answered, under these limits
         self._changed: dict[Owner, Account] = {}  # what the ledger is to be told
         self._ahead: dict[Owner, Account] = {}  # of which the ledger holds more than is used
         self._writing: Counter[Owner] = Counter()  # how often `rows_for` were asked for, and are not answered yet
@@ -130,9 +131,10 @@ class Accounts:
         self.roll(now_s)
         shared = {role for role, before in self._limits.items() if before.pooled_quota}
         self._limits = limits
+        self._charged.clear()
         if zone != self._zone:
             self._zone = zone
-            self._spans = [span_at(period, now_s, zone) for period in PERIODS]
+            self._set_spans([span_at(period, now_s, zone) for period in PERIODS])
             for account in self._accounts.values():
                 account.safe = _zeros()
                 self._changed[account.owner] = account
@@ -165,7 +167,7 @@ class Accounts:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`, in which the ledger had all that it was asked to hold."""
-        self._spans = [Span(*span) for span in state["spans"]]
+        self._set_spans([Span(*span) for span in state["spans"]])
         for role, trust, name, used, granted, asked, warned in state["accounts"]:
             account = self.account(Owner(role, trust, name))
             account.used, account.granted, account.asked, account.safe = used, granted, asked, asked.copy()
@@ -200,8 +202,12 @@ class Accounts:
 
     def charged(self, owner: Owner) -> tuple[Account, ...]:
         """The accounts that an identity's leases are taken off: its own, and its role's if that has quotas."""
-        account = self.account(owner)
-        return (account, self.account(owner.pool)) if self.limits(owner.role).pooled_quota else (account,)
+        charged = self._charged.get(owner)
+        if charged is None:
+            account = self.account(owner)
+            shared = self.limits(owner.role).pooled_quota
+            charged = self._charged[owner] = (account, self.account(owner.pool)) if shared else (account,)
+        return charged
 
     def left(self, owner: Owner) -> int:
         """What may still be leased to an identity; negative when a quota became smaller."""
@@ -266,6 +272,8 @@ class Accounts:
 
     def roll(self, now_s: float) -> None:
         """Begin the periods that have come. A clock that steps back begins none anew: bytes would be had twice."""
+        if now_s < self._first_end_s:
+            return
         for number, (period, span) in enumerate(zip(PERIODS, self._spans, strict=True)):
             if now_s < span.end_s:
                 continue
@@ -276,6 +284,7 @@ class Accounts:
                 account.used[number] = account.outstanding()
                 account.granted[number] = account.asked[number] = account.safe[number] = 0
                 account.warned.discard(period)
+        self._set_spans(self._spans)
 
     def warnings(self) -> list[Warned]:
         """Whoever has come to use most of a quota since the last call."""
@@ -377,15 +386,16 @@ class Accounts:
         """The ledger did not take what `rows_for` the identity answered."""
         self._writing -= Counter((owner, owner.pool))
 
+    def _set_spans(self, spans: list[Span]) -> None:
+        self._spans = spans
+        self._first_end_s = min(span.end_s for span in spans)
+
     def _left(self, account: Account) -> int:
-        return min(
-            (
-                quota.size_bytes + account.granted[number] - account.used[number]
-                for quota in self.quotas(account.owner)
-                for number in [PERIODS.index(quota.period)]
-            ),
-            default=sys.maxsize,
-        )
+        left = sys.maxsize
+        for quota in self.quotas(account.owner):
+            number = PERIODS.index(quota.period)
+            left = min(left, quota.size_bytes + account.granted[number] - account.used[number])
+        return left
 
     def _rows(self, account: Account) -> list[UsageRow]:
         account.asked = list(map(max, account.asked, account.used))

@@ -1,6 +1,9 @@
 """What owners have used, what the ledger is told, who is warned, and how an owner stands."""
 
 from datetime import UTC
+from zoneinfo import ZoneInfo
+
+import pytest
 
 from portguard.limits.accounts import Accounts, Holding, QuotaLine, Warned
 from portguard.limits.ledger import Owner, UsageRow
@@ -167,6 +170,31 @@ def test_what_was_used_in_a_day_of_another_zone_counts_and_is_written_anew():
     assert asked.left(ANNA) == 10_000 + 500 - 4_000
     assert day_row(asked.take_rows(NOW_S)) == UsageRow(ANNA, Period.DAY, *DAY, 4_000, 500)
     assert not asked.lease(ANNA, 1)
+
+
+HOURLY = Limits(quota=(Quota(10_000, Period.HOUR),))
+HOUR_END_S = span_at(Period.HOUR, NOW_S, UTC).end_s
+
+
+def used_of_the_hour(asked, now_s):
+    return sum(line.used_bytes for line in asked.lines_of(ANNA, now_s) if line.period is Period.HOUR)
+
+
+@pytest.mark.parametrize(("now_s", "used"), [(HOUR_END_S - 1800.5, 4_000), (HOUR_END_S - 1800, 0)])
+def test_in_another_zone_a_period_ends_when_it_ends_there(now_s, used):
+    asked = fresh(HOURLY)
+    asked.use(asked.account(ANNA), 4_000)
+    asked.configure({"dba": HOURLY}, ZoneInfo("Asia/Kolkata"), NOW_S)  # five hours and a half ahead
+    assert used_of_the_hour(asked, now_s) == used
+
+
+@pytest.mark.parametrize(("now_s", "used"), [(HOUR_END_S - 0.5, 4_000), (HOUR_END_S, 0)])
+def test_a_period_that_ends_while_another_program_takes_over_has_ended(now_s, used):
+    before = fresh(HOURLY)
+    before.use(before.account(ANNA), 4_000)
+    asked = fresh(HOURLY, now_s=now_s)
+    asked.restore(before.state())
+    assert used_of_the_hour(asked, now_s) == used
 
 
 def test_a_shared_quota_that_comes_later_counts_what_members_used_before():
