@@ -7,7 +7,6 @@ A connection is pending from accept() until it is a session or gone, so what wai
 answer is bounded too.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -95,10 +94,11 @@ class Admission:
         self._max_pending_per_address = max_pending_per_address
         self._exempt = tuple(exempt)
         self._pending: dict[int, _Pending] = {}  # by connection
-        self._per_address: Counter[Address] = Counter()
-        self._per_worker: Counter[int] = Counter()
-        self._per_owner: Counter[Owner] = Counter()
-        self._per_service: Counter[str] = Counter()
+        # Those of which there are none are not in these: everything that ever was would stay.
+        self._per_address: dict[Address, int] = {}
+        self._per_worker: dict[int, int] = {}
+        self._per_owner: dict[Owner, int] = {}
+        self._per_service: dict[str, int] = {}
         self._last_connection = 0
 
     def configure(self, *, max_pending: int, max_pending_per_address: int, exempt: Iterable[Network]) -> None:
@@ -136,15 +136,15 @@ class Admission:
         for connection, worker, counted in state["pending"]:
             address = None if counted is None else ip_address(counted)
             self._pending[connection] = _Pending(worker, address)
-            self._per_worker[worker] += 1
+            _add(self._per_worker, worker)
             if address is not None:
-                self._per_address[address] += 1
+                _add(self._per_address, address)
         self._last_connection = state["last_connection"]
 
     def _count(self, session: Session) -> None:
-        self._per_worker[session.worker] += 1
-        self._per_owner[session.owner] += 1
-        self._per_service[session.service] += 1
+        _add(self._per_worker, session.worker)
+        _add(self._per_owner, session.owner)
+        _add(self._per_service, session.service)
 
     @property
     def pending(self) -> int:
@@ -153,7 +153,7 @@ class Admission:
 
     def load(self, worker: int) -> int:
         """How many connections and sessions the worker has."""
-        return self._per_worker[worker]
+        return self._per_worker.get(worker, 0)
 
     def begin(self, worker: int, source: Address) -> int:
         """Let a connection begin its handshake; return its number.
@@ -164,12 +164,13 @@ class Admission:
             raise Refused(Reason.GATEWAY_FULL, f"{self._max_pending} handshakes are under way")
         counted = None if any(source in network for network in self._exempt) else source
         if counted is not None:
-            if self._per_address[counted] >= self._max_pending_per_address:
+            already = self._per_address.get(counted, 0)
+            if already >= self._max_pending_per_address:
                 raise Refused(Reason.ADDRESS_LIMIT)
-            self._per_address[counted] += 1
+            self._per_address[counted] = already + 1
         self._last_connection += 1
         self._pending[self._last_connection] = _Pending(worker, counted)
-        self._per_worker[worker] += 1
+        _add(self._per_worker, worker)
         return self._last_connection
 
     def check_room(self, owner: Owner, service: str, *, most_of_owner: int | None, most_of_service: int | None) -> None:
@@ -177,12 +178,12 @@ class Admission:
 
         `owner` is the identity in its role. *Fails closed*.
         """
-        if most_of_owner is not None and self._per_owner[owner] >= most_of_owner:
+        if most_of_owner is not None and self._per_owner.get(owner, 0) >= most_of_owner:
             raise Refused(
                 Reason.MAX_SESSIONS,
                 f"role {owner.role} allows {_sessions(most_of_owner)} at once, and as many are open",
             )
-        if most_of_service is not None and self._per_service[service] >= most_of_service:
+        if most_of_service is not None and self._per_service.get(service, 0) >= most_of_service:
             raise Refused(
                 Reason.SERVICE_FULL,
                 f"service {service} allows {_sessions(most_of_service)} at once, and as many are open",
@@ -190,7 +191,7 @@ class Admission:
 
     def sessions_of(self, owner: Owner) -> int:
         """How many sessions an identity has in a role."""
-        return self._per_owner[owner]
+        return self._per_owner.get(owner, 0)
 
     def admit(
         self,
@@ -232,7 +233,7 @@ class Admission:
         session = self.sessions[slot]
         _discount(self._per_owner, session.owner)
         session = self.sessions[slot] = replace(session, owner=session.owner._replace(role=role))
-        self._per_owner[session.owner] += 1
+        _add(self._per_owner, session.owner)
         return session
 
     def upstream(self, session: Session) -> str | None:
@@ -243,7 +244,7 @@ class Admission:
     def end(self, slot: int, now_ns: int) -> Account:
         """End a session; return what it moved. Raises KeyError when there is none in the slot."""
         session = self.sessions.pop(slot)
-        self._per_worker[session.worker] -= 1
+        _discount(self._per_worker, session.worker)
         _discount(self._per_owner, session.owner)
         _discount(self._per_service, session.service)
         connected_s, upstream = self._slots.connected_s(slot), self.upstream(session)
@@ -255,21 +256,25 @@ class Admission:
         """End all that a worker had, because it is no more; return what its sessions moved, read from their slots."""
         for connection in [number for number, pending in self._pending.items() if pending.worker == worker]:
             self._forget(connection)
-        accounts = [self.end(slot, now_ns) for slot, session in list(self.sessions.items()) if session.worker == worker]
-        del self._per_worker[worker]
-        return accounts
+        return [self.end(slot, now_ns) for slot, session in list(self.sessions.items()) if session.worker == worker]
 
     def _forget(self, connection: int) -> None:
         pending = self._pending.pop(connection)
-        self._per_worker[pending.worker] -= 1
+        _discount(self._per_worker, pending.worker)
         if pending.counted is not None:
             _discount(self._per_address, pending.counted)
 
 
-def _discount(counts: Counter[_Key], key: _Key) -> None:
-    counts[key] -= 1
-    if not counts[key]:
-        del counts[key]  # or everything that ever was would stay
+def _add(counts: dict[_Key, int], key: _Key) -> None:
+    counts[key] = counts.get(key, 0) + 1
+
+
+def _discount(counts: dict[_Key, int], key: _Key) -> None:
+    left = counts[key] - 1
+    if left:
+        counts[key] = left
+    else:
+        del counts[key]
 
 
 def _sessions(count: int) -> str:

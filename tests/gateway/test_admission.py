@@ -170,6 +170,17 @@ def test_a_worker_that_is_lost_takes_only_its_own_along(admission):
     assert (admission.pending, admission.load(1), admission.load(2)) == (0, 0, 1)
 
 
+def test_nothing_stays_of_those_who_are_gone(admission):
+    counts = (admission._per_address, admission._per_worker, admission._per_owner, admission._per_service)
+    admission.end(admit(admission, admission.begin(0, HERE)).slot, SECOND_NS)
+    admission.gone(admission.begin(0, THERE))
+    admit(admission, admission.begin(1, HERE))
+    admission.begin(1, THERE)
+    assert all(counts)
+    admission.lose(1, SECOND_NS)
+    assert not any(counts)
+
+
 def test_the_load_of_a_worker_counts_connections_and_sessions(admission):
     connection = admission.begin(1, HERE)
     admission.begin(1, THERE)
