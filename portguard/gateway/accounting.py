@@ -10,7 +10,7 @@ from portguard.errors import ConfigurationError, Problem, Refused
 from portguard.gateway.admission import Account, Session
 from portguard.gateway.condition import Failing
 from portguard.gateway.configuration import Configuration
-from portguard.gateway.protocol import (
+from portguard.gateway.messages import (
     Closed,
     Leased,
     LeaseReturned,

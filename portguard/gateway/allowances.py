@@ -7,7 +7,7 @@ each. When one is used up, the flows that want more wait in a row; what comes th
 from collections.abc import Callable
 
 from portguard.gateway.gates import Allowance, Gate
-from portguard.gateway.protocol import (
+from portguard.gateway.messages import (
     Leased,
     LeaseReturned,
     LeaseWanted,

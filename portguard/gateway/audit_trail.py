@@ -17,7 +17,7 @@ from portguard.gateway.condition import Failing
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.credentials import AUDIT_KEY, credential
 from portguard.gateway.kept_policies import keep_policy, record_load
-from portguard.gateway.protocol import Admit, TurnedAway
+from portguard.gateway.messages import Admit, TurnedAway
 from portguard.gateway.snapshot import Snapshot
 from portguard.limits.accounts import Warned
 from portguard.limits.ledger import LockRow

@@ -27,7 +27,7 @@ from portguard.gateway.http_response import RefusedRequest, established
 from portguard.gateway.http_response import refusal as http_refusal
 from portguard.gateway.lingering import Lingering
 from portguard.gateway.live import Live, finite, now
-from portguard.gateway.protocol import Accepted, Admit, Ticket, TurnedAway
+from portguard.gateway.messages import Accepted, Admit, Ticket, TurnedAway
 from portguard.gateway.relay import Relay
 from portguard.gateway.self_service import Visitor, answer
 from portguard.gateway.setup import is_own_name

@@ -12,7 +12,7 @@ from typing import Any
 
 from portguard.control.listening import ControlSocket
 from portguard.errors import PortguardError
-from portguard.gateway import protocol
+from portguard.gateway import messages
 from portguard.gateway.bundle import Bundle
 from portguard.gateway.notify import Notifier
 from portguard.gateway.reloading import InForce
@@ -74,7 +74,7 @@ class Handover:
         """Return the memory file's descriptor. Raises OSError."""
         document = {
             "version": VERSION,
-            "protocol": protocol.VERSION,
+            "protocol": messages.VERSION,
             "bound": self.bound,
             "metrics": self.metrics,
             "control": dict(self.control),
@@ -98,7 +98,7 @@ class Handover:
             file.seek(0)
             line, _, bundle = file.read().partition(b"\n")
         document = json.loads(line)
-        for key, ours in (("version", VERSION), ("protocol", protocol.VERSION)):
+        for key, ours in (("version", VERSION), ("protocol", messages.VERSION)):
             if document.get(key) != ours:
                 raise NotTakenOver(f"handover: expected {key} {ours}, got {document.get(key)}: a restart is needed")
         return cls(

@@ -16,7 +16,7 @@ from typing import Any
 from portguard.control.access import Level, Peer
 from portguard.control.routes import Arguable, Arguments, BadArgument, Conflict, NotFound, Pieces, Route, Unavailable
 from portguard.gateway.admission import Session
-from portguard.gateway.protocol import Admit, Locked, Message, Unlocked
+from portguard.gateway.messages import Admit, Locked, Message, Unlocked
 from portguard.identity.names import Identity, Malformed, Namespace
 from portguard.limits.ledger import LockRow, LockTarget, Store
 from portguard.limits.locks import (

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 from portguard.gateway.http_response import RefusedRequest, json_response, json_text, json_text_response
-from portguard.gateway.protocol import MOST_ROLES, PastRefusal, PastRefusalsWanted, RoleStanding, StandingWanted
+from portguard.gateway.messages import MOST_ROLES, PastRefusal, PastRefusalsWanted, RoleStanding, StandingWanted
 from portguard.policy.decide import Grant, Request, reachable
 from portguard.policy.quantities import format_rate
 

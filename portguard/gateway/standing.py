@@ -14,7 +14,7 @@ from typing import Any
 
 from portguard.gateway.accounting import Accounting
 from portguard.gateway.admission import Account
-from portguard.gateway.protocol import (
+from portguard.gateway.messages import (
     PastRefusal,
     PastRefusals,
     PastRefusalsWanted,

@@ -29,11 +29,7 @@ from portguard.gateway.draining import DrainDesk
 from portguard.gateway.handover import Handover
 from portguard.gateway.listeners import written_address
 from portguard.gateway.lock_desk import LockDesk
-from portguard.gateway.meter import Loaded, Meter
-from portguard.gateway.notify import Notifier
-from portguard.gateway.operator_http import OperatorHttp
-from portguard.gateway.policy_desk import PolicyDesk
-from portguard.gateway.protocol import (
+from portguard.gateway.messages import (
     Accepted,
     Admit,
     End,
@@ -51,6 +47,10 @@ from portguard.gateway.protocol import (
     Tried,
     TurnedAway,
 )
+from portguard.gateway.meter import Loaded, Meter
+from portguard.gateway.notify import Notifier
+from portguard.gateway.operator_http import OperatorHttp
+from portguard.gateway.policy_desk import PolicyDesk
 from portguard.gateway.quota_desk import QuotaDesk, Rules
 from portguard.gateway.reexec import HELD_SIGNALS
 from portguard.gateway.reload_desk import ReloadDesk

@@ -22,18 +22,18 @@ from portguard.errors import Refused
 from portguard.gateway.admission import MOST_LINGERING
 from portguard.gateway.allowances import Allowances
 from portguard.gateway.bundle import Bundle
+from portguard.gateway.channel import Channel
 from portguard.gateway.connection import Connection
 from portguard.gateway.dial import Dialer
 from portguard.gateway.gates import Gate
 from portguard.gateway.lingering import Lingering
 from portguard.gateway.live import Live, now
-from portguard.gateway.protocol import (
+from portguard.gateway.messages import (
     VERSION,
     Accepted,
     Admit,
     Apply,
     Beat,
-    Channel,
     Closed,
     Configure,
     Configured,

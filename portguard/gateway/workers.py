@@ -9,12 +9,11 @@ from typing import Any
 
 from portguard.errors import PortguardError
 from portguard.gateway.bundle import Bundle
-from portguard.gateway.processes import Adopted, Process, start, wait_or_kill
-from portguard.gateway.protocol import (
+from portguard.gateway.channel import Channel
+from portguard.gateway.messages import (
     VERSION,
     Apply,
     Beat,
-    Channel,
     Configure,
     Configured,
     Drain,
@@ -25,6 +24,7 @@ from portguard.gateway.protocol import (
     Rechecked,
     Stop,
 )
+from portguard.gateway.processes import Adopted, Process, start, wait_or_kill
 from portguard.gateway.slots import SlotTable
 from portguard.observe import log
 from portguard.reasons import Reason

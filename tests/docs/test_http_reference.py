@@ -9,7 +9,7 @@ from pathlib import Path
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.http_request import ApiRequest
 from portguard.gateway.http_response import status_of
-from portguard.gateway.protocol import PastRefusal, QuotaStanding, RoleStanding
+from portguard.gateway.messages import PastRefusal, QuotaStanding, RoleStanding
 from portguard.gateway.self_service import Visitor, answer
 from portguard.gateway.snapshot import build
 from portguard.identity.names import Group, Identity

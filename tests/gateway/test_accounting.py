@@ -10,7 +10,7 @@ from portguard.errors import ConfigurationError, Refused
 from portguard.gateway import accounting
 from portguard.gateway.accounting import Accounting
 from portguard.gateway.admission import Account, Client, Session
-from portguard.gateway.protocol import LeaseReturned, LeaseWanted, ShareWanted
+from portguard.gateway.messages import LeaseReturned, LeaseWanted, ShareWanted
 from portguard.gateway.slots import RECEIVED, SENT, SlotTable
 from portguard.identity.names import Namespace
 from portguard.limits.leases import FIRST_BYTES

@@ -1,7 +1,7 @@
 """What a worker tells the supervisor of its allowances, and what its sessions may move."""
 
 from portguard.gateway.allowances import DOWN, UP, Allowances
-from portguard.gateway.protocol import Leased, LeaseReturned, LeaseWanted, Share, ShareWanted, Ticket
+from portguard.gateway.messages import Leased, LeaseReturned, LeaseWanted, Share, ShareWanted, Ticket
 
 ACCOUNT = 7
 

@@ -12,7 +12,7 @@ from portguard.gateway.audit_trail import AuditTrail, Loading
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.connection import _MOST_GROUPS_BYTES, _listed
 from portguard.gateway.kept_policies import recorded_loads
-from portguard.gateway.protocol import TurnedAway
+from portguard.gateway.messages import TurnedAway
 from portguard.gateway.snapshot import build
 from portguard.identity.names import Group
 from portguard.limits.accounts import Warned

@@ -10,7 +10,7 @@ from portguard.control.routes import BadArgument, Conflict, NotFound, Unavailabl
 from portguard.errors import Refused
 from portguard.gateway import lock_desk
 from portguard.gateway.lock_desk import LONGEST_REASON, LockDesk
-from portguard.gateway.protocol import Admit, Locked, Unlocked
+from portguard.gateway.messages import Admit, Locked, Unlocked
 from portguard.identity.names import Namespace
 from portguard.limits.ledger import LockRow, LockTarget, Owner
 from portguard.limits.locks import written_instant

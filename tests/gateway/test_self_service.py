@@ -12,7 +12,7 @@ from portguard.errors import Refused
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.http_request import ApiRequest
 from portguard.gateway.http_response import RefusedRequest
-from portguard.gateway.protocol import MOST_ROLES, PastRefusal, QuotaStanding, RoleStanding
+from portguard.gateway.messages import MOST_ROLES, PastRefusal, QuotaStanding, RoleStanding
 from portguard.gateway.self_service import Visitor, answer
 from portguard.gateway.snapshot import build
 from portguard.identity.names import Group, Identity

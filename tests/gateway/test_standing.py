@@ -10,7 +10,7 @@ from portguard.gateway import accounting as accounting_module
 from portguard.gateway import standing as standing_module
 from portguard.gateway.accounting import Accounting
 from portguard.gateway.admission import Account, Client, Session
-from portguard.gateway.protocol import (
+from portguard.gateway.messages import (
     MOST_ROLES,
     PastRefusal,
     PastRefusals,

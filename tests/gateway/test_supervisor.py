@@ -12,8 +12,7 @@ from portguard.control.listening import listen
 from portguard.gateway import recent_refusals
 from portguard.gateway import supervisor as supervisor_module
 from portguard.gateway.bundle import read_bundle
-from portguard.gateway.notify import Notifier
-from portguard.gateway.protocol import (
+from portguard.gateway.messages import (
     Admit,
     End,
     Ended,
@@ -26,6 +25,7 @@ from portguard.gateway.protocol import (
     past_refusals,
     role_standings,
 )
+from portguard.gateway.notify import Notifier
 from portguard.gateway.reloading import InForce
 from portguard.gateway.slots import UPSTREAM, SlotTable
 from portguard.gateway.snapshot import build

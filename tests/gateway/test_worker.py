@@ -19,12 +19,12 @@ from portguard.gateway import connection as connection_module
 from portguard.gateway import worker as worker_module
 from portguard.gateway.audit_trail import PATIENCE_S
 from portguard.gateway.bundle import read_bundle
-from portguard.gateway.protocol import (
+from portguard.gateway.channel import Channel
+from portguard.gateway.messages import (
     Accepted,
     Admit,
     Apply,
     Beat,
-    Channel,
     Configure,
     Configured,
     End,

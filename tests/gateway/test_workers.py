@@ -13,11 +13,11 @@ import pytest
 
 from portguard.gateway import workers as workers_module
 from portguard.gateway.bundle import Bundle, read_bundle
-from portguard.gateway.protocol import (
+from portguard.gateway.channel import Channel
+from portguard.gateway.messages import (
     VERSION,
     Apply,
     Beat,
-    Channel,
     Configure,
     Configured,
     Drain,

@@ -1,19 +1,12 @@
-"""What supervisor and workers say to each other, and the channel they say it on.
+"""What supervisor and workers say to each other (`channel`).
 
-A channel is one end of a SOCK_SEQPACKET pair: a packet is one message, a JSON array of the name of the message's type
-and its fields, and may carry one file descriptor. Both ends are of one version, since the supervisor starts the
-workers; `Hello` says so all the same, because a supervisor may be replaced under workers that finish their sessions.
+A packet is one message: a JSON array of the name of the message's type and its fields. Both sides are of one version,
+since the supervisor starts the workers; `Hello` says so all the same, because a supervisor may be replaced under
+workers that finish their sessions.
 """
 
-import asyncio
-import errno
 import json
-import os
-import socket
-import struct
 import typing
-from collections import deque
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from portguard.reasons import Reason
@@ -23,13 +16,8 @@ VERSION = 1
 MOST_ROLES = 10
 """In one `StandingWanted`: its answer has up to eight quotas for each."""
 
-_LARGEST = 16384  # a name of 2048 bytes, 3000 of groups and 200 characters of a message, each escaped, and room
-_INT = struct.Struct("i")
-_DESCRIPTOR_SPACE = socket.CMSG_SPACE(_INT.size)
-
-# What a send fails with although the other side is there: too much is under way between all processes of the host.
-_FULL = frozenset({errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
-_RETRY_S = 0.05
+LARGEST_BYTES = 16384
+"""Of a packet: a name of 2048 bytes, 3000 of groups and 200 characters of a message, each escaped, and room."""
 
 
 # What the supervisor says.
@@ -372,8 +360,8 @@ _to_json = json.JSONEncoder(separators=(",", ":")).encode
 def encode(message: Message) -> bytes:
     """Return the message as a packet. Raises ValueError for one that the other side would not receive whole."""
     packet = _to_json((type(message).__name__, *message)).encode()
-    if len(packet) > _LARGEST:
-        raise ValueError(f"channel: expected a message of at most {_LARGEST} bytes, got {len(packet)}")
+    if len(packet) > LARGEST_BYTES:
+        raise ValueError(f"channel: expected a message of at most {LARGEST_BYTES} bytes, got {len(packet)}")
     return packet
 
 
@@ -403,138 +391,3 @@ def role_standings(standing: Standing) -> list[RoleStanding]:
 def past_refusals(past: PastRefusals) -> list[PastRefusal]:
     """Return the refusals, each as one again."""
     return [PastRefusal(*refusal) for refusal in past.refusals]
-
-
-class Channel:
-    """One end of a channel, watched by the running loop.
-
-    `on_message(message, descriptor)` gets each message; it owns the descriptor, which is None when none came.
-    `on_closed()` is called once, when the other side has gone, after the last message that it sent.
-    """
-
-    def __init__(
-        self,
-        sock: socket.socket,
-        *,
-        on_message: Callable[[Message, int | None], None],
-        on_closed: Callable[[], None],
-    ):
-        self._sock = sock
-        self._on_message = on_message
-        self._on_closed = on_closed
-        self._loop = asyncio.get_running_loop()
-        self._queue: deque[tuple[bytes, int | None]] = deque()
-        self._flushed: asyncio.Future[None] | None = None  # somebody waits for the queue to be empty
-        self._broken = False  # the other side has gone; what it sent before is still being read
-        sock.setblocking(False)
-        self._loop.add_reader(sock, self._on_readable)
-
-    @staticmethod
-    def pair() -> tuple[socket.socket, socket.socket]:
-        """Return the two sockets of a new channel."""
-        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-
-    def pause(self) -> None:
-        """Hear nothing until resume(); what is said meanwhile waits in the kernel."""
-        self._loop.remove_reader(self._sock)
-
-    def resume(self) -> None:
-        """Hear again."""
-        if not self._closed:
-            self._loop.add_reader(self._sock, self._on_readable)
-
-    @property
-    def descriptor(self) -> int:
-        """The socket's; -1 when it is closed."""
-        return self._sock.fileno()
-
-    def send(self, message: Message, descriptor: int | None = None) -> None:
-        """Send a message, now or as soon as the other side takes it. Owns the descriptor, and closes it here."""
-        self._queue.append((encode(message), descriptor))
-        if len(self._queue) == 1:
-            self._send_queued()
-
-    async def flush(self) -> None:
-        """Wait until all that was sent is on its way. Without end when the other side neither reads nor goes."""
-        while self._queue:
-            self._flushed = self._loop.create_future()
-            await self._flushed
-
-    def close(self) -> None:
-        """Stop watching and close; on_closed() is not called."""
-        if self._closed:
-            return
-        self._loop.remove_reader(self._sock)
-        self._loop.remove_writer(self._sock)
-        self._sock.close()
-        for _, descriptor in self._queue:
-            if descriptor is not None:
-                os.close(descriptor)
-        self._queue.clear()
-        self._tell_flushed()
-
-    @property
-    def _closed(self) -> bool:
-        return self._sock.fileno() < 0
-
-    def _send_queued(self) -> None:
-        while self._queue:
-            packet, descriptor = self._queue[0]
-            try:
-                if descriptor is None:
-                    self._sock.send(packet)
-                else:
-                    self._sock.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.pack(descriptor))])
-            except (BlockingIOError, InterruptedError):
-                self._loop.add_writer(self._sock, self._on_writable)
-                return
-            except OSError as error:
-                if error.errno in _FULL:
-                    # The socket is writable all the same: to wait for that would be to spin.
-                    self._loop.call_later(_RETRY_S, self._on_writable)
-                    return
-                # It has gone, and the reader must know: the error that it would have met was met here.
-                self._broken = True
-            self._queue.popleft()
-            if descriptor is not None:
-                os.close(descriptor)
-        self._tell_flushed()
-
-    def _on_writable(self) -> None:
-        if self._closed:
-            return
-        self._loop.remove_writer(self._sock)
-        self._send_queued()
-
-    def _tell_flushed(self) -> None:
-        if self._flushed is not None and not self._flushed.done():
-            self._flushed.set_result(None)
-
-    def _on_readable(self) -> None:
-        if self._closed:
-            return
-        # One message a turn: most often there is but one, and asking for a second costs more than another turn.
-        try:
-            packet, ancillary, _, _ = self._sock.recvmsg(_LARGEST, _DESCRIPTOR_SPACE, socket.MSG_CMSG_CLOEXEC)
-        except (BlockingIOError, InterruptedError):
-            return
-        except ConnectionResetError:  # it left messages unread; what it sent itself comes after this
-            self._broken = True
-            self._loop.call_soon(self._on_readable)
-            return
-        if not packet:
-            self.close()
-            self._on_closed()
-            return
-        if self._broken:
-            # uvloop reports the error of a socket once and then watches it no more: read on to the end without it.
-            self._loop.call_soon(self._on_readable)
-        # With the table of descriptors full, the kernel drops what the packet carried and says nothing.
-        descriptor: int | None = _INT.unpack(ancillary[0][2])[0] if ancillary else None
-        try:
-            message = decode(packet)
-        except ValueError:
-            if descriptor is not None:
-                os.close(descriptor)
-            raise
-        self._on_message(message, descriptor)
