@@ -88,7 +88,6 @@ class Accounting:
         self._owners: list[Owner] = []  # by number
         self._numbers: dict[Owner, int] = {}
         self._sessions: dict[int, Session] = {}  # by slot, those that may move bytes
-        self._moved_before: dict[int, int] = {}  # by slot, of those that are about to go on in another role
         # Workers that wait for the ledger, and since when: their lease is being written, or could not be.
         self._securing: dict[tuple[int, Owner], float] = {}
         self._stalled: dict[tuple[int, Owner], float] = {}
@@ -166,29 +165,33 @@ class Accounting:
         rate = self.accounts.limits(owner.role).connect_rate
         return self._rates.wait_s(owner, rate, time.time()) if rate is not None else 0.0
 
-    def ticket(self, connection: int, session: Session) -> Ticket:
-        """What a worker is told of a session that is admitted."""
-        role = session.owner.role
-        return Ticket(
-            connection,
-            session.slot,
-            self._number(session.owner),
-            leased=self._leases.are_needed(role),
-            paced=self.accounts.limits(role).bandwidth is not None,
-        )
+    def open(self, connection: int, session: Session) -> Ticket:
+        """A session that is admitted may move bytes. Return what its worker is to be told now, before all else.
 
-    def opened(self, session: Session) -> None:
-        """The session's ticket is on its way."""
-        self._sessions[session.slot] = session
-        moved_bytes = self._moved_before.pop(session.slot, 0)
-        self._act(self._leases.open(session.slot, session.worker, session.owner, time.time(), moved_bytes))
+        It has the session's first lease if the ledger holds that already; if not, `Leased` follows once it does.
+        """
+        return Ticket(connection, session.slot, *self._open(session, 0))
 
     def move(self, session: Session) -> Regranted:
-        """A session goes on under other limits, perhaps in another role. `opened` is to follow."""
-        moved_bytes = self._moved_before[session.slot] = self._moved(session.slot)
+        """A session goes on under other limits, perhaps in another role. What is returned is as that of `open`."""
+        moved_bytes = self._moved(session.slot)
         self._leases.end(session.slot, moved_bytes, time.time())
-        ticket = self.ticket(0, session)
-        return Regranted(session.slot, ticket.account, ticket.leased, ticket.paced)
+        return Regranted(session.slot, *self._open(session, moved_bytes))
+
+    def _open(self, session: Session, moved_bytes: int) -> tuple[int, bool, bool, int]:
+        """Return account, whether it is leased and paced, and the bytes that are leased with that."""
+        owner, slot = session.owner, session.slot
+        self._sessions[slot] = session
+        lease = self._leases.open(slot, session.worker, owner, time.time(), moved_bytes)
+        if lease is not None and not lease.safe:
+            self._secure(lease)
+            lease = None
+        return (
+            self._number(owner),
+            self._leases.are_needed(owner.role),
+            self.accounts.limits(owner.role).bandwidth is not None,
+            lease.lease_bytes if lease is not None else 0,
+        )
 
     def ended(self, account: Account) -> None:
         """A session has ended; nothing for one that was never opened."""

@@ -46,7 +46,7 @@ class Allowances:
 
     def open(self, ticket: Ticket | Regranted) -> None:
         """A session was admitted, or goes on otherwise. To be called at once: what it may move can come right after."""
-        self.close(ticket.slot)
+        self.leave(ticket.slot)
         if not (ticket.leased or ticket.paced):
             return
         number = ticket.account
@@ -56,6 +56,8 @@ class Allowances:
         self._limit(account, ticket)
         account.slots.add(ticket.slot)
         self._by_slot[ticket.slot] = number
+        if ticket.lease_bytes:
+            self.leased(ticket)
 
     def gates(self, slot: int) -> tuple[Gate | None, Gate | None]:
         """The gates of an open session, up and down; None: it may move what it likes."""
@@ -65,17 +67,25 @@ class Allowances:
         account = self._accounts[number]
         return account.gate(UP), account.gate(DOWN)
 
-    def close(self, slot: int) -> None:
-        """A session has ended; to be called after the supervisor was told. The last one gives back what is left."""
+    def close(self, slot: int) -> LeaseReturned | None:
+        """A session has ended. Return what the account gives back with its last one, which the supervisor must hear.
+
+        Even nothing is given back: others may wait to hear so. None: the session was not the last, or had no lease.
+        """
         number = self._by_slot.pop(slot, None)
         if number is None:
-            return
+            return None
         account = self._accounts[number]
         account.slots.remove(slot)
-        if not account.slots:
-            del self._accounts[number]
-            if account.lease is not None:
-                self._send(LeaseReturned(number, account.lease.take_all()))
+        if account.slots:
+            return None
+        del self._accounts[number]
+        return LeaseReturned(number, account.lease.take_all()) if account.lease is not None else None
+
+    def leave(self, slot: int) -> None:
+        """A session goes on, and no more in the account in which it was, if in any."""
+        if (returned := self.close(slot)) is not None:
+            self._send(returned)
 
     def refused(self, number: int) -> list[int]:
         """There is nothing more for an account. Return the slots of its sessions, which are to end."""
@@ -86,8 +96,8 @@ class Allowances:
             account.lease.refused()
         return list(account.slots)
 
-    def leased(self, message: Leased) -> None:
-        """More of a quota may be used."""
+    def leased(self, message: Leased | Ticket | Regranted) -> None:
+        """More of a quota may be used: as many bytes as are leased with the message."""
         account = self._accounts.get(message.account)
         if account is None or account.lease is None:  # its last session has ended meanwhile
             self._send(LeaseReturned(message.account, message.lease_bytes))

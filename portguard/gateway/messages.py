@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from portguard.reasons import Reason
 
-VERSION = 1
+VERSION = 2
 
 MOST_ROLES = 10
 """In one `StandingWanted`: its answer has up to eight quotas for each."""
@@ -55,6 +55,7 @@ class Ticket(NamedTuple):
     """The session is admitted. Its bytes are counted in `slot`.
 
     `leased`: it may move only what is leased to its `account`; `paced`: only its share of the account's bandwidth.
+    `lease_bytes` are leased to the account with this, as by `Leased`; 0 is no lease, and one may follow.
     """
 
     connection: int
@@ -62,6 +63,7 @@ class Ticket(NamedTuple):
     account: int
     leased: bool
     paced: bool
+    lease_bytes: int
 
 
 class Refusal(NamedTuple):
@@ -87,6 +89,7 @@ class Regranted(NamedTuple):
     account: int
     leased: bool
     paced: bool
+    lease_bytes: int
 
 
 class QuotaStanding(NamedTuple):
@@ -278,11 +281,17 @@ class Gone(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The session ended. `upstream` is the address that it reached, None when it reached none."""
+    """The session ended. `upstream` is the address that it reached, None when it reached none.
+
+    `account`: whose last session here it was, and `lease_bytes` are returned of its lease, as by `LeaseReturned`. None:
+    it had no lease, or others go on with it.
+    """
 
     slot: int
     reason: str
     upstream: str | None
+    account: int | None
+    lease_bytes: int
 
 
 class LeaseWanted(NamedTuple):

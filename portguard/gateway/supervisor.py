@@ -278,6 +278,8 @@ class Supervisor:
             case Ended():
                 account = self._admission.end(message.slot, time.monotonic_ns())
                 self._accounting.ended(account)
+                if message.account is not None:
+                    self._accounting.on_message(worker.number, LeaseReturned(message.account, message.lease_bytes))
                 self._meter.ended(account, message.reason)
                 self._standings.ended(account, message.reason)
                 self._trail.closed(account, message.reason, message.upstream)
@@ -345,8 +347,7 @@ class Supervisor:
             return  # its worker died while the audit was written, and the slot may be another session's by now
         if may:
             self._meter.admitted(session.slot, request.handshake_s)
-            worker.channel.send(self._accounting.ticket(request.connection, session))
-            self._accounting.opened(session)
+            worker.channel.send(self._accounting.open(request.connection, session))
             if doomed is not None:
                 self._end_session(session, doomed)
             return
@@ -489,7 +490,6 @@ class Supervisor:
         """Let a live session go on in another role, or under other kinds of limits."""
         session = self._admission.move(request.slot, request.role)
         worker.channel.send(self._accounting.move(session))
-        self._accounting.opened(session)
         self._trail.moved(session)
 
     # Another version of the program.

@@ -246,7 +246,7 @@ class Worker:
     def regrant(self, live: Live) -> None:
         """A live session goes on by another grant. It is held until the supervisor says what it may move."""
         live.relay.pass_through((Gate(), Gate()))
-        self.allowances.close(live.slot)
+        self.allowances.leave(live.slot)
         self._channel.send(Regrant(live.slot, live.grant.role))
 
     def ended(self, slot: int, reason: Reason, upstream: str | None = None) -> None:
@@ -254,8 +254,8 @@ class Worker:
         self.live.pop(slot, None)
         reason = self._doomed.pop(slot, reason)
         self._admitted.pop(slot, None)
-        self._channel.send(Ended(slot, reason, upstream))
-        self.allowances.close(slot)
+        account, lease_bytes = self.allowances.close(slot) or (None, 0)
+        self._channel.send(Ended(slot, reason, upstream, account, lease_bytes))
         self._finish_if_drained()
 
     # What the supervisor says.
@@ -278,6 +278,8 @@ class Worker:
                 if (live := self.live.get(message.slot)) is not None:
                     self.allowances.open(message)
                     live.relay.pass_through(self.allowances.gates(message.slot))
+                elif message.lease_bytes:  # it has ended meanwhile
+                    self.allowances.leased(message)
             case Prepare():
                 assert descriptor is not None
                 self._reload = message.reload

@@ -131,25 +131,24 @@ class Leases:
 
     # Sessions.
 
-    def open(self, slot: int, worker: int, owner: Owner, now_s: float, moved_bytes: int = 0) -> list[Answer]:
+    def open(self, slot: int, worker: int, owner: Owner, now_s: float, moved_bytes: int = 0) -> Lease | None:
         """A session begins, or goes on in another role: `end` it there before, at the same `moved_bytes`.
 
-        Its first lease is among the answers, if it needs one and there is one.
+        The answer is its first lease, if it needs one and there is one.
         """
-        # Not what it has moved by now: its worker knows of it already, and a byte that was quick would never count.
         self._accounts.roll(now_s)
         account = self._accounts.account(owner)
         if not self.are_needed(owner.role):
             self._sessions[slot] = _Session(account, None, moved_bytes)
-            return []
+            return None
         holding = self._holdings.get((owner, worker))
         if holding is None:
             holding = self._hold(owner, worker)
         holding.slots[slot] = moved_bytes
         self._sessions[slot] = _Session(account, holding, 0)
         if holding.waiting or holding.unspent() > 0 or self._accounts.left(owner) <= 0:
-            return []
-        return [self._lease(holding)]
+            return None
+        return self._lease(holding)
 
     def end(self, slot: int, moved_bytes: int, now_s: float) -> None:
         """A session has ended, and has moved so much altogether. Raises KeyError for one that never began."""

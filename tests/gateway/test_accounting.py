@@ -10,7 +10,7 @@ from portguard.errors import ConfigurationError, Refused
 from portguard.gateway import accounting
 from portguard.gateway.accounting import Accounting
 from portguard.gateway.admission import Account, Client, Session
-from portguard.gateway.messages import LeaseReturned, LeaseWanted, ShareWanted
+from portguard.gateway.messages import Leased, LeaseReturned, LeaseWanted, ShareWanted
 from portguard.gateway.slots import RECEIVED, SENT, SlotTable
 from portguard.identity.names import Namespace
 from portguard.limits.leases import FIRST_BYTES
@@ -39,7 +39,10 @@ upstream = ["10.0.0.1:1"]
 
 
 class Books:
-    """An Accounting with sessions that move what the test says. `sent` is what workers were sent, and by what name."""
+    """An Accounting with sessions that move what the test says.
+
+    `sent` is what workers were sent, and by what name; a lease that a ticket brings stands there as one of its own.
+    """
 
     def __init__(self, limits="", ledger=None, when_unavailable="refuse"):
         self.ledger = MemoryLedger() if ledger is None else ledger
@@ -71,8 +74,9 @@ class Books:
         slot = self._free.pop()
         self.slots.open(slot, worker, 0)
         session = Session("ab" * 16, slot, worker, owner, "db", CLIENT, (), 0)
-        self.ticket = self.accounting.ticket(7, session)
-        self.accounting.opened(session)
+        self.ticket = self.accounting.open(7, session)
+        if self.ticket.lease_bytes:
+            self._send(worker, Leased(self.ticket.account, self.ticket.lease_bytes))
         await asyncio.sleep(0)
         return session
 
@@ -137,7 +141,7 @@ def empty(account=0):
 async def test_a_ticket_says_what_a_session_may_not_move_unasked(limits, is_leased, is_paced):
     books = Books(limits)
     session = await books.open()
-    assert books.ticket == (7, session.slot, 0, is_leased, is_paced)
+    assert books.ticket == (7, session.slot, 0, is_leased, is_paced, 0)
     assert bool(books.sent) == is_leased
 
 
@@ -229,6 +233,47 @@ async def test_no_lease_is_given_before_the_ledger_has_it():
     assert books.used() >= FIRST_BYTES
 
 
+async def test_what_the_ledger_holds_ahead_comes_with_the_ticket_and_nothing_else_does():
+    books = Books('quota = ["100MB/day"]', MemoryLedger(prompt=False))
+    await books.open(worker=0)
+    assert books.ticket.lease_bytes == 0
+    books.ledger.commit()
+    await asyncio.sleep(0)
+    assert books.take_sent() == [leased(0, FIRST_BYTES)]
+    assert books.used() == 2 * FIRST_BYTES
+    await books.open(worker=1)  # it uses up what the ledger holds
+    assert books.ticket.lease_bytes == FIRST_BYTES
+    await books.open(worker=0)  # which draws on what the first was leased
+    assert books.ticket.lease_bytes == 0
+    await books.open(BOB, worker=0)
+    assert books.ticket.lease_bytes == 0
+    assert books.take_sent() == [leased(1, FIRST_BYTES)]
+    assert books.accounting.is_securing
+
+
+async def test_a_lease_that_came_with_a_ticket_goes_to_another_once_it_is_given_back_or_its_worker_lost():
+    for is_lost in (False, True):
+        books = Books('quota = ["256KiB/day"]')
+        books.end(await books.open(worker=0))
+        await books.say(0, LeaseReturned(0, books.take_sent()[0][3]))
+        session, other = await books.open(worker=0), await books.open(worker=1)
+        held = books.ticket.lease_bytes
+        assert held > 0
+        assert await books.use_up(session) == [(1, "Recalled", 0)]
+        books.move(other, 1000)
+        books.end(other)
+        if is_lost:
+            books.accounting.lost(1)
+        else:
+            await books.say(1, LeaseReturned(0, held - 1000))
+        await asyncio.sleep(0)
+        assert books.take_sent() == [leased(0, held - 1000)]
+        books.move(session, held - 1000)
+        await books.say(0, empty())
+        assert books.take_sent() == [(0, "Closed", 0, "quota_exhausted")]
+        assert books.used() == 256 * 1024
+
+
 async def test_what_the_ledger_holds_ahead_is_given_at_once():
     books = Books('quota = ["1MB/day"]', MemoryLedger(prompt=False))
     session = await books.open()
@@ -254,22 +299,6 @@ async def test_what_a_session_moved_is_in_the_ledger_to_the_byte_once_nobody_dra
     await books.accounting.stop()
     assert [books.used(period=period) for period in Period] == [1234] * len(Period)
     assert books.ledger.closed
-
-
-@pytest.mark.parametrize("limits", ["", 'quota = ["1MB/day"]'])
-async def test_a_byte_that_was_quicker_than_the_supervisor_counts(limits):
-    books = Books(limits)
-    first = await books.open()
-    session = replace(first, slot=3)
-    books.slots.open(3, 0, 0)
-    books.move(session, 1)  # its worker had the ticket, and bytes that were leased to another session
-    books.accounting.opened(session)
-    books.end(session)
-    books.end(first)
-    if limits:
-        await books.say(0, LeaseReturned(0, books.take_sent()[0][3] - 1))
-    await books.accounting.stop()
-    assert books.used() == 1
 
 
 async def test_a_session_that_was_never_opened_ends_without_a_trace():
@@ -441,8 +470,7 @@ async def test_what_a_session_moved_before_it_went_to_another_role_stays_with_th
     books.move(session, 1000)
     await books.say(0, LeaseReturned(0, books.take_sent()[0][3] - 1000))
     other = replace(session, owner=ALICE._replace(role="other"))
-    assert books.accounting.move(other) == (session.slot, 1, False, False)
-    books.accounting.opened(other)
+    assert books.accounting.move(other) == (session.slot, 1, False, False, 0)
     books.move(other, 0, 200)
     books.end(other)
     await books.accounting.stop()

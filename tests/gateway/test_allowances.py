@@ -1,7 +1,7 @@
 """What a worker tells the supervisor of its allowances, and what its sessions may move."""
 
 from portguard.gateway.allowances import DOWN, UP, Allowances
-from portguard.gateway.messages import Leased, LeaseReturned, LeaseWanted, Share, ShareWanted, Ticket
+from portguard.gateway.messages import Leased, LeaseReturned, LeaseWanted, Regranted, Share, ShareWanted, Ticket
 
 ACCOUNT = 7
 
@@ -11,8 +11,8 @@ def stage():
     return Allowances(sent.append), sent
 
 
-def ticket(slot, *, account=ACCOUNT, leased=True, paced=False):
-    return Ticket(1, slot, account, leased=leased, paced=paced)
+def ticket(slot, *, account=ACCOUNT, leased=True, paced=False, lease_bytes=0):
+    return Ticket(1, slot, account, leased=leased, paced=paced, lease_bytes=lease_bytes)
 
 
 def passes(gate, count):
@@ -24,7 +24,7 @@ def test_a_session_without_limits_has_no_gates():
     allowances, sent = stage()
     allowances.open(ticket(0, leased=False))
     assert allowances.gates(0) == allowances.gates(1) == (None, None)
-    allowances.close(0)
+    assert allowances.close(0) is None
     assert sent == []
 
 
@@ -52,18 +52,64 @@ def test_the_last_session_gives_back_what_is_left():
     allowances.open(ticket(0))
     allowances.open(ticket(1))
     allowances.leased(Leased(ACCOUNT, 100))
-    allowances.close(0)
-    allowances.close(0)
+    assert allowances.close(0) is allowances.close(0) is None
+    assert allowances.close(1) == LeaseReturned(ACCOUNT, 100)
     assert sent == []
-    allowances.close(1)
-    assert sent == [LeaseReturned(ACCOUNT, 100)]
 
 
 def test_the_last_session_gives_back_even_nothing():
     allowances, sent = stage()
     allowances.open(ticket(0))
-    allowances.close(0)
-    assert sent == [LeaseReturned(ACCOUNT, 0)]
+    assert allowances.close(0) == LeaseReturned(ACCOUNT, 0)
+    assert sent == []
+
+
+def test_a_ticket_brings_a_lease_for_all_sessions_of_the_account():
+    allowances, sent = stage()
+    allowances.open(ticket(0))
+    gate = allowances.gates(0)[UP]
+    went_on = []
+    gate.wait(went_on.append, "flow")
+    allowances.open(ticket(1, lease_bytes=100))
+    assert went_on == ["flow"]
+    assert passes(gate, 30) == 30
+    assert passes(allowances.gates(1)[DOWN], 100) == 70
+    assert allowances.close(0) is None
+    assert allowances.close(1) == LeaseReturned(ACCOUNT, 0)
+    assert sent == [LeaseWanted(ACCOUNT, True), LeaseWanted(ACCOUNT, False)]
+
+
+def test_a_ticket_without_a_lease_brings_nothing_and_wakes_nobody():
+    allowances, sent = stage()
+    allowances.open(ticket(0))
+    went_on = []
+    allowances.gates(0)[UP].wait(went_on.append, "flow")
+    allowances.open(ticket(1))
+    assert passes(allowances.gates(1)[DOWN], 1) == 0
+    assert went_on == []
+    allowances.gates(1)[DOWN].wait(went_on.append, "flow")
+    assert sent == [LeaseWanted(ACCOUNT, True)]  # once, as what was asked for is still to come
+
+
+def test_who_goes_on_without_its_account_gives_back_by_itself():
+    allowances, sent = stage()
+    allowances.open(ticket(0, lease_bytes=100))
+    allowances.open(ticket(1))
+    allowances.leave(0)
+    assert sent == []
+    allowances.leave(1)
+    assert sent == [LeaseReturned(ACCOUNT, 100)]
+    assert allowances.close(1) is None
+
+
+def test_a_lease_for_a_session_that_has_ended_goes_to_the_others_of_its_account_or_back():
+    allowances, sent = stage()
+    late = Regranted(0, ACCOUNT, leased=True, paced=False, lease_bytes=100)
+    allowances.leased(late)
+    assert sent == [LeaseReturned(ACCOUNT, 100)]
+    allowances.open(ticket(1))
+    allowances.leased(late)
+    assert passes(allowances.gates(1)[UP], 200) == 100
 
 
 def test_a_lease_that_comes_too_late_goes_back():
@@ -95,7 +141,7 @@ def test_a_share_is_for_one_direction():
     up.wait(print, "flow")
     down.wait(print, "flow")
     assert sent == [ShareWanted(ACCOUNT, UP), ShareWanted(ACCOUNT, DOWN)]
-    allowances.close(0)
+    assert allowances.close(0) is None
     assert len(sent) == 2
 
 
@@ -155,9 +201,8 @@ def test_a_lease_that_a_reload_brings_holds_for_all_that_are_told_of_it_in_turn(
     assert passes(allowances.gates(0)[UP], 10) == 5
     allowances.open(ticket(1, paced=True))
     assert passes(allowances.gates(1)[UP], 10) == 0
-    for slot in (0, 1):
-        allowances.close(slot)
-    assert [message for message in sent if isinstance(message, LeaseReturned)] == [LeaseReturned(ACCOUNT, 0)]
+    assert [allowances.close(slot) for slot in (0, 1)] == [None, LeaseReturned(ACCOUNT, 0)]
+    assert [message for message in sent if isinstance(message, LeaseReturned)] == []
 
 
 def test_a_lease_that_a_reload_takes_away_goes_back_once():
@@ -171,8 +216,7 @@ def test_a_lease_that_a_reload_takes_away_goes_back_once():
     assert passes(allowances.gates(1)[UP], 10) == 0
     allowances.share(Share(ACCOUNT, UP, 50))
     assert passes(allowances.gates(1)[UP], 10) == 10
-    allowances.close(0)
-    allowances.close(1)
+    assert allowances.close(0) is allowances.close(1) is None
     assert sent == [LeaseReturned(ACCOUNT, 100)]
 
 

@@ -51,7 +51,7 @@ async def test_messages_that_do_not_fit_wait_in_order(sides):
     one, other = sides
     count = 5000
     for number in range(count):
-        one.channel.send(Ended(number, Reason.KILLED, None))
+        one.channel.send(Ended(number, Reason.KILLED, None, None, 0))
     assert [(await other.got.get())[0].slot for _ in range(count)] == list(range(count))
 
 
@@ -79,7 +79,7 @@ async def test_a_side_that_dies_with_messages_unread_is_heard_to_the_end():
     side = Side(ours)
     side.channel.send(MESSAGES[0])  # never read: the kernel then tells of a reset before it tells of what came
     for number in range(3):
-        theirs.send(encode(Ended(number, Reason.KILLED, None)))
+        theirs.send(encode(Ended(number, Reason.KILLED, None, None, 0)))
     theirs.close()
     await side.closed.wait()
     assert [side.got.get_nowait()[0].slot for _ in range(3)] == [0, 1, 2]
@@ -90,7 +90,7 @@ async def test_a_side_that_dies_is_noticed_also_by_who_was_sending_to_it():
     ours, theirs = Channel.pair()
     side = Side(ours)
     side.channel.send(MESSAGES[0])
-    theirs.send(encode(Ended(7, Reason.KILLED, None)))
+    theirs.send(encode(Ended(7, Reason.KILLED, None, None, 0)))
     theirs.close()
     for _ in range(3):
         side.channel.send(MESSAGES[1])  # which takes the error away that reading would have met
@@ -108,7 +108,7 @@ async def test_a_side_that_dies_is_noticed_also_when_sending_met_its_death_first
     # All in one turn of the loop: the sender is woken, and then the channel with an error that sending took away.
     waker.send(b"x")
     for number in range(3):
-        theirs.send(encode(Ended(number, Reason.KILLED, None)))
+        theirs.send(encode(Ended(number, Reason.KILLED, None, None, 0)))
     theirs.close()
     await side.closed.wait()
     assert [side.got.get_nowait()[0].slot for _ in range(3)] == [0, 1, 2]
@@ -121,7 +121,7 @@ async def test_flushing_waits_until_the_other_side_has_taken_everything():
     ours, theirs = Channel.pair()
     side = Side(ours)
     for number in range(5000):
-        side.channel.send(Ended(number, Reason.KILLED, None))
+        side.channel.send(Ended(number, Reason.KILLED, None, None, 0))
     flushing = asyncio.create_task(side.channel.flush())
     await asyncio.sleep(0)
     assert not flushing.done()
@@ -137,7 +137,7 @@ async def test_flushing_to_a_side_that_goes_ends():
     ours, theirs = Channel.pair()
     side = Side(ours)
     for number in range(5000):
-        side.channel.send(Ended(number, Reason.KILLED, None))
+        side.channel.send(Ended(number, Reason.KILLED, None, None, 0))
     flushing = asyncio.create_task(side.channel.flush())
     await asyncio.sleep(0)
     theirs.close()
@@ -149,7 +149,7 @@ async def test_flushing_ends_when_the_channel_is_closed_here():
     ours, theirs = Channel.pair()
     side = Side(ours)
     for number in range(5000):
-        side.channel.send(Ended(number, Reason.KILLED, None))
+        side.channel.send(Ended(number, Reason.KILLED, None, None, 0))
     flushing = asyncio.create_task(side.channel.flush())
     await asyncio.sleep(0)
     side.channel.close()

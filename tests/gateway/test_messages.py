@@ -1,6 +1,7 @@
 import pytest
 
 from portguard.gateway.messages import (
+    VERSION,
     Accepted,
     Admit,
     Ended,
@@ -12,6 +13,7 @@ from portguard.gateway.messages import (
     RoleStanding,
     Standing,
     StandingWanted,
+    Ticket,
     Tried,
     TurnedAway,
     decode,
@@ -29,7 +31,9 @@ MESSAGES = [
     Tried([["10.0.3.7:5432", True]]),
     TurnedAway("ab" * 16, None, None, None, None, None, None, None, Reason.CERTIFICATE_MISSING, "none"),
     Refusal(7, Reason.CONNECT_RATE, "too often", 1.5),
-    Ended(3, Reason.CLIENT_CLOSED, "10.0.3.7:5432"),
+    Ended(3, Reason.CLIENT_CLOSED, "10.0.3.7:5432", None, 0),
+    Ended(3, Reason.CLIENT_CLOSED, None, 5, 1024),
+    Ticket(7, 3, 5, True, False, 1024),
     StandingWanted(7, "corp", "älice", ["dba", "ops"]),
     PastRefusalsWanted(7, "corp", "älice"),
 ]
@@ -50,9 +54,9 @@ def test_past_refusals_come_out_one_by_one():
     assert past_refusals(decode(encode(PastRefusals(7, parts)))) == parts
 
 
-@pytest.mark.parametrize("packet", [b'["Unheard"]', b'["Ended", 3]', b'["Ended", 3, "killed", null, 1]'])
+@pytest.mark.parametrize("packet", [b'["Unheard"]', b'["Ended", 3]', b'["Ended", 3, "killed", null, null, 0, 1]'])
 def test_a_message_of_another_version_is_not_guessed_at(packet):
-    with pytest.raises(ValueError, match="expected a message of version 1"):
+    with pytest.raises(ValueError, match=f"expected a message of version {VERSION}, got"):
         decode(packet)
 
 

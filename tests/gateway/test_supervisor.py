@@ -123,6 +123,22 @@ async def test_a_decision_for_a_worker_that_died_leaves_the_slots_next_session_a
     assert [session.id for session in supervisor._admission.sessions.values()] == ["bb" * 16]
 
 
+@pytest.mark.parametrize("is_returned", [True, False])
+async def test_what_ended_with_a_session_is_leased_to_the_next(supervisor, trail, tmp_path, is_returned):
+    folder = GatewayFolder(tmp_path / "limited")
+    folder.add("policy.toml", '\nquota = ["1MB/day"]\n')
+    supervisor._accounting.configure(build(read_bundle(folder.configuration)).policy, "refuse")
+    one = worker(1)
+    ask(supervisor, one, "aa" * 16)
+    trail.undecided.pop()(True)
+    await asyncio.sleep(0)  # for the ledger to have it
+    account = one.sent[0].account if is_returned else None
+    supervisor._on_message(one, Ended(one.sent[0].slot, "client_closed", None, account, 250_000))
+    ask(supervisor, one, "bb" * 16)
+    trail.undecided.pop()(True)
+    assert [ticket.lease_bytes for ticket in one.sent] == [0, 250_000 if is_returned else 0]
+
+
 async def test_who_was_accepted_before_the_drain_still_gets_in(supervisor, trail):
     one = worker(1)
     supervisor._draining = True
@@ -210,10 +226,10 @@ async def test_who_was_refused_or_cut_finds_out_why_and_nobody_else_does(supervi
     )
     ask(supervisor, one, "bb" * 16)
     trail.undecided.pop()(True)
-    supervisor._on_message(one, Ended(one.sent[0].slot, "killed", None))
+    supervisor._on_message(one, Ended(one.sent[0].slot, "killed", None, None, 0))
     ask(supervisor, one, "cc" * 16)
     trail.undecided.pop()(True)
-    supervisor._on_message(one, Ended(one.sent[1].slot, "client_closed", None))
+    supervisor._on_message(one, Ended(one.sent[1].slot, "client_closed", None, None, 0))
     assert past(supervisor) == [("orders-db", "killed", "bb" * 16), ("orders-db", "no_role", "aa" * 16)]
     assert past(supervisor, "bob") == []
 

@@ -33,6 +33,7 @@ from portguard.gateway.messages import (
     Hello,
     Leased,
     LeaseReturned,
+    LeaseWanted,
     Locked,
     PastRefusal,
     PastRefusals,
@@ -93,6 +94,7 @@ class Supervising:
         ours, self.theirs = Channel.pair()
         self.channel = Channel(ours, on_message=self._on_message, on_closed=lambda: None)
         self.answering = True
+        self.lease_bytes = None  # that come with a ticket; None: its session needs none
         self.said = []
         self._said_more = asyncio.Event()
         self._folder = folder
@@ -126,7 +128,7 @@ class Supervising:
     def ticket(self, connection):
         slot = self._free.pop()
         self._slots.open(slot, 0, 1)
-        return Ticket(connection, slot, 0, leased=False, paced=False)
+        return Ticket(connection, slot, 0, self.lease_bytes is not None, False, self.lease_bytes or 0)
 
     async def hears(self, kind, count=1):
         """The last of `count` messages of that type, once they have come."""
@@ -298,6 +300,60 @@ async def test_a_connection_leaves_nothing_for_the_garbage_collector(worker, sup
         assert [thing for thing in gc.get_objects() if isinstance(thing, TlsSocket)] == []
     finally:
         gc.enable()
+
+
+# Leases that come with tickets, and go with the end.
+
+
+def said_of_leases(supervisor):
+    return [message for message in supervisor.said if isinstance(message, LeaseWanted | LeaseReturned)]
+
+
+async def test_a_short_session_costs_no_message_about_its_lease(worker, supervisor):
+    supervisor.lease_bytes = 1000
+    client, _ = await supervisor.connection()
+    await echoed(client)
+    reset(client)
+    ended = await supervisor.hears(Ended)
+    assert (ended.account, ended.lease_bytes) == (0, 998)
+    assert said_of_leases(supervisor) == []
+
+
+async def test_only_the_last_session_of_an_account_takes_the_lease_with_it(worker, supervisor):
+    supervisor.lease_bytes = 1000
+    first, _ = await supervisor.connection()
+    await echoed(first)
+    supervisor.lease_bytes = 0
+    last, _ = await supervisor.connection()
+    await echoed(last)
+    for client, account, lease_bytes in ((first, None, 0), (last, 0, 996)):
+        reset(client)
+        ended = await supervisor.hears(Ended, 1 + (client is last))
+        assert (ended.account, ended.lease_bytes) == (account, lease_bytes)
+    assert said_of_leases(supervisor) == []
+
+
+async def test_a_session_whose_lease_is_not_there_yet_asks_and_moves_nothing_before(worker, supervisor):
+    supervisor.lease_bytes = 0
+    client, _ = await supervisor.connection()
+    await asyncio.to_thread(client.sendall, b"x")
+    assert await supervisor.hears(LeaseWanted) == LeaseWanted(0, empty=True)
+    (slot,) = worker.live
+    assert worker.slots.cells[worker.slots.base(slot) + RECEIVED] == 0
+    supervisor.channel.send(Leased(0, 100))
+    assert await asyncio.to_thread(client.recv, 10) == b"x"
+
+
+async def test_a_lease_whose_session_never_began_goes_back_with_its_end(worker, supervisor):
+    supervisor.answering, supervisor.lease_bytes = False, 1000
+    _, number = await supervisor.connection()
+    await supervisor.hears(Admit)
+    worker._tasks[number].cancel()
+    await supervisor.hears(Gone)
+    supervisor.channel.send(supervisor.ticket(number))
+    ended = await supervisor.hears(Ended)
+    assert (ended.account, ended.lease_bytes) == (0, 1000)
+    assert said_of_leases(supervisor) == []
 
 
 # Answers that come too late, or with something else.
@@ -841,10 +897,25 @@ async def test_a_session_under_another_kind_of_limit_is_held_until_it_may_go_on(
     for _ in range(20):
         await asyncio.sleep(0.001)
     assert worker.slots.cells[worker.slots.base(slot) + RECEIVED] == 1
-    supervisor.channel.send(Regranted(slot, 5, leased=True, paced=False))
+    supervisor.channel.send(Regranted(slot, 5, leased=True, paced=False, lease_bytes=0))
     supervisor.channel.send(Leased(5, 100))
     assert await asyncio.to_thread(client.recv, 10) == b"held"
     assert worker.slots.cells[worker.slots.base(slot) + RECEIVED] == 5
+
+
+async def test_a_lease_for_a_session_that_ended_before_it_came_goes_back(worker, supervisor, folder):
+    client = await session(supervisor)
+    (slot,) = worker.live
+    folder.add("policy.toml", '\nquota = ["1GB/day"]\n')
+    await apply(supervisor, folder)
+    await supervisor.hears(Regrant)
+    reset(client)
+    ended = await supervisor.hears(Ended)
+    assert (ended.slot, ended.account) == (slot, None)
+    supervisor.channel.send(Regranted(slot, 5, leased=True, paced=False, lease_bytes=0))
+    supervisor.channel.send(Regranted(slot, 6, leased=True, paced=False, lease_bytes=100))
+    assert await supervisor.hears(LeaseReturned) == LeaseReturned(6, 100)
+    assert said_of_leases(supervisor) == [LeaseReturned(6, 100)]
 
 
 async def test_the_end_of_a_grant_is_noticed_by_itself(worker, supervisor, folder, monkeypatch):
@@ -937,5 +1008,5 @@ async def test_a_session_that_is_still_dialling_ends_at_once_with_the_reason(sup
     [slot] = worker._admitted
     supervisor.channel.send(End(slot, "locked"))
     await ends(client)
-    assert await supervisor.hears(Ended) == Ended(slot, "locked", None)
+    assert await supervisor.hears(Ended) == Ended(slot, "locked", None, None, 0)
     assert (worker._admitted, worker._doomed) == ({}, {})

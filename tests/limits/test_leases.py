@@ -32,7 +32,9 @@ class Stage:
         self.leases = Leases(self.accounts, lambda slot: self.moved[slot])
 
     def open(self, slot, worker, owner=ANNA):
-        return self.leases.open(slot, worker, owner, self.now_s)
+        """The first lease, if there is one."""
+        lease = self.leases.open(slot, worker, owner, self.now_s)
+        return [] if lease is None else [lease]
 
     def ask(self, worker, owner=ANNA, *, empty=False):
         return self.leases.ask(worker, owner, self.now_s, empty=empty)
@@ -48,7 +50,7 @@ class Stage:
 
     def use_up(self, slot, worker, owner=ANNA):
         """Take all there is, and move it."""
-        answers = [*self.open(slot, worker, owner)]
+        answers = self.open(slot, worker, owner)
         while self.accounts.left(owner) > 0:
             answers += self.ask(worker, owner)
         self.moved[slot] = sum(sizes(answers))
@@ -320,7 +322,7 @@ def test_a_session_that_comes_from_another_role_brings_nothing_it_moved_there():
     assert s.accounts.account(Owner("free", "staff", "anna")).used == [100] * 4
 
 
-def test_what_a_session_moved_before_the_supervisor_came_to_open_it_counts():
+def test_what_a_session_moved_by_the_time_it_is_opened_counts():
     s = Stage(day(MANY))
     s.moved[0] = s.moved[1] = 70
     s.open(0, W1)

@@ -150,23 +150,26 @@ class LeasesMachine(RuleBasedStateMachine):
     def close(self, session: Session) -> None:
         worker = session.worker
         del self.sessions[session.slot]
-        worker.to_supervisor.append(("ended", session.slot, self.cells[session.slot]))
+        returned = None
         if session.allowance is not None and not self.of(worker, session.owner):
             del worker.allowances[session.owner]
-            worker.to_supervisor.append(("returned", session.owner, session.allowance.take_all()))
+            returned = session.owner, session.allowance.take_all()
+        worker.to_supervisor.append(("ended", session.slot, self.cells[session.slot], returned))
 
     def of(self, worker: Worker, owner: Owner) -> list[Session]:
         return [session for session in self.sessions.values() if (session.worker, session.owner) == (worker, owner)]
 
     def hear(self, worker: Worker) -> None:
         match worker.to_worker.popleft():
-            case ("ticket", slot, owner):
+            case ("ticket", slot, owner, leased):
                 allowance = None
                 if owner != FREE and (allowance := worker.allowances.get(owner)) is None:
                     allowance = worker.allowances[owner] = Allowance(
                         lambda empty: worker.to_supervisor.append(("wanted", owner, empty)), ahead=True
                     )
                 self.sessions[slot] = Session(worker, slot, owner, allowance)
+                if leased:
+                    worker.allowances[owner].add(leased)
             case ("leased", owner, size):
                 if owner in worker.allowances:
                     worker.allowances[owner].add(size)
@@ -187,8 +190,10 @@ class LeasesMachine(RuleBasedStateMachine):
                 self.act(self.leases.ask(worker.number, owner, self.now_s, empty=empty))
             case ("returned", owner, size):
                 self.act(self.leases.give_back(worker.number, owner, size, self.now_s))
-            case ("ended", slot, size):
+            case ("ended", slot, size, returned):
                 self.end(slot, size)
+                if returned is not None:
+                    self.act(self.leases.give_back(worker.number, *returned, self.now_s))
 
     def end(self, slot: int, size: int) -> None:
         assert self.cells[slot] == size
@@ -272,8 +277,12 @@ class LeasesMachine(RuleBasedStateMachine):
         carrier = self.workers[worker % WORKERS]
         slot, self.next_slot = self.next_slot, self.next_slot + 1
         self.cells[slot] = 0
-        carrier.to_worker.append(("ticket", slot, owner))
-        self.act(self.leases.open(slot, carrier.number, owner, self.now_s))
+        lease = self.leases.open(slot, carrier.number, owner, self.now_s)
+        assert lease is None or lease.lease_bytes > 0
+        at_once = lease is not None and lease.safe
+        carrier.to_worker.append(("ticket", slot, owner, lease.lease_bytes if lease is not None and at_once else 0))
+        if lease is not None and not at_once:
+            self.act([lease])
 
     @precondition(lambda self: self.sessions)
     @rule(pick=picks, size=amounts)
@@ -467,8 +476,11 @@ class LeasesMachine(RuleBasedStateMachine):
         somewhere: dict[tuple[Owner, int], int] = defaultdict(int)
         for worker in self.workers:
             for message in (*worker.to_worker, *worker.to_supervisor):
-                if message[0] in ("leased", "returned"):
-                    somewhere[message[1], worker.number] += message[2]
+                match message:
+                    case ("leased" | "returned", owner, size):
+                        somewhere[owner, worker.number] += size
+                    case ("ticket", _, owner, size) | ("ended", _, _, (owner, size)):
+                        somewhere[owner, worker.number] += size
             for owner, allowance in worker.allowances.items():
                 somewhere[owner, worker.number] += allowance.left
         for lease in [lease for _, lease in self.queue if lease] + [lease for lease, _, _ in self.written]:
