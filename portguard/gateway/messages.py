@@ -1,95 +1,105 @@
 """What supervisor and workers say to each other (`channel`).
 
-A packet is one message: a JSON array of the name of the message's type and its fields. Both sides are of one version,
-since the supervisor starts the workers; `Hello` says so all the same, because a supervisor may be replaced under
-workers that finish their sessions.
+A packet is one message: an array of the name of the message's type and its fields, in MessagePack. Both sides are of
+one version, since the supervisor starts the workers; `Hello` says so all the same, because a supervisor may be replaced
+under workers that finish their sessions.
 """
 
-import json
-import typing
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+import msgspec
 
 from portguard.reasons import Reason
 
-VERSION = 2
+VERSION = 3
 
 MOST_ROLES = 10
 """In one `StandingWanted`: its answer has up to eight quotas for each."""
 
 LARGEST_BYTES = 16384
-"""Of a packet: a name of 2048 bytes, 3000 of groups and 200 characters of a message, each escaped, and room."""
+"""Of a packet: a name of 2048 bytes, 3000 of groups and 200 characters of a message, and room."""
+
+Number = Annotated[int, msgspec.Meta(ge=0)]
+"""No negative one: it would count from the end of a list, and take where it should give."""
+
+Direction = Annotated[int, msgspec.Meta(ge=0, le=1)]
+"""0 is from clients, 1 to them."""
+
+
+class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True, gc=False):
+    """What a packet can be, by the name of its class."""
 
 
 # What the supervisor says.
 
 
-class Configure(NamedTuple):
+class Configure(_Message, frozen=True):
     """Work by this configuration from now on. Carries the memory file of the bundle."""
 
 
-class Prepare(NamedTuple):
+class Prepare(_Message, frozen=True):
     """Make ready to work by this configuration. Carries the memory file of the bundle.
 
     `reload` numbers it: an answer that came too late must not be taken for that to the next one.
     """
 
-    reload: int
+    reload: Number
 
 
-class Apply(NamedTuple):
+class Apply(_Message, frozen=True):
     """Work from now on by the configuration that was made ready so, and look at every live session again."""
 
-    reload: int
+    reload: Number
 
 
-class Accepted(NamedTuple):
+class Accepted(_Message, frozen=True):
     """A client has connected. Carries the socket; `listener` counts the listeners in the configuration's order."""
 
-    connection: int
-    listener: int
+    connection: Number
+    listener: Number
     source_address: str
-    source_port: int
+    source_port: Number
 
 
-class Ticket(NamedTuple):
+class Ticket(_Message, frozen=True):
     """The session is admitted. Its bytes are counted in `slot`.
 
     `leased`: it may move only what is leased to its `account`; `paced`: only its share of the account's bandwidth.
     `lease_bytes` are leased to the account with this, as by `Leased`; 0 is no lease, and one may follow.
     """
 
-    connection: int
-    slot: int
-    account: int
+    connection: Number
+    slot: Number
+    account: Number
     leased: bool
     paced: bool
-    lease_bytes: int
+    lease_bytes: Number
 
 
-class Refusal(NamedTuple):
+class Refusal(_Message, frozen=True):
     """The session is not admitted."""
 
-    connection: int
-    reason: str
+    connection: Number
+    reason: Reason
     message: str
     retry_after_s: float | None
 
 
-class End(NamedTuple):
+class End(_Message, frozen=True):
     """The session in `slot` ends now, for `reason`."""
 
-    slot: int
-    reason: str
+    slot: Number
+    reason: Reason
 
 
-class Regranted(NamedTuple):
+class Regranted(_Message, frozen=True):
     """The session in `slot` goes on under other limits; the fields are those of `Ticket`."""
 
-    slot: int
-    account: int
+    slot: Number
+    account: Number
     leased: bool
     paced: bool
-    lease_bytes: int
+    lease_bytes: Number
 
 
 class QuotaStanding(NamedTuple):
@@ -111,10 +121,10 @@ class RoleStanding(NamedTuple):
     quotas: list[QuotaStanding]
 
 
-class Standing(NamedTuple):
+class Standing(_Message, frozen=True):
     """How the identity of a `StandingWanted` stands, in each of its roles."""
 
-    connection: int
+    connection: Number
     roles: list[RoleStanding]
 
 
@@ -128,42 +138,42 @@ class PastRefusal(NamedTuple):
     session: str
 
 
-class PastRefusals(NamedTuple):
+class PastRefusals(_Message, frozen=True):
     """What the identity of a `PastRefusalsWanted` was refused of late, the latest one first."""
 
-    connection: int
+    connection: Number
     refusals: list[PastRefusal]
 
 
-class Leased(NamedTuple):
+class Leased(_Message, frozen=True):
     """The account's sessions may move so many bytes more, in both directions together."""
 
-    account: int
-    lease_bytes: int
+    account: Number
+    lease_bytes: Number
 
 
-class Recalled(NamedTuple):
+class Recalled(_Message, frozen=True):
     """What the account's sessions have not used of their leases is wanted back, even if that is nothing."""
 
-    account: int
+    account: Number
 
 
-class Closed(NamedTuple):
+class Closed(_Message, frozen=True):
     """The account's sessions end now, for `reason`."""
 
-    account: int
-    reason: str
+    account: Number
+    reason: Reason
 
 
-class Share(NamedTuple):
-    """The account's sessions may move so many bytes more in one direction: 0 from clients, 1 to them."""
+class Share(_Message, frozen=True):
+    """The account's sessions may move so many bytes more in one direction."""
 
-    account: int
-    direction: int
-    share_bytes: int
+    account: Number
+    direction: Direction
+    share_bytes: Number
 
 
-class Locked(NamedTuple):
+class Locked(_Message, frozen=True):
     """Whom this names is locked out, until `until_s` since the epoch; None: until further notice. See `LockTarget`."""
 
     kind: Literal["identity", "fingerprint", "serial"]
@@ -172,7 +182,7 @@ class Locked(NamedTuple):
     until_s: int | None
 
 
-class Unlocked(NamedTuple):
+class Unlocked(_Message, frozen=True):
     """Whom this names is not locked out by that any more."""
 
     kind: Literal["identity", "fingerprint", "serial"]
@@ -180,54 +190,54 @@ class Unlocked(NamedTuple):
     value: str
 
 
-class Drain(NamedTuple):
+class Drain(_Message, frozen=True):
     """No more connections will come. End when the last session has."""
 
 
-class Stop(NamedTuple):
+class Stop(_Message, frozen=True):
     """End all sessions now, for `reason`, and then yourself."""
 
-    reason: str
+    reason: Reason
 
 
 # What a worker says.
 
 
-class Hello(NamedTuple):
+class Hello(_Message, frozen=True):
     """The worker is there."""
 
-    version: int
+    version: Number
 
 
-class Configured(NamedTuple):
+class Configured(_Message, frozen=True):
     """The worker works by the configuration that it was sent last."""
 
 
-class Prepared(NamedTuple):
+class Prepared(_Message, frozen=True):
     """The worker is ready to work by the configuration of that reload; or it is not, because of `failure`."""
 
-    reload: int
+    reload: Number
     failure: str | None
 
 
-class Rechecked(NamedTuple):
+class Rechecked(_Message, frozen=True):
     """All live sessions were looked at by the new configuration; those that lost their right are being closed."""
 
-    reload: int
-    closed: int
+    reload: Number
+    closed: Number
 
 
-class Regrant(NamedTuple):
+class Regrant(_Message, frozen=True):
     """The session in `slot` goes on in `role`, another one or under other kinds of limits. It is held meanwhile."""
 
-    slot: int
+    slot: Number
     role: str
 
 
-class Admit(NamedTuple):
+class Admit(_Message, frozen=True):
     """May this session begin? The policy has said yes."""
 
-    connection: int
+    connection: Number
     session: str
     trust: str
     name: str
@@ -241,24 +251,24 @@ class Admit(NamedTuple):
     policy: str  # the revision that has said yes
 
 
-class StandingWanted(NamedTuple):
+class StandingWanted(_Message, frozen=True):
     """How does this identity stand in these roles? At most `MOST_ROLES` of them."""
 
-    connection: int
+    connection: Number
     trust: str
     name: str
     roles: list[str]
 
 
-class PastRefusalsWanted(NamedTuple):
+class PastRefusalsWanted(_Message, frozen=True):
     """What was this identity refused of late?"""
 
-    connection: int
+    connection: Number
     trust: str
     name: str
 
 
-class TurnedAway(NamedTuple):
+class TurnedAway(_Message, frozen=True):
     """Somebody was refused a session, or the handshake. What is not known is None."""
 
     session: str
@@ -269,58 +279,56 @@ class TurnedAway(NamedTuple):
     fingerprint: str | None
     source: str | None
     service: str | None
-    reason: str
+    reason: Reason
     message: str
 
 
-class Gone(NamedTuple):
+class Gone(_Message, frozen=True):
     """The connection ended without becoming a session. `handshake_s` is None when there was no whole handshake."""
 
-    connection: int
+    connection: Number
     handshake_s: float | None
 
 
-class Ended(NamedTuple):
+class LeaseReturned(_Message, frozen=True):
+    """The account's sessions will not use so many bytes of their leases."""
+
+    account: Number
+    lease_bytes: Number
+
+
+class Ended(_Message, frozen=True):
     """The session ended. `upstream` is the address that it reached, None when it reached none.
 
-    `account`: whose last session here it was, and `lease_bytes` are returned of its lease, as by `LeaseReturned`. None:
-    it had no lease, or others go on with it.
+    `returned` is what the last session of an account says besides; None: it was not the last, or had no lease.
     """
 
-    slot: int
-    reason: str
+    slot: Number
+    reason: Reason
     upstream: str | None
-    account: int | None
-    lease_bytes: int
+    returned: LeaseReturned | None
 
 
-class LeaseWanted(NamedTuple):
+class LeaseWanted(_Message, frozen=True):
     """The account's lease is half used, or `empty`: sessions wait."""
 
-    account: int
+    account: Number
     empty: bool
 
 
-class LeaseReturned(NamedTuple):
-    """The account's sessions will not use so many bytes of their leases."""
-
-    account: int
-    lease_bytes: int
-
-
-class ShareWanted(NamedTuple):
+class ShareWanted(_Message, frozen=True):
     """The account's share in one direction is used up, and sessions wait."""
 
-    account: int
-    direction: int
+    account: Number
+    direction: Direction
 
 
-class Beat(NamedTuple):
+class Beat(_Message, frozen=True):
     """The worker's loop turns."""
 
 
-class Tried(NamedTuple):
-    """Which upstreams were dialled of late, and whether the last attempt reached them: [["10.0.3.7:5432", true], …]."""
+class Tried(_Message, frozen=True):
+    """Which upstreams were dialled of late, and whether the last attempt reached them: [("10.0.3.7:5432", True), …]."""
 
     upstreams: list[tuple[str, bool]]
 
@@ -361,42 +369,24 @@ Message = (
     | Beat
     | Tried
 )
-_TYPES = {kind.__name__: kind for kind in typing.get_args(Message)}
-
-_to_json = json.JSONEncoder(separators=(",", ":")).encode
+_encode = msgspec.msgpack.Encoder().encode
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 
 def encode(message: Message) -> bytes:
     """Return the message as a packet. Raises ValueError for one that the other side would not receive whole."""
-    packet = _to_json((type(message).__name__, *message)).encode()
+    packet = _encode(message)
     if len(packet) > LARGEST_BYTES:
         raise ValueError(f"channel: expected a message of at most {LARGEST_BYTES} bytes, got {len(packet)}")
     return packet
 
 
 def decode(packet: bytes) -> Message:
-    """Return the message in a packet. Raises ValueError for one that this version does not know."""
-    tag, *fields = json.loads(packet.decode())
+    """Return the message in a packet. *Fails closed*: raises ValueError unless each field is what this version knows.
+
+    The other side may be a worker that is in somebody else's hands.
+    """
     try:
-        message: Message = _TYPES[tag](*fields)
-    except (KeyError, TypeError):
-        raise ValueError(f"channel: expected a message of version {VERSION}, got {packet[:100]!r}") from None
-    return message
-
-
-def refused(refusal: Refusal) -> tuple[Reason, str, float | None]:
-    """Return the parts of a refusal, its reason as one again."""
-    return Reason(refusal.reason), refusal.message, refusal.retry_after_s
-
-
-def role_standings(standing: Standing) -> list[RoleStanding]:
-    """Return the parts of a standing, each as what it is again."""
-    return [
-        RoleStanding(sessions, wait_s, [QuotaStanding(*quota) for quota in quotas])
-        for sessions, wait_s, quotas in standing.roles
-    ]
-
-
-def past_refusals(past: PastRefusals) -> list[PastRefusal]:
-    """Return the refusals, each as one again."""
-    return [PastRefusal(*refusal) for refusal in past.refusals]
+        return _decoder.decode(packet)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"channel: expected a message of version {VERSION}, got {packet[:100]!r}: {error}") from None

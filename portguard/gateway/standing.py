@@ -125,16 +125,16 @@ class Standings:
         if refusal.trust is None or refusal.name is None:
             return
         identity = Identity(refusal.trust, refusal.name)
-        self._note(identity, refusal.service, Reason(refusal.reason), refusal.message, refusal.session)
+        self._note(identity, refusal.service, refusal.reason, refusal.message, refusal.session)
 
-    def ended(self, account: Account, reason: str) -> None:
+    def ended(self, account: Account, reason: Reason) -> None:
         """A session has ended. What the gateway or a limit ended, or what never reached its service, was refused."""
-        word, session = Reason(reason), account.session
-        if word in _OF_THEIR_OWN:
+        session = account.session
+        if reason in _OF_THEIR_OWN:
             return
         owner = session.owner
-        message = self._why_exhausted(owner) if word is Reason.QUOTA_EXHAUSTED else word.sentence
-        self._note(Identity(owner.trust, owner.name), session.service, word, message, session.id)
+        message = self._why_exhausted(owner) if reason is Reason.QUOTA_EXHAUSTED else reason.sentence
+        self._note(Identity(owner.trust, owner.name), session.service, reason, message, session.id)
 
     def _note(self, identity: Identity, service: str | None, reason: Reason, message: str, session: str) -> None:
         if reason in _OF_UPSTREAMS:

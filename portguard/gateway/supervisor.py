@@ -278,8 +278,8 @@ class Supervisor:
             case Ended():
                 account = self._admission.end(message.slot, time.monotonic_ns())
                 self._accounting.ended(account)
-                if message.account is not None:
-                    self._accounting.on_message(worker.number, LeaseReturned(message.account, message.lease_bytes))
+                if message.returned is not None:
+                    self._accounting.on_message(worker.number, message.returned)
                 self._meter.ended(account, message.reason)
                 self._standings.ended(account, message.reason)
                 self._trail.closed(account, message.reason, message.upstream)

@@ -64,9 +64,6 @@ from portguard.gateway.messages import (
     Tried,
     TurnedAway,
     Unlocked,
-    past_refusals,
-    refused,
-    role_standings,
 )
 from portguard.gateway.setup import Setup
 from portguard.gateway.slots import SlotTable
@@ -184,13 +181,13 @@ class Worker:
         """Ask the supervisor how an identity stands, role by role. Raises Refused when there is no answer, as admit."""
         standing = await self._ask(request)
         assert isinstance(standing, Standing)
-        return role_standings(standing)
+        return standing.roles
 
     async def past_refusals(self, request: PastRefusalsWanted) -> list[PastRefusal]:
         """Ask the supervisor what an identity was refused. Raises Refused when there is no answer, as admit."""
         past = await self._ask(request)
         assert isinstance(past, PastRefusals)
-        return past_refusals(past)
+        return past.refusals
 
     async def _ask(self, request: Admit | StandingWanted | PastRefusalsWanted) -> Ticket | Standing | PastRefusals:
         answer: asyncio.Future[_Answer] = self.loop.create_future()
@@ -207,8 +204,7 @@ class Worker:
         # Not an exception of the future: it would hold this frame, which holds the future, and with them the
         # connection's memory until the garbage collector comes by.
         if isinstance(message, Refusal):
-            reason, text, retry_after_s = refused(message)
-            raise Refused(reason, text, retry_after_s=retry_after_s)
+            raise Refused(message.reason, message.message, retry_after_s=message.retry_after_s)
         return message
 
     def _decline(self, answer: _Answer) -> None:
@@ -254,8 +250,7 @@ class Worker:
         self.live.pop(slot, None)
         reason = self._doomed.pop(slot, reason)
         self._admitted.pop(slot, None)
-        account, lease_bytes = self.allowances.close(slot) or (None, 0)
-        self._channel.send(Ended(slot, reason, upstream, account, lease_bytes))
+        self._channel.send(Ended(slot, reason, upstream, self.allowances.close(slot)))
         self._finish_if_drained()
 
     # What the supervisor says.
@@ -273,7 +268,7 @@ class Worker:
                 else:  # the connection ended, or gave up waiting, while the supervisor decided
                     self._decline(message)
             case End():
-                self._end(message.slot, Reason(message.reason))
+                self._end(message.slot, message.reason)
             case Regranted():
                 if (live := self.live.get(message.slot)) is not None:
                     self.allowances.open(message)
@@ -295,7 +290,7 @@ class Worker:
             case Closed():
                 for slot in self.allowances.refused(message.account):
                     if (live := self.live.get(slot)) is not None:
-                        live.relay.close(Reason(message.reason))
+                        live.relay.close(message.reason)
             case Configure():
                 try:
                     assert descriptor is not None
@@ -307,12 +302,12 @@ class Worker:
                 target = LockTarget(message.kind, message.trust, message.value)
                 self._locks.add(LockRow(target, "", "", 0, message.until_s))
             case Unlocked():
-                self._locks.remove(LockTarget(*message))
+                self._locks.remove(LockTarget(message.kind, message.trust, message.value))
             case Drain():
                 self._draining = True
                 self._finish_if_drained()
             case Stop():
-                self._stop(Reason(message.reason))
+                self._stop(message.reason)
 
     def _end(self, slot: int, reason: Reason) -> None:
         if (live := self.live.get(slot)) is not None:
@@ -342,7 +337,9 @@ class Worker:
         try:
             setup = await asyncio.to_thread(_read_setup, descriptor, self.setup)
         except Exception as error:  # noqa: BLE001  # whatever it is, the configuration cannot come into force here
-            self._channel.send(Prepared(reload, f"{type(error).__name__}: {error}"[:_LONGEST_FAILURE]))
+            # The name of a file may be no text, which no message could carry.
+            failure = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()
+            self._channel.send(Prepared(reload, failure[:_LONGEST_FAILURE]))
         else:
             if reload == self._reload:  # else it took too long, and another one has begun
                 self._prepared = reload, setup

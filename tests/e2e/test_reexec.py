@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import portguard
+from portguard.gateway.messages import VERSION
 from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
 from tests.unharmed import descriptors, echoes, processes, workers
@@ -218,6 +219,20 @@ def test_sigusr2_does_the_same(gateway, program):
     gateway.program.process.send_signal(signal.SIGUSR2)
     gateway.wait_for_log("gateway.take_over .*version=9.9.9")
     echoes(gateway)
+
+
+def test_a_version_whose_workers_ours_would_not_understand_says_that_a_restart_is_needed(gateway, program):
+    path = program / "portguard" / "gateway" / "messages.py"
+    text = path.read_text()
+    assert f"\nVERSION = {VERSION}\n" in text
+    path.write_text(text.replace(f"\nVERSION = {VERSION}\n", f"\nVERSION = {VERSION + 1}\n"))
+    before = processes(gateway)
+    with transfers(gateway, 2):
+        out = run(gateway, "reexec", code=1)
+        assert f"handover: expected protocol {VERSION + 1}, got {VERSION}: a restart is needed" in out
+    assert processes(gateway) == before
+    echoes(gateway)
+    assert "gateway.take_over" not in gateway.log
 
 
 @pytest.mark.parametrize("broken", ["trial", "worker", "configuration"])

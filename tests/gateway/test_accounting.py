@@ -5,12 +5,13 @@ import time
 from dataclasses import replace
 
 import pytest
+from msgspec.structs import astuple
 
 from portguard.errors import ConfigurationError, Refused
 from portguard.gateway import accounting
 from portguard.gateway.accounting import Accounting
 from portguard.gateway.admission import Account, Client, Session
-from portguard.gateway.messages import Leased, LeaseReturned, LeaseWanted, ShareWanted
+from portguard.gateway.messages import Leased, LeaseReturned, LeaseWanted, Regranted, ShareWanted, Ticket
 from portguard.gateway.slots import RECEIVED, SENT, SlotTable
 from portguard.identity.names import Namespace
 from portguard.limits.leases import FIRST_BYTES
@@ -61,7 +62,7 @@ class Books:
         )
 
     def _send(self, worker, message):
-        self.sent.append((worker, type(message).__name__, *message))
+        self.sent.append((worker, type(message).__name__, *astuple(message)))
         self.came.set()
 
     def take_sent(self):
@@ -141,7 +142,7 @@ def empty(account=0):
 async def test_a_ticket_says_what_a_session_may_not_move_unasked(limits, is_leased, is_paced):
     books = Books(limits)
     session = await books.open()
-    assert books.ticket == (7, session.slot, 0, is_leased, is_paced, 0)
+    assert books.ticket == Ticket(7, session.slot, 0, is_leased, is_paced, 0)
     assert bool(books.sent) == is_leased
 
 
@@ -470,7 +471,7 @@ async def test_what_a_session_moved_before_it_went_to_another_role_stays_with_th
     books.move(session, 1000)
     await books.say(0, LeaseReturned(0, books.take_sent()[0][3] - 1000))
     other = replace(session, owner=ALICE._replace(role="other"))
-    assert books.accounting.move(other) == (session.slot, 1, False, False, 0)
+    assert books.accounting.move(other) == Regranted(session.slot, 1, False, False, 0)
     books.move(other, 0, 200)
     books.end(other)
     await books.accounting.stop()

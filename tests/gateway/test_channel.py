@@ -3,12 +3,14 @@ import errno
 import os
 import socket
 
+import msgspec
 import pytest
 
 from portguard.gateway.channel import Channel
 from portguard.gateway.messages import Accepted, Ended, Refusal, StandingWanted, encode
 from portguard.reasons import Reason
 
+UNHEARD = msgspec.msgpack.encode(["Unheard"])
 MESSAGES = [
     Accepted(7, 1, "2001:db8::1", 50000),
     StandingWanted(7, "corp", "älice", ["dba", "ops"]),
@@ -51,7 +53,7 @@ async def test_messages_that_do_not_fit_wait_in_order(sides):
     one, other = sides
     count = 5000
     for number in range(count):
-        one.channel.send(Ended(number, Reason.KILLED, None, None, 0))
+        one.channel.send(Ended(number, Reason.KILLED, None, None))
     assert [(await other.got.get())[0].slot for _ in range(count)] == list(range(count))
 
 
@@ -79,7 +81,7 @@ async def test_a_side_that_dies_with_messages_unread_is_heard_to_the_end():
     side = Side(ours)
     side.channel.send(MESSAGES[0])  # never read: the kernel then tells of a reset before it tells of what came
     for number in range(3):
-        theirs.send(encode(Ended(number, Reason.KILLED, None, None, 0)))
+        theirs.send(encode(Ended(number, Reason.KILLED, None, None)))
     theirs.close()
     await side.closed.wait()
     assert [side.got.get_nowait()[0].slot for _ in range(3)] == [0, 1, 2]
@@ -90,7 +92,7 @@ async def test_a_side_that_dies_is_noticed_also_by_who_was_sending_to_it():
     ours, theirs = Channel.pair()
     side = Side(ours)
     side.channel.send(MESSAGES[0])
-    theirs.send(encode(Ended(7, Reason.KILLED, None, None, 0)))
+    theirs.send(encode(Ended(7, Reason.KILLED, None, None)))
     theirs.close()
     for _ in range(3):
         side.channel.send(MESSAGES[1])  # which takes the error away that reading would have met
@@ -108,7 +110,7 @@ async def test_a_side_that_dies_is_noticed_also_when_sending_met_its_death_first
     # All in one turn of the loop: the sender is woken, and then the channel with an error that sending took away.
     waker.send(b"x")
     for number in range(3):
-        theirs.send(encode(Ended(number, Reason.KILLED, None, None, 0)))
+        theirs.send(encode(Ended(number, Reason.KILLED, None, None)))
     theirs.close()
     await side.closed.wait()
     assert [side.got.get_nowait()[0].slot for _ in range(3)] == [0, 1, 2]
@@ -121,7 +123,7 @@ async def test_flushing_waits_until_the_other_side_has_taken_everything():
     ours, theirs = Channel.pair()
     side = Side(ours)
     for number in range(5000):
-        side.channel.send(Ended(number, Reason.KILLED, None, None, 0))
+        side.channel.send(Ended(number, Reason.KILLED, None, None))
     flushing = asyncio.create_task(side.channel.flush())
     await asyncio.sleep(0)
     assert not flushing.done()
@@ -137,7 +139,7 @@ async def test_flushing_to_a_side_that_goes_ends():
     ours, theirs = Channel.pair()
     side = Side(ours)
     for number in range(5000):
-        side.channel.send(Ended(number, Reason.KILLED, None, None, 0))
+        side.channel.send(Ended(number, Reason.KILLED, None, None))
     flushing = asyncio.create_task(side.channel.flush())
     await asyncio.sleep(0)
     theirs.close()
@@ -149,7 +151,7 @@ async def test_flushing_ends_when_the_channel_is_closed_here():
     ours, theirs = Channel.pair()
     side = Side(ours)
     for number in range(5000):
-        side.channel.send(Ended(number, Reason.KILLED, None, None, 0))
+        side.channel.send(Ended(number, Reason.KILLED, None, None))
     flushing = asyncio.create_task(side.channel.flush())
     await asyncio.sleep(0)
     side.channel.close()
@@ -209,7 +211,7 @@ async def test_a_channel_that_is_closed_while_the_kernel_had_no_room_sends_nothi
 async def test_a_message_that_cannot_be_sent_leaves_the_channel_as_it_was(sides):
     one, other = sides
     with pytest.raises(ValueError, match="expected a message of at most"):
-        one.channel.send(Refusal(7, Reason.DENIED, "é" * 3000, None))
+        one.channel.send(Refusal(7, Reason.DENIED, "é" * 9000, None))
     one.channel.send(MESSAGES[0])
     assert (await other.got.get())[0] == MESSAGES[0]
 
@@ -220,7 +222,7 @@ async def test_a_descriptor_that_comes_with_an_unknown_message_is_closed():
     faults = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context["exception"]))
     near, far = socket.socketpair()
-    socket.send_fds(theirs, [b'["Unheard"]'], [near.fileno()])
+    socket.send_fds(theirs, [UNHEARD], [near.fileno()])
     near.close()
     theirs.send(encode(MESSAGES[-1]))
     await side.got.get()

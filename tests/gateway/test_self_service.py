@@ -12,7 +12,14 @@ from portguard.errors import Refused
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.http_request import ApiRequest
 from portguard.gateway.http_response import RefusedRequest
-from portguard.gateway.messages import MOST_ROLES, PastRefusal, QuotaStanding, RoleStanding
+from portguard.gateway.messages import (
+    MOST_ROLES,
+    PastRefusal,
+    PastRefusalsWanted,
+    QuotaStanding,
+    RoleStanding,
+    StandingWanted,
+)
 from portguard.gateway.self_service import Visitor, answer
 from portguard.gateway.snapshot import build
 from portguard.identity.names import Group, Identity
@@ -162,7 +169,7 @@ async def test_whoami_tells_the_identity_its_certificate_and_its_refusals(ask, s
         ],
     }
     [asked] = supervisor.asked
-    assert asked == (7, "local", "alice")
+    assert asked == PastRefusalsWanted(7, "local", "alice")
 
 
 async def test_whoami_works_without_any_role_and_without_a_source(ask):
@@ -232,7 +239,7 @@ async def test_services_are_those_that_may_be_reached_with_the_limits_of_their_r
         ],
     }
     [asked] = supervisor.asked
-    assert asked == (7, "local", "alice", ["dba", "watch"])
+    assert asked == StandingWanted(7, "local", "alice", ["dba", "watch"])
 
 
 async def test_services_are_told_neither_to_whom_they_are_closed_nor_where_they_are(ask):

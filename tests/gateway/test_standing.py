@@ -20,9 +20,8 @@ from portguard.gateway.messages import (
     Standing,
     StandingWanted,
     TurnedAway,
+    decode,
     encode,
-    past_refusals,
-    role_standings,
 )
 from portguard.gateway.slots import SlotTable
 from portguard.gateway.standing import KEPT, RefusalBook, Standings
@@ -71,7 +70,7 @@ class Desk:
     def stands(self, identity, *roles):
         answer = self.standings.answer(StandingWanted(7, identity.trust, identity.name, list(roles or ["dba"])))
         assert answer.connection == 7
-        return role_standings(decoded(answer))
+        return decoded(answer).roles
 
     def turned_away(self, identity, reason=Reason.NO_ROLE, message="no role has it", service="db", session="ab" * 16):
         who = (identity.trust, identity.name) if identity is not None else (None, None)
@@ -80,17 +79,17 @@ class Desk:
     def ended(self, identity, reason, session="cd" * 16):
         client = Client((), "1f", "cd" * 32, None)
         ended = Account(Session(session, 0, 0, owner(identity), "db", client, (), 0), 1, 2, 3.0, 0.1, None)
-        self.standings.ended(ended, str(reason))
+        self.standings.ended(ended, reason)
 
     def past(self, identity):
         answer = self.standings.answer(PastRefusalsWanted(7, identity.trust, identity.name))
         assert answer.connection == 7
-        return past_refusals(decoded(answer))
+        return decoded(answer).refusals
 
 
 def decoded(message):
     """As it comes out of the channel."""
-    return type(message)(*json.loads(encode(message))[1:])
+    return decode(encode(message))
 
 
 @pytest.fixture

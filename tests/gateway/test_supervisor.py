@@ -16,14 +16,13 @@ from portguard.gateway.messages import (
     Admit,
     End,
     Ended,
+    LeaseReturned,
     Locked,
     PastRefusalsWanted,
     Refusal,
     StandingWanted,
     Ticket,
     TurnedAway,
-    past_refusals,
-    role_standings,
 )
 from portguard.gateway.notify import Notifier
 from portguard.gateway.reloading import InForce
@@ -31,6 +30,7 @@ from portguard.gateway.slots import UPSTREAM, SlotTable
 from portguard.gateway.snapshot import build
 from portguard.gateway.supervisor import Supervisor
 from portguard.observe import log
+from portguard.reasons import Reason
 from tests.gateway_folder import GatewayFolder
 from tests.ledger_double import MemoryLedger
 from tests.peers import until
@@ -132,8 +132,8 @@ async def test_what_ended_with_a_session_is_leased_to_the_next(supervisor, trail
     ask(supervisor, one, "aa" * 16)
     trail.undecided.pop()(True)
     await asyncio.sleep(0)  # for the ledger to have it
-    account = one.sent[0].account if is_returned else None
-    supervisor._on_message(one, Ended(one.sent[0].slot, "client_closed", None, account, 250_000))
+    returned = LeaseReturned(one.sent[0].account, 250_000) if is_returned else None
+    supervisor._on_message(one, Ended(one.sent[0].slot, Reason.CLIENT_CLOSED, None, returned))
     ask(supervisor, one, "bb" * 16)
     trail.undecided.pop()(True)
     assert [ticket.lease_bytes for ticket in one.sent] == [0, 250_000 if is_returned else 0]
@@ -215,21 +215,21 @@ async def test_refusals_are_looked_at_as_time_goes_so_that_old_ones_are_forgotte
 def past(supervisor, name="alice"):
     one = worker(1)
     supervisor._on_message(one, PastRefusalsWanted(7, "local", name))
-    return [(refusal.service, refusal.reason, refusal.session) for refusal in past_refusals(one.sent[0])]
+    return [(refusal.service, refusal.reason, refusal.session) for refusal in one.sent[0].refusals]
 
 
 async def test_who_was_refused_or_cut_finds_out_why_and_nobody_else_does(supervisor, trail):
     one = worker(1)
     supervisor._on_message(
         one,
-        TurnedAway("aa" * 16, "local", "alice", [], "1", "ab", None, "orders-db", "no_role", "no role has it"),
+        TurnedAway("aa" * 16, "local", "alice", [], "1", "ab", None, "orders-db", Reason.NO_ROLE, "no role has it"),
     )
     ask(supervisor, one, "bb" * 16)
     trail.undecided.pop()(True)
-    supervisor._on_message(one, Ended(one.sent[0].slot, "killed", None, None, 0))
+    supervisor._on_message(one, Ended(one.sent[0].slot, Reason.KILLED, None, None))
     ask(supervisor, one, "cc" * 16)
     trail.undecided.pop()(True)
-    supervisor._on_message(one, Ended(one.sent[1].slot, "client_closed", None, None, 0))
+    supervisor._on_message(one, Ended(one.sent[1].slot, Reason.CLIENT_CLOSED, None, None))
     assert past(supervisor) == [("orders-db", "killed", "bb" * 16), ("orders-db", "no_role", "aa" * 16)]
     assert past(supervisor, "bob") == []
 
@@ -264,7 +264,7 @@ async def test_open_sessions_are_told_to_whom_they_belong(supervisor, trail):
     for name, role, expected in [("alice", "dba", 1), ("alice", "other", 0), ("bob", "dba", 0)]:
         supervisor._on_message(one, StandingWanted(7, "local", name, [role]))
         assert one.sent[-1].connection == 7
-        assert [standing.sessions for standing in role_standings(one.sent[-1])] == [expected]
+        assert [standing.sessions for standing in one.sent[-1].roles] == [expected]
 
 
 # Locks.

@@ -12,6 +12,7 @@ import struct
 import time
 import weakref
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives import hashes
 
@@ -315,7 +316,7 @@ async def test_a_short_session_costs_no_message_about_its_lease(worker, supervis
     await echoed(client)
     reset(client)
     ended = await supervisor.hears(Ended)
-    assert (ended.account, ended.lease_bytes) == (0, 998)
+    assert ended.returned == LeaseReturned(0, 998)
     assert said_of_leases(supervisor) == []
 
 
@@ -326,10 +327,10 @@ async def test_only_the_last_session_of_an_account_takes_the_lease_with_it(worke
     supervisor.lease_bytes = 0
     last, _ = await supervisor.connection()
     await echoed(last)
-    for client, account, lease_bytes in ((first, None, 0), (last, 0, 996)):
-        reset(client)
-        ended = await supervisor.hears(Ended, 1 + (client is last))
-        assert (ended.account, ended.lease_bytes) == (account, lease_bytes)
+    reset(first)
+    assert (await supervisor.hears(Ended)).returned is None
+    reset(last)
+    assert (await supervisor.hears(Ended, 2)).returned == LeaseReturned(0, 996)
     assert said_of_leases(supervisor) == []
 
 
@@ -352,7 +353,7 @@ async def test_a_lease_whose_session_never_began_goes_back_with_its_end(worker, 
     await supervisor.hears(Gone)
     supervisor.channel.send(supervisor.ticket(number))
     ended = await supervisor.hears(Ended)
-    assert (ended.account, ended.lease_bytes) == (0, 1000)
+    assert ended.returned == LeaseReturned(0, 1000)
     assert said_of_leases(supervisor) == []
 
 
@@ -474,7 +475,7 @@ async def test_what_is_left_is_asked_of_the_supervisor_for_the_caller_alone(work
     assert [(each["name"], each["limits"]["quotas"][0]["left_bytes"]) for each in document["services"]] == [
         ("orders-db", 60)
     ]
-    assert await supervisor.hears(StandingWanted) == (number, "local", "alice", ["dba"])
+    assert await supervisor.hears(StandingWanted) == StandingWanted(number, "local", "alice", ["dba"])
     client.close()
     await supervisor.hears(Gone)
 
@@ -484,7 +485,7 @@ async def test_whoami_needs_no_role(worker, supervisor):
     status, document = await asyncio.to_thread(get, client, "/v1/whoami")
     assert (status, document["identity"], document["source"]) == (200, "bob", "127.0.0.1")
     assert [refusal["reason"] for refusal in document["refusals"]] == ["killed"]
-    assert await supervisor.hears(PastRefusalsWanted) == (number, "local", "bob")
+    assert await supervisor.hears(PastRefusalsWanted) == PastRefusalsWanted(number, "local", "bob")
     client.close()
 
 
@@ -596,7 +597,7 @@ async def test_a_client_that_came_before_the_options_were_set_has_them_once_it_i
 
 
 async def test_a_message_that_nobody_knows_is_a_fault_and_the_next_one_is_heard(worker, supervisor, lines):
-    supervisor.channel._sock.send(b'["Unheard"]')
+    supervisor.channel._sock.send(msgspec.msgpack.encode(["Unheard"]))
     client, _ = await supervisor.connection()
     await echoed(client)
     client.close()
@@ -788,6 +789,14 @@ async def test_what_cannot_be_made_ready_is_told_and_changes_nothing(both, worke
     await echoed(bob)
 
 
+async def test_a_failure_that_names_what_is_no_text_is_told_all_the_same(worker, supervisor, folder, monkeypatch):
+    def fail(*_):
+        raise OSError("policy-\udce9.toml")
+
+    monkeypatch.setattr(worker_module, "build", fail)
+    assert await prepare(supervisor, folder) == "OSError: policy-\\udce9.toml"
+
+
 async def test_what_was_made_ready_too_late_is_not_taken_for_the_next(both, worker, supervisor, folder, monkeypatch):
     first = asyncio.get_running_loop().create_future()
     make = asyncio.to_thread
@@ -911,7 +920,7 @@ async def test_a_lease_for_a_session_that_ended_before_it_came_goes_back(worker,
     await supervisor.hears(Regrant)
     reset(client)
     ended = await supervisor.hears(Ended)
-    assert (ended.slot, ended.account) == (slot, None)
+    assert (ended.slot, ended.returned) == (slot, None)
     supervisor.channel.send(Regranted(slot, 5, leased=True, paced=False, lease_bytes=0))
     supervisor.channel.send(Regranted(slot, 6, leased=True, paced=False, lease_bytes=100))
     assert await supervisor.hears(LeaseReturned) == LeaseReturned(6, 100)
@@ -1008,5 +1017,5 @@ async def test_a_session_that_is_still_dialling_ends_at_once_with_the_reason(sup
     [slot] = worker._admitted
     supervisor.channel.send(End(slot, "locked"))
     await ends(client)
-    assert await supervisor.hears(Ended) == Ended(slot, "locked", None, None, 0)
+    assert await supervisor.hears(Ended) == Ended(slot, Reason.LOCKED, None, None)
     assert (worker._admitted, worker._doomed) == ({}, {})
