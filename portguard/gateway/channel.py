@@ -24,8 +24,9 @@ _RETRY_S = 0.05
 class Channel:
     """One end of a channel, watched by the running loop.
 
-    `on_message(message, descriptor)` gets each message; it owns the descriptor, which is None when none came.
-    `on_closed()` is called once, when the other side has gone, after the last message that it sent.
+    `on_message(message, descriptor)` gets each message; it owns the descriptor, which is None when none came. Without
+    `takes_descriptors` none comes: the kernel closes those that are sent. `on_closed()` is called once, when the other
+    side has gone, after the last message that it sent.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class Channel:
         *,
         on_message: Callable[[Message, int | None], None],
         on_closed: Callable[[], None],
+        takes_descriptors: bool = True,
     ):
         self._sock = sock
+        self._takes_descriptors = takes_descriptors
         self._on_message = on_message
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
@@ -66,9 +69,9 @@ class Channel:
 
     def send(self, message: Message, descriptor: int | None = None) -> None:
         """Send a message, now or as soon as the other side takes it. Owns the descriptor, and closes it here."""
-        self._queue.append((encode(message), descriptor))
-        if len(self._queue) == 1:
-            self._send_queued()
+        packet = encode(message)
+        if self._queue or not self._sent(packet, descriptor):
+            self._queue.append((packet, descriptor))
 
     async def flush(self) -> None:
         """Wait until all that was sent is on its way. Without end when the other side neither reads nor goes."""
@@ -93,34 +96,35 @@ class Channel:
     def _closed(self) -> bool:
         return self._sock.fileno() < 0
 
-    def _send_queued(self) -> None:
-        while self._queue:
-            packet, descriptor = self._queue[0]
-            try:
-                if descriptor is None:
-                    self._sock.send(packet)
-                else:
-                    self._sock.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.pack(descriptor))])
-            except (BlockingIOError, InterruptedError):
-                self._loop.add_writer(self._sock, self._on_writable)
-                return
-            except OSError as error:
-                if error.errno in _FULL:
-                    # The socket is writable all the same: to wait for that would be to spin.
-                    self._loop.call_later(_RETRY_S, self._on_writable)
-                    return
-                # It has gone, and the reader must know: the error that it would have met was met here.
-                self._broken = True
-            self._queue.popleft()
-            if descriptor is not None:
-                os.close(descriptor)
-        self._tell_flushed()
+    def _sent(self, packet: bytes, descriptor: int | None) -> bool:
+        """Send, unless nobody is there any more; return False when that has to wait for _on_writable()."""
+        try:
+            if descriptor is None:
+                self._sock.send(packet)
+                return True
+            self._sock.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.pack(descriptor))])
+        except (BlockingIOError, InterruptedError):
+            self._loop.add_writer(self._sock, self._on_writable)
+            return False
+        except OSError as error:
+            if error.errno in _FULL:
+                # The socket is writable all the same: to wait for that would be to spin.
+                self._loop.call_later(_RETRY_S, self._on_writable)
+                return False
+            # It has gone, and the reader must know: the error that it would have met was met here.
+            self._broken = True
+        if descriptor is not None:
+            os.close(descriptor)
+        return True
 
     def _on_writable(self) -> None:
         if self._closed:
             return
         self._loop.remove_writer(self._sock)
-        self._send_queued()
+        while self._queue and self._sent(*self._queue[0]):
+            self._queue.popleft()
+        if not self._queue:
+            self._tell_flushed()
 
     def _tell_flushed(self) -> None:
         if self._flushed is not None and not self._flushed.done():
@@ -130,8 +134,15 @@ class Channel:
         if self._closed:
             return
         # One message a turn: most often there is but one, and asking for a second costs more than another turn.
+        descriptor: int | None = None
         try:
-            packet, ancillary, _, _ = self._sock.recvmsg(LARGEST_BYTES, _DESCRIPTOR_SPACE, socket.MSG_CMSG_CLOEXEC)
+            if self._takes_descriptors:
+                packet, ancillary, _, _ = self._sock.recvmsg(LARGEST_BYTES, _DESCRIPTOR_SPACE, socket.MSG_CMSG_CLOEXEC)
+                # With the table of descriptors full, the kernel drops what the packet carried and says nothing.
+                if ancillary:
+                    (descriptor,) = _INT.unpack(ancillary[0][2])
+            else:
+                packet = self._sock.recv(LARGEST_BYTES)
         except (BlockingIOError, InterruptedError):
             return
         except ConnectionResetError:  # it left messages unread; what it sent itself comes after this
@@ -145,8 +156,6 @@ class Channel:
         if self._broken:
             # uvloop reports the error of a socket once and then watches it no more: read on to the end without it.
             self._loop.call_soon(self._on_readable)
-        # With the table of descriptors full, the kernel drops what the packet carried and says nothing.
-        descriptor: int | None = _INT.unpack(ancillary[0][2])[0] if ancillary else None
         try:
             message = decode(packet)
         except ValueError:

@@ -290,6 +290,7 @@ class Workers:
             sock,
             on_message=lambda message, _: self._on_said(worker, message),
             on_closed=lambda: self._on_closed(worker),
+            takes_descriptors=False,  # or a worker in somebody else's hands could use up ours
         )
         for message in self._greeting():
             worker.channel.send(message)

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from portguard.gateway.channel import Channel
-from portguard.gateway.messages import Accepted, Ended, Refusal, StandingWanted, encode
+from portguard.gateway.messages import LARGEST_BYTES, Accepted, Ended, Refusal, StandingWanted, encode
 from portguard.reasons import Reason
 
 UNHEARD = msgspec.msgpack.encode(["Unheard"])
@@ -21,10 +21,12 @@ MESSAGES = [
 class Side:
     """One side of a channel, and what it got."""
 
-    def __init__(self, sock):
+    def __init__(self, sock, **options):
         self.got = asyncio.Queue()
         self.closed = asyncio.Event()
-        self.channel = Channel(sock, on_message=lambda *got: self.got.put_nowait(got), on_closed=self.closed.set)
+        self.channel = Channel(
+            sock, on_message=lambda *got: self.got.put_nowait(got), on_closed=self.closed.set, **options
+        )
 
 
 @pytest.fixture
@@ -49,12 +51,39 @@ async def test_a_descriptor_arrives_with_its_message_and_is_closed_here(sides):
         os.fstat(descriptor)
 
 
+async def test_who_takes_no_descriptors_gets_the_message_and_holds_nothing_of_it_open():
+    ours, theirs = Channel.pair()
+    side, other = Side(ours, takes_descriptors=False), Side(theirs)
+    near, far = socket.socketpair()
+    other.channel.send(MESSAGES[0], near.detach())
+    assert await side.got.get() == (MESSAGES[0], None)
+    far.settimeout(20)
+    assert far.recv(1) == b""
+    far.close()
+    side.channel.close()
+    other.channel.close()
+
+
 async def test_messages_that_do_not_fit_wait_in_order(sides):
     one, other = sides
     count = 5000
     for number in range(count):
         one.channel.send(Ended(number, Reason.KILLED, None, None))
     assert [(await other.got.get())[0].slot for _ in range(count)] == list(range(count))
+
+
+async def test_what_is_sent_while_others_wait_does_not_overtake_them():
+    ours, theirs = Channel.pair()
+    side = Side(ours)
+    for number in range(2000):
+        side.channel.send(Ended(number, Reason.KILLED, None, None))
+    for _ in range(100):  # there is room again, which the loop has not heard of yet
+        theirs.recv(LARGEST_BYTES)
+    side.channel.send(Ended(2000, Reason.KILLED, None, None))
+    other = Side(theirs)
+    assert [(await other.got.get())[0].slot for _ in range(1901)] == list(range(100, 2001))
+    side.channel.close()
+    other.channel.close()
 
 
 async def test_the_other_side_learns_of_the_end_after_the_last_message(sides):

@@ -252,6 +252,16 @@ async def test_what_is_not_about_the_process_is_passed_on(workers, processes, to
     assert told.all("message") == [[0, Gone(7, None)]]
 
 
+async def test_a_worker_cannot_make_us_hold_descriptors(workers, processes, told):
+    workers.start(1)
+    near, far = socket.socketpair()
+    processes[0].channel.send(Gone(7, None), near.detach())
+    await told.until(lambda: told.all("message"))
+    far.settimeout(_PATIENCE_S)
+    assert far.recv(1) == b""
+    far.close()
+
+
 async def test_all_are_told(workers, processes):
     workers.start(2)
     workers.tell(Stop("killed"))
