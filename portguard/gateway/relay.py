@@ -170,7 +170,8 @@ class Relay:
         source, gate = flow.source, flow.gate
         try:
             data = source.read(flow.limit if gate is None else gate.clip(flow.limit))
-            broken = source.broken()
+            # A reset takes nothing from a good end: who has said all and closes with something unread resets too.
+            broken = not source.eof and source.broken()
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -301,7 +302,8 @@ class Relay:
         source = flow.source
         try:
             source.read(_READ_FIRST)
-            source.broken()
+            if not source.eof:
+                source.broken()
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:

@@ -9,6 +9,8 @@ from tests.relayed import LARGE, SMALL, arrived, each_combination, each_kind, no
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])
 
+_TCP_CLOSE = 7  # of Linux's tcp_states.h
+
 
 # Ends that are not meant as such.
 
@@ -135,6 +137,26 @@ async def test_a_reset_after_both_ends_were_good_takes_nothing_away(kind: Kind) 
         await s.upstream.send(b"to nobody")
         await s.upstream.finish()
         assert await s.reason() is Reason.CLIENT_CLOSED
+
+
+@pytest.mark.parametrize("length", [100, 2000])  # of a short record and of one with which the end is read at once
+@pytest.mark.parametrize("notified", [True, False])
+async def test_a_reset_after_close_notify_does_not_unsay_it(length: int, notified: bool) -> None:
+    """Who has sent all and closes without reading an answer resets the connection. Without close_notify it was cut."""
+    async with session("tls", "plain") as s:
+        await s.client.send(noise(length))
+        if notified:
+            await s.client.finish()
+        s.client.reset()
+        await until(lambda: s.client_end.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE)
+        s.start()
+        received, ending = await s.upstream.receive_all()
+        assert ending == ("end" if notified else "reset")
+        assert noise(length).startswith(received)  # a reset may overtake what was passed on
+        assert received == noise(length) or not notified
+        if notified:
+            await s.upstream.finish()
+        assert await s.reason() is (Reason.CLIENT_CLOSED if notified else Reason.CLIENT_RESET)
 
 
 @each_kind
