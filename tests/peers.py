@@ -16,6 +16,7 @@ import ssl
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from portguard.client.tls_end import BufferedTlsEnd
@@ -220,11 +221,12 @@ def connected(
     sndbuf: int | None = None,
     rcvbuf: int | None = None,
     family: int = socket.AF_INET,
+    keys: Path | None = None,
 ) -> tuple[End, Peer]:
     """An end, and the peer at the other side of it, which is the client or the upstream.
 
     `ahead` came with the last message of the peer's handshake and is in the end already; `ahead_end` likewise says
-    that the peer's close_notify was there too.
+    that the peer's close_notify was there too. A client's keys are logged to `keys`.
     """
     near, far = connected_sockets(sndbuf=sndbuf, rcvbuf=rcvbuf, family=family)
     if kind == "plain":
@@ -233,7 +235,10 @@ def connected(
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     if role == "client":
         context, name = server_contexts().by_name, None
-        tls = _client_context().wrap_bio(incoming, outgoing, server_hostname=NAME)
+        client_context = _client_context() if keys is None else pki().client_context()
+        if keys is not None:
+            client_context.keylog_filename = str(keys)
+        tls = client_context.wrap_bio(incoming, outgoing, server_hostname=NAME)
     else:
         context, name = _client_context(), NAME
         tls = _upstream_context().wrap_bio(incoming, outgoing, server_side=True)

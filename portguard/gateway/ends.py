@@ -15,6 +15,7 @@ from collections import deque
 from itertools import islice
 from socket import SO_ERROR, SOL_SOCKET
 
+from portguard.gateway.read_watch import read_watch
 from portguard.tls.tls_socket import RECORD, TlsSocket
 
 READ_MAX = 512 * 1024
@@ -150,18 +151,22 @@ class PlainEnd(End):
 class TlsEnd(End):
     """An end whose bytes travel as TLS records. Its handshake is complete."""
 
-    __slots__ = ("_notifies", "_read", "_tls", "_write")
+    __slots__ = ("_notifies", "_read", "_tls", "_watch", "_write")
 
     def __init__(self, sock: TlsSocket):
         super().__init__(sock)
         self._tls = sock
         self._read = sock.read_record
         self._write = sock.write_records
+        self._watch = read_watch()
         self._notifies = True  # close_notify is still to be said at the end
 
     def read(self, limit: int) -> memoryview:
         """See End.read; of plaintext, up to a record more. A protocol error by the peer is reported as ECONNABORTED."""
         read, total = self._read, 0
+        watch = self._watch
+        watch.reads += 1
+        watch.reading = self
         try:
             while total < limit:
                 if self.backlog is not None:
@@ -185,6 +190,8 @@ class TlsEnd(End):
             if not total:
                 raise
             self._break(error.with_traceback(None))
+        finally:
+            watch.reading = None
         return _buffer[:total]
 
     def _check_open(self) -> None:

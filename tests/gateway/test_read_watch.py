@@ -1,0 +1,63 @@
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from portguard.gateway import ends
+from portguard.gateway.ends import End
+from portguard.gateway.handshake import readable
+from portguard.gateway.read_watch import ReadWatch
+from tests.key_updates import KeyUpdates
+from tests.peers import PATIENCE_S, TlsPeer
+from tests.relayed import Connect
+
+pytestmark = pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])
+
+_ENDLESS = 60_000  # OpenSSL needs half a second for so many, if nobody keeps it from them
+
+
+@pytest.fixture
+def flooded(connect: Connect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[int], End]:
+    """`flooded(count)` is an end whose peer sends `count` KeyUpdates, and then "hello"."""
+    watch = ReadWatch(0.02)  # a strict one, so that less has to be sent
+    monkeypatch.setattr(ends, "read_watch", lambda: watch)
+
+    def flood(count: int) -> End:
+        end, peer = connect("tls", "client", keys=tmp_path / "keys")
+        assert isinstance(peer, TlsPeer)
+        updates = KeyUpdates(peer.tls, tmp_path / "keys")
+        records = b"".join(updates.records(count)) + updates.data(b"hello")
+        peer.sock.setblocking(True)
+        asyncio.get_running_loop().run_in_executor(None, _send, peer.sock, records)
+        return end
+
+    return flood
+
+
+def _send(sock: socket.socket, records: bytes) -> None:
+    with contextlib.suppress(OSError):  # it is reset
+        sock.sendall(records)
+
+
+async def read(end: End) -> bytes:
+    async with asyncio.timeout(PATIENCE_S):
+        while not (data := bytes(end.read(65536))):
+            await readable(end.sock)
+    return data
+
+
+async def test_who_has_a_read_go_on_for_ever_is_cut_off(flooded: Callable[[int], End]) -> None:
+    end = flooded(_ENDLESS)
+    with pytest.raises(ConnectionAbortedError, match="records without any") as failure:
+        await read(end)
+    assert failure.value.errno == errno.ECONNABORTED
+
+
+async def test_who_changes_keys_in_reason_is_not(flooded: Callable[[int], End]) -> None:
+    end = flooded(100)
+    assert await read(end) == b"hello"
+    assert end.failure is None
