@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 _HANDSHAKE, _APPLICATION_DATA = 22, 23
-_NOT_REQUESTED = bytes([24, 0, 0, 1, 0])
+_KEY_UPDATE = bytes([24, 0, 0, 1])
 
 
 class KeyUpdates:
@@ -23,10 +23,10 @@ class KeyUpdates:
         [secret] = [line.split()[2] for line in keys.read_text().splitlines() if line.startswith("CLIENT_TRAFFIC_S")]
         self._secret = bytes.fromhex(secret)
 
-    def records(self, count: int) -> Iterator[bytes]:
-        """Yield `count` of them, none of which asks for an answer."""
+    def records(self, count: int, *, ask: bool = False) -> Iterator[bytes]:
+        """Yield `count` of them; `ask` that the other side change its keys too."""
         for _ in range(count):
-            yield self.record(_HANDSHAKE, _NOT_REQUESTED)
+            yield self.record(_HANDSHAKE, _KEY_UPDATE + bytes([ask]))
             self._secret = _expand(self._secret, b"traffic upd", 48)
 
     def record(self, kind: int, content: bytes) -> bytes:

@@ -217,11 +217,12 @@ async def session(
     assert not any(cells)
 
 
-def _unread(sock: socket.socket) -> int:
+def unread(sock: socket.socket) -> int:
+    """How many bytes the kernel holds for `sock` to read."""
     count: int = struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, b"\0" * 4))[0]
     return count
 
 
 async def arrived(sock: socket.socket, count: int) -> None:
     """Wait until the kernel holds `count` bytes for `sock` to read."""
-    await until(lambda: _unread(sock) >= count)
+    await until(lambda: unread(sock) >= count)

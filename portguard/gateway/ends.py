@@ -33,6 +33,10 @@ class TruncatedError(ConnectionError):
     """The connection ended without the close_notify that TLS ends with: what was meant to follow is unknown."""
 
 
+class WriteFirstError(BlockingIOError):
+    """Nothing can be read before the backlog is out."""
+
+
 class End:
     """A connected, non-blocking socket, and what still has to be sent on it."""
 
@@ -49,7 +53,8 @@ class End:
         """Read what came, at most `limit` bytes off the socket; sets `eof`, and `failure`, when nothing will follow.
 
         The answer may be empty without `eof`, when what came completes nothing. Raises BlockingIOError when it is sure
-        that nothing came; and, when not even one byte came before it, TruncatedError or another OSError.
+        that nothing came, WriteFirstError when nothing can come yet; and, when not even one byte came before it,
+        TruncatedError or another OSError.
         """
         raise NotImplementedError
 
@@ -183,9 +188,14 @@ class TlsEnd(End):
         except ssl.SSLZeroReturnError:  # close_notify, when our own was sent before
             self._ended()
         except ssl.SSLError as error:
-            if not total:
+            if isinstance(error, ssl.SSLWantWriteError) and self.backlog is not None:
+                # The peer asked for new keys, the word that they change has not gone out, and OpenSSL wants that first.
+                if not total:
+                    raise WriteFirstError from None
+            elif not total:
                 raise self._failed(error) from None
-            self._break(self._failed(error))
+            else:
+                self._break(self._failed(error))
         except OSError as error:
             if not total:
                 raise

@@ -8,6 +8,8 @@ Each way, a flow, goes through these states; nothing but the table's events move
     PAUSED    the sink took the rest                  OPEN       the source is read again
     OPEN      its allowance is used up                WAITING    the source is not read, what was read is held
     WAITING   there is an allowance again             OPEN       what was held goes first
+    OPEN      the source takes its own backlog first  BLOCKED    the source is not read
+    BLOCKED   that backlog is out                     OPEN       the source is read again
     OPEN      the source finished                     FINISHED   the sink is told once its backlog is out
     OPEN      writing to the sink failed              BROKEN     the sink's own flow goes on: what it sent is wanted
     PAUSED    flushing to the sink failed             BROKEN     likewise
@@ -24,7 +26,7 @@ import asyncio
 import time
 from collections.abc import Callable, MutableSequence, MutableSet
 
-from portguard.gateway.ends import READ_MAX, End, TruncatedError
+from portguard.gateway.ends import READ_MAX, End, TruncatedError, WriteFirstError
 from portguard.gateway.gates import Gate, unlimited
 from portguard.gateway.lingering import Lingering
 from portguard.gateway.slots import ACTIVITY, RECEIVED, SENT
@@ -33,7 +35,7 @@ from portguard.reasons import Reason
 # How much is read at a time: little until a flow proves to be bulk, since a sink that blocks makes it backlog.
 _READ_FIRST = 64 * 1024
 
-_OPEN, _WAITING, _PAUSED, _FINISHED, _BROKEN = range(5)
+_OPEN, _WAITING, _BLOCKED, _PAUSED, _FINISHED, _BROKEN = range(6)
 
 _NS = 1_000_000_000
 
@@ -172,6 +174,10 @@ class Relay:
             data = source.read(flow.limit if gate is None else gate.clip(flow.limit))
             # A reset takes nothing from a good end: who has said all and closes with something unread resets too.
             broken = not source.eof and source.broken()
+        except WriteFirstError:
+            flow.state = _BLOCKED
+            self._block(flow)
+            return
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -180,6 +186,19 @@ class Relay:
         if broken:
             self._loop.call_soon(self._watch_again, flow)
         self._deliver(flow, data)
+
+    def _block(self, flow: _Flow) -> None:
+        """Read the source no more until its backlog is out: it would stay readable for ever."""
+        self._loop.remove_reader(flow.source.sock)
+        self._loop.add_writer(flow.source.sock, self._on_writable, flow.back)
+
+    def _unblock(self, flow: _Flow) -> None:
+        if self.ended:
+            return
+        if flow.state == _BLOCKED:
+            self._open(flow)
+        elif flow.state == _BROKEN and not flow.source.eof:
+            self._loop.add_reader(flow.source.sock, self._on_unwanted, flow)
 
     def _watch_again(self, flow: _Flow) -> None:
         """Go on reading what came before a connection broke.
@@ -201,7 +220,7 @@ class Relay:
     def _deliver(self, flow: _Flow, data: memoryview) -> None:
         count = len(data)
         source, sink = flow.source, flow.sink
-        if source.backlog and flow.back.state <= _WAITING:  # a greeting that is not out yet, or an answer of TLS's own
+        if source.backlog and flow.back.state < _PAUSED:  # a greeting that is not out yet, or an answer of TLS's own
             self._loop.add_writer(source.sock, self._on_writable, flow.back)
         if count and flow.gate is not None:
             data = flow.gate.take(data)
@@ -255,6 +274,7 @@ class Relay:
         self._loop.add_writer(flow.sink.sock, self._on_writable, flow)
 
     def _on_writable(self, flow: _Flow) -> None:
+        back = flow.back
         try:
             flow.sink.flush()
         except OSError as error:
@@ -267,6 +287,7 @@ class Relay:
         self._loop.remove_writer(flow.sink.sock)
         if flow.state == _PAUSED:
             self._open(flow)
+        self._unblock(back)
         self._end_if_over()
 
     # What ends a flow, and the session.
@@ -288,6 +309,7 @@ class Relay:
         self._end_if_over()
 
     def _sink_failed(self, flow: _Flow, error: OSError) -> None:
+        back = flow.back
         if flow.state == _OPEN:
             self._loop.remove_reader(flow.source.sock)
         self._loop.remove_writer(flow.sink.sock)
@@ -297,6 +319,7 @@ class Relay:
         if not self.ended and not flow.source.eof:
             # Who is stuck with sending this may take nothing either, and what is left for it would never get out.
             self._loop.add_reader(flow.source.sock, self._on_unwanted, flow)
+        self._unblock(back)  # there is nothing left to take
 
     def _on_unwanted(self, flow: _Flow) -> None:
         source = flow.source
@@ -304,6 +327,9 @@ class Relay:
             source.read(_READ_FIRST)
             if not source.eof:
                 source.broken()
+        except WriteFirstError:
+            self._block(flow)
+            return
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -313,7 +339,7 @@ class Relay:
             self._source_failed(flow, source.failure)
         elif source.eof:
             self._loop.remove_reader(source.sock)
-        elif source.backlog and flow.back.state <= _WAITING:
+        elif source.backlog and flow.back.state < _PAUSED:
             self._loop.add_writer(source.sock, self._on_writable, flow.back)
 
     def _over(self, flow: _Flow, state: int, reason: Reason) -> None:

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 
 from portguard.gateway import ends
-from portguard.gateway.ends import End, PlainEnd, TlsEnd, TruncatedError
+from portguard.gateway.ends import End, PlainEnd, TlsEnd, TruncatedError, WriteFirstError
 from portguard.gateway.handshake import handshake, readable
 from portguard.gateway.lingering import Lingering
 from portguard.gateway.relay import Relay
 from portguard.reasons import Reason
 from portguard.tls.tls_socket import wrap
 from tests.conftest import RealProgram
-from tests.peers import PATIENCE_S, Kind, Peer, connected_sockets, pki, server_contexts, until
+from tests.key_updates import KeyUpdates
+from tests.peers import PATIENCE_S, Kind, Peer, TlsPeer, connected_sockets, pki, server_contexts, until
 from tests.relayed import LARGE, SMALL, Connect, arrived, each_kind, each_kind_of_tls, flushed, noise, written
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])
@@ -376,6 +377,46 @@ async def test_a_key_update_is_answered_and_bytes_go_on(real_program: RealProgra
             await until(lambda: ended)
             await client.wait()
             await until(lambda: not lingering)
+
+
+async def test_new_keys_that_are_asked_for_while_nothing_can_be_sent_break_nothing(
+    connect: Connect, tmp_path: Path
+) -> None:
+    """Until the answer is out OpenSSL reads nothing. TCP may take a part; a unix socket takes a record or does not."""
+    end, peer = connect("tls", "client", keys=tmp_path / "keys", family=socket.AF_UNIX)
+    assert isinstance(peer, TlsPeer)
+    updates = KeyUpdates(peer.tls, tmp_path / "keys")
+    record, sent, received = noise(1000), 0, b""
+
+    async def receive_some() -> None:
+        """Of the first, one record, which makes room for one more and no others."""
+        nonlocal received
+        peer._incoming.write(await Peer.receive(peer, len(record) + 22))
+        with contextlib.suppress(ssl.SSLWantReadError):
+            while True:
+                received += peer.tls.read(READ)
+
+    while written(end, record) == 0:
+        sent += 1
+    sent += 1
+    await receive_some()
+    end.flush()
+    assert not end.backlog
+    await Peer.send(peer, b"".join(updates.records(1, ask=True)))
+    await arrived(end.sock, 27)
+    assert bytes(end.read(READ)) == b""
+    assert written(end, record) > 0
+    sent += 1
+    await Peer.send(peer, updates.data(b"hello"))
+    with pytest.raises(WriteFirstError):
+        end.read(READ)
+    while end.backlog:
+        await receive_some()
+        end.flush()
+    assert bytes(end.read(READ)) == b"hello"
+    while len(received) < len(record) * sent:
+        await receive_some()
+    assert received == record * sent
 
 
 # Secrets.

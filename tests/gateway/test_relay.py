@@ -4,12 +4,12 @@ from collections import deque
 
 import pytest
 
-from portguard.gateway.ends import READ_MAX, PlainEnd
+from portguard.gateway.ends import READ_MAX, End, PlainEnd, TlsEnd, WriteFirstError
 from portguard.gateway.lingering import Lingering
 from portguard.gateway.relay import Relay
 from portguard.reasons import Reason
 from tests.peers import Kind, Peer, connected_sockets, until
-from tests.relayed import SMALL, Session, arrived, each_combination, each_kind, noise, session
+from tests.relayed import SMALL, Session, arrived, each_combination, each_kind, noise, session, unread
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])
 
@@ -398,3 +398,62 @@ async def test_an_answer_of_tls_is_sent_once_there_is_room_although_nobody_says_
             received += await Peer.receive(s.client)
         assert received == ANSWER
         s.relay.close(Reason.KILLED)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[End]:
+    """Ends that were read while they had a backlog: as if all peers wanted new keys, and had not got the answer."""
+    asked: list[End] = []
+    read = TlsEnd.read
+
+    def read_after_backlog(end: TlsEnd, limit: int) -> memoryview:
+        if end.backlog:
+            asked.append(end)
+            raise WriteFirstError
+        return read(end, limit)
+
+    monkeypatch.setattr(TlsEnd, "read", read_after_backlog)
+    return asked
+
+
+async def test_a_client_that_must_take_something_first_is_not_asked_again_and_again(asked: list[End]) -> None:
+    async with session("tls", "plain", client_buffers=SMALL) as s:
+        s.start()
+        await s.fill(s.upstream)
+        await s.client.send(b"question")
+        await until(lambda: asked)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert asked == [s.client_end]
+        receiving = asyncio.create_task(s.client.receive_all(), name="receive")
+        assert await s.upstream.receive_exactly(8) == b"question"
+        s.relay.close(Reason.KILLED)
+        await s.stop_sending()
+        await receiving
+
+
+async def test_nor_is_one_whose_bytes_nobody_wants_any_more(asked: list[End]) -> None:
+    async with session("tls", "plain", client_buffers=SMALL) as s:
+        s.start()
+        s.relay._sink_failed(s.relay._up, BrokenPipeError())
+        await s.fill(s.upstream)
+        await s.client.send(b"question")
+        await until(lambda: asked)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert asked == [s.client_end]
+        receiving = asyncio.create_task(s.client.receive_all(), name="receive")
+        await until(lambda: len(asked) > 1 or not unread(s.client_end.sock))
+        s.relay.close(Reason.KILLED)
+        await s.stop_sending()
+        await receiving
+
+
+async def test_a_client_that_must_take_something_first_and_resets_ends_the_session(asked: list[End]) -> None:
+    async with session("tls", "plain", client_buffers=SMALL) as s:
+        s.start()
+        await s.fill(s.upstream)
+        await s.client.send(b"question")
+        await until(lambda: asked)
+        s.client.reset()
+        assert await s.reason() is Reason.CLIENT_RESET
