@@ -202,6 +202,8 @@ class TlsEnd(End):
             self._break(error.with_traceback(None))
         finally:
             watch.reading = None
+            if watch.cutting:
+                watch.wait()
         return _buffer[:total]
 
     def _check_open(self) -> None:

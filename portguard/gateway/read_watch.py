@@ -27,14 +27,16 @@ class Reader(Protocol):
 
 
 class ReadWatch:
-    """Watches the reads of the thread that makes it. Before each, `reads` is raised and `reading` set; then it is None.
+    """Watches the reads of the thread that makes it, which calls wait() after each if `cutting`.
 
-    It keeps nothing that it watches alive.
+    Before each, `reads` is raised and `reading` set; after it that is None. It keeps nothing that it watches alive.
     """
 
     def __init__(self, longest_read_s: float = LONGEST_READ_S):
         self.reads = 0
         self.reading: Reader | None = None
+        self.cutting = False
+        self._cut = threading.Lock()
         self._longest_read_s = longest_read_s
         self._before = 0  # the number of the read at the last look
         self._since_s = 0.0
@@ -53,7 +55,16 @@ class ReadWatch:
         if reading is None or reads != self._before:
             self._before, self._since_s = reads, now_s
         elif now_s - self._since_s > self._longest_read_s / 2:
-            self._end(reading)
+            with self._cut:
+                self.cutting = True
+                if self.reading is reading and self.reads == reads:
+                    self._end(reading)
+                self.cutting = False
+
+    def wait(self) -> None:
+        """Wait for the end of a cut: else its descriptor could by then be another connection's."""
+        with self._cut:
+            pass
 
     def _end(self, reader: Reader) -> None:
         reader.failure = ConnectionAbortedError(errno.ECONNABORTED, _MESSAGE)

@@ -2,10 +2,12 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from portguard.gateway import ends
 from portguard.gateway.ends import End
@@ -61,3 +63,56 @@ async def test_who_changes_keys_in_reason_is_not(flooded: Callable[[int], End]) 
     end = flooded(100)
     assert await read(end) == b"hello"
     assert end.failure is None
+
+
+class Stuck:
+    """A reader in the middle of a read."""
+
+    def __init__(self, sock: socket.socket):
+        self.sock = sock
+        self.failure: OSError | None = None
+
+
+@pytest_asyncio.fixture
+async def stuck(connect: Connect) -> tuple[ReadWatch, Stuck]:
+    """A watch that looks by itself only in an hour, and a reader that it has seen at it once."""
+    watch, reader = ReadWatch(3600.0), Stuck(connect("plain", "client")[0].sock)
+    watch.reads, watch.reading = 1, reader
+    watch._look(0.0)
+    watch._look(1.0)
+    assert reader.failure is None
+    return watch, reader
+
+
+async def test_a_read_that_has_ended_meanwhile_is_not_cut(stuck: tuple[ReadWatch, Stuck]) -> None:
+    watch, reader = stuck
+
+    @contextlib.contextmanager
+    def ended() -> Iterator[None]:
+        watch.reading = None
+        yield
+
+    watch._cut = ended()  # type: ignore[assignment]  # what is used of a lock
+    watch._look(3600.0)
+    assert reader.failure is None
+    assert not watch.cutting
+
+
+async def test_a_read_that_ends_while_it_is_cut_waits_for_that(
+    stuck: tuple[ReadWatch, Stuck], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch, _ = stuck
+    waiting = threading.Thread(target=watch.wait, name="the loop's")
+    seen: list[bool] = []
+
+    def end(_reader: Stuck) -> None:
+        waiting.start()
+        waiting.join(0.05)
+        seen.extend((watch.cutting, waiting.is_alive()))
+
+    monkeypatch.setattr(watch, "_end", end)
+    watch._look(3600.0)
+    waiting.join(PATIENCE_S)
+    assert seen == [True, True]
+    assert not waiting.is_alive()
+    assert not watch.cutting
