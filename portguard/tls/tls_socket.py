@@ -105,23 +105,23 @@ class _Diversion:
     """Descriptors that stand in for a connection's for a moment. All are made ahead: there may be none left later."""
 
     def __init__(self) -> None:
-        self._inside, self._outside = socket.socketpair()
-        self._inside.setblocking(False)
-        self._outside.setblocking(False)
-        self._kept = os.dup(self._inside.fileno())
+        inside, outside = socket.socketpair()
+        inside.setblocking(False)
+        outside.setblocking(False)
+        self._inside, self._outside = inside.detach(), outside.detach()
+        self._kept = os.dup(self._inside)
 
     def heard(self, descriptor: int, speak: Callable[[], None]) -> bytes:
         """Return what `speak` writes to `descriptor`, which reaches nobody; there is nothing for it to read."""
-        inside = self._inside.fileno()
         os.dup2(descriptor, self._kept, inheritable=False)
-        os.dup2(inside, descriptor, inheritable=False)
+        os.dup2(self._inside, descriptor, inheritable=False)
         try:
             speak()
         finally:
             os.dup2(self._kept, descriptor, inheritable=False)
-            os.dup2(inside, self._kept, inheritable=False)  # or the connection would stay open after its socket
+            os.dup2(self._inside, self._kept, inheritable=False)  # or the connection would stay open after its socket
         try:
-            return self._outside.recv(_LONGEST_NOTICE)
+            return os.read(self._outside, _LONGEST_NOTICE)
         except BlockingIOError:
             return b""
 
