@@ -18,7 +18,7 @@ from socket import SO_ERROR, SOL_SOCKET
 from portguard.gateway.read_watch import read_watch
 from portguard.tls.tls_socket import RECORD, TlsSocket
 
-READ_MAX = 512 * 1024
+READ_MAX = 256 * 1024
 _buffer = memoryview(bytearray(READ_MAX + RECORD))
 
 # A record shorter than that is most often the last one here, and to ask OpenSSL for another costs more than an event.
@@ -168,20 +168,20 @@ class TlsEnd(End):
 
     def read(self, limit: int) -> memoryview:
         """See End.read; of plaintext, up to a record more. A protocol error by the peer is reported as ECONNABORTED."""
-        read, total = self._read, 0
+        read, buffer, total = self._read, _buffer, 0
+        owes = self.backlog is not None
         watch = self._watch
         watch.reads += 1
         watch.reading = self
         try:
             while total < limit:
-                if self.backlog is not None:
+                if owes:
                     self._check_open()
-                count = read(RECORD, _buffer[total:])
-                if not count:
-                    self._ended()
-                    break
+                count = read(RECORD, buffer[total:])
                 total += count
                 if count < _SHORT:
+                    if not count:
+                        self._ended()
                     break
         except (ssl.SSLWantReadError, BlockingIOError):
             pass

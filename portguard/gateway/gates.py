@@ -96,20 +96,22 @@ class Gate:
 
         Never nothing: an end or a failure of the source is seen even when no byte may pass.
         """
-        return min(limit, max(self._room(), _LEAST_READ))
+        room = self._room(limit)
+        return room if room > _LEAST_READ else min(limit, _LEAST_READ)
 
     def take(self, data: memoryview) -> memoryview:
         """Return what of `data` may be passed on now, which is used by that; the rest is held."""
         if self.held:
             self.held += data
             return data[:0]
-        count = min(len(data), max(0, self._room()))
+        count = self._room(len(data))
         if count < len(data):
             self.held = bytes(data[count:])
+            data = data[:count]
         if count:
             for allowance in self._allowances:
                 allowance.take(count)
-        return data[:count]
+        return data
 
     def take_held(self) -> memoryview:
         """Return what was held, and hold it no longer."""
@@ -131,10 +133,12 @@ class Gate:
         if self._allowances:
             min(self._allowances, key=lambda allowance: allowance.left).wait(go_on, flow)
 
-    def _room(self) -> int:
-        room = _NO_BOUND if self._allowances else 0
-        for allowance in self._allowances:  # a generator takes twice as long, on the way of every chunk
-            room = min(room, allowance.left)
+    def _room(self, count: int) -> int:
+        """How many of `count` bytes may pass. On the way of every chunk: plain comparisons take half of what min() does."""
+        room = count if self._allowances else 0
+        for allowance in self._allowances:
+            if allowance.left < room:
+                room = max(0, allowance.left)
         return room
 
 

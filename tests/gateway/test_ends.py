@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from portguard.gateway import ends
-from portguard.gateway.ends import End, PlainEnd, TlsEnd, TruncatedError, WriteFirstError
+from portguard.gateway.ends import READ_MAX, End, PlainEnd, TlsEnd, TruncatedError, WriteFirstError
 from portguard.gateway.handshake import handshake, readable
 from portguard.gateway.lingering import Lingering
 from portguard.gateway.relay import Relay
@@ -221,10 +221,10 @@ async def test_the_backlog_does_not_change_when_the_buffer_that_was_read_into_is
     for piece in pieces:
         await sender.send(piece)
         await arrived(source.sock, len(piece))
-        end.write(source.read(LARGE))
+        end.write(source.read(READ_MAX))
     await sender.send(bytes(200_000))
     await arrived(source.sock, 200_000)
-    source.read(LARGE)
+    source.read(READ_MAX)
     _, received = await asyncio.gather(flushed(end), peer.receive_exactly(200_000))
     assert received == b"".join(pieces)
 

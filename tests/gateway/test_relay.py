@@ -348,8 +348,8 @@ async def test_little_is_read_until_a_flow_proves_to_be_bulk_and_again_after_it_
     sink.backlog, sink.stuck = None, False
     relay._on_readable(relay._up)
     kib = 1024
-    assert source.limits == [64 * kib, 128 * kib, 256 * kib, READ_MAX, READ_MAX, READ_MAX, 64 * kib]
-    assert 512 * kib == READ_MAX
+    assert source.limits == [64 * kib, 128 * kib, READ_MAX, READ_MAX, READ_MAX, READ_MAX, 64 * kib]
+    assert 256 * kib == READ_MAX
     relay.close(Reason.KILLED)
     for one in [*lingering]:
         one.close()
