@@ -134,7 +134,7 @@ class Gate:
             min(self._allowances, key=lambda allowance: allowance.left).wait(go_on, flow)
 
     def _room(self, count: int) -> int:
-        """How many of `count` bytes may pass. On the way of every chunk: plain comparisons take half of what min() does."""
+        """How many of `count` bytes may pass. Every chunk comes by, and comparisons take half of what min() does."""
         room = count if self._allowances else 0
         for allowance in self._allowances:
             if allowance.left < room:

@@ -22,6 +22,7 @@ from portguard.limits.ledger import Owner
 
 FIRST_BYTES = 1024 * 1024
 LARGEST_BYTES = 128 * 1024 * 1024
+_GROWTH = 4  # of who asks again, so that a transfer is soon held up no more
 SMALLEST_BYTES = 64 * 1024
 """What is left is shared out in no smaller pieces: the last one goes to one worker as a whole."""
 
@@ -287,7 +288,7 @@ class Leases:
 
     def _lease(self, holding: Holding, *, bounded: bool = True) -> Lease:
         size = holding.next_bytes
-        holding.next_bytes = min(size * 2, LARGEST_BYTES)
+        holding.next_bytes = min(size * _GROWTH, LARGEST_BYTES)
         if bounded:
             left = self._accounts.left(holding.owner)
             share = left // (_SHARES * len(self._rivals(holding.owner)))

@@ -65,12 +65,12 @@ def sizes(answers):
     return [answer.lease_bytes for answer in answers]
 
 
-def test_the_first_lease_is_small_and_each_is_twice_as_large_up_to_the_largest():
+def test_the_first_lease_is_small_and_each_is_four_times_as_large_up_to_the_largest():
     s = Stage(day(MANY))
     granted = sizes(s.open(0, W1))
     for _ in range(9):
         granted += sizes(s.ask(W1))
-    assert granted == [FIRST_BYTES << n for n in range(7)] + [LARGEST_BYTES] * 3
+    assert granted == [FIRST_BYTES << 2 * n for n in range(4)] + [LARGEST_BYTES] * 6
     assert LARGEST_BYTES == FIRST_BYTES << 7
 
 
@@ -79,7 +79,7 @@ def test_a_second_session_of_a_worker_draws_on_the_lease_of_the_first():
     assert len(s.open(0, W1)) == 1
     assert s.open(1, W1) == []
     s.moved[0] = FIRST_BYTES
-    assert sizes(s.open(2, W1)) == [2 * FIRST_BYTES]
+    assert sizes(s.open(2, W1)) == [4 * FIRST_BYTES]
 
 
 def test_a_lease_is_at_most_a_fourth_of_what_is_left_shared_by_those_who_hold_one():
@@ -115,10 +115,10 @@ def test_who_asks_while_half_is_left_is_leased_more_and_who_says_it_is_empty_too
     s = Stage(day(MANY))
     s.open(0, W1)
     s.moved[0] = FIRST_BYTES // 2
-    assert sizes(s.ask(W1)) == [2 * FIRST_BYTES]
+    assert sizes(s.ask(W1)) == [4 * FIRST_BYTES]
     assert s.ask(W1, empty=True) == []
-    s.moved[0] = 3 * FIRST_BYTES
-    assert sizes(s.ask(W1, empty=True)) == [4 * FIRST_BYTES]
+    s.moved[0] = 5 * FIRST_BYTES
+    assert sizes(s.ask(W1, empty=True)) == [16 * FIRST_BYTES]
 
 
 def test_who_holds_nothing_and_never_opened_is_not_answered():
@@ -134,7 +134,7 @@ def test_a_lease_needs_the_ledger_first_and_as_much_again_does_not():
     s.moved[0] = FIRST_BYTES
     s.give_back(W1, 0)
     (lease,) = s.ask(W1)
-    assert (lease.lease_bytes, lease.safe) == (2 * FIRST_BYTES, False)
+    assert (lease.lease_bytes, lease.safe) == (4 * FIRST_BYTES, False)
     s.accounts.written(s.accounts.rows_for(ANNA))
     assert [lease.safe for lease in s.open(1, W2)] == [True]
     assert [lease.safe for lease in s.ask(W2)] == [False]
@@ -484,6 +484,6 @@ def test_another_zone_begins_other_days_in_which_what_was_used_stays_used():
     assert all(answer.safe for answer in s.ask(W1))
     configure(s, day(MANY), zone=ZoneInfo("Pacific/Auckland"))
     (line,) = [line for line in s.accounts.lines_of(ANNA, s.now_s) if line.period is Period.DAY]
-    assert (line.used_bytes, line.outstanding_bytes) == (1_000, 3 * FIRST_BYTES - 1_000)
+    assert (line.used_bytes, line.outstanding_bytes) == (1_000, 5 * FIRST_BYTES - 1_000)
     assert line.end_s == datetime(2026, 11, 26, tzinfo=ZoneInfo("Pacific/Auckland")).timestamp()
     assert not any(answer.safe for answer in s.ask(W1))  # the ledger has no row of this day yet
