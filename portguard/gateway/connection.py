@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from portguard.errors import Refused
 from portguard.gateway import proxy_protocol
+from portguard.gateway.balancer import read_proxy_header
 from portguard.gateway.dial import Dialed, DialFailed
 from portguard.gateway.ends import End, PlainEnd, TlsEnd
 from portguard.gateway.handshake import handshake, readable, refusal, send
@@ -183,7 +184,9 @@ class Connection:
 
     async def _handshake(self) -> TlsSocket:
         if self._from_balancer():
-            await self._read_proxy_header()
+            header = await read_proxy_header(self._sock)
+            if not header.local:
+                self._source, self._destination = header.source, header.destination
         service = self._setup.listeners[self._accepted.listener]
         contexts = self._setup.contexts
         context = contexts.by_name if service is None else contexts.of_port(service.alpn)
@@ -201,22 +204,6 @@ class Connection:
         networks = self._setup.snapshot.configuration.gateway.accept_proxy_protocol_from
         source = self._source
         return source is not None and any(source.address in network for network in networks)
-
-    async def _read_proxy_header(self) -> None:
-        """Read the balancer's header, and not a byte beyond it. *Fails closed*: without one, no connection."""
-        received = b""
-        while True:
-            await readable(self._sock)
-            data = self._sock.recv(proxy_protocol.LONGEST_HEADER_BYTES, socket.MSG_PEEK)
-            if not data:
-                raise ConnectionAbortedError("expected a PROXY protocol header, got the end of the connection")
-            header = proxy_protocol.parse(received + data)
-            rest = len(data) if header is None else header.header_bytes - len(received)
-            received += self._sock.recv(rest)
-            if header is not None:
-                break
-        if not header.local:
-            self._source, self._destination = header.source, header.destination
 
     async def _request(self) -> ConnectTarget | ApiRequest:
         assert self._end is not None

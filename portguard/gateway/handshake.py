@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable
 
 from portguard.errors import Refused
 from portguard.reasons import Reason
@@ -30,23 +31,22 @@ def _wake(future: asyncio.Future[None]) -> None:
 async def readable(sock: socket.socket) -> None:
     """Wait until the socket has something to read, be it the end."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(sock, _wake, future)
-    try:
-        await future
-    finally:
-        loop.remove_reader(sock)
+    await _event(sock, loop.add_reader, loop.remove_reader)
 
 
 async def writable(sock: socket.socket) -> None:
     """Wait until the socket takes something, or is broken."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-    loop.add_writer(sock, _wake, future)
+    await _event(sock, loop.add_writer, loop.remove_writer)
+
+
+async def _event(sock: socket.socket, watch: Callable[..., None], unwatch: Callable[[socket.socket], bool]) -> None:
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    watch(sock, _wake, future)
     try:
         await future
     finally:
-        loop.remove_writer(sock)
+        unwatch(sock)
 
 
 async def receive(sock: socket.socket, limit: int = _READ) -> bytes:
