@@ -433,6 +433,8 @@ class Connection:
         return self._setup.snapshot.written(self._caller.identity.trust, self._caller.identity.name)
 
     def _log(self, level: log.Level, event: str, **fields: log.Field) -> None:
+        if not log.is_on(level):
+            return
         what = {
             "session": self._session,
             "identity": self._identity(),

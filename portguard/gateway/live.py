@@ -109,6 +109,11 @@ class Live:
 
     def on_end(self, _relay: Relay, reason: Reason) -> None:
         """Log the end and tell the supervisor."""
+        if log.is_on("info"):
+            self._log_end(reason)
+        self.worker.ended(self.slot, reason, self.upstream)
+
+    def _log_end(self, reason: Reason) -> None:
         cells, base = self.worker.slots.cells, self.worker.slots.base(self.slot)
         log.event(
             "info",
@@ -123,7 +128,6 @@ class Live:
             duration=(time.monotonic_ns() - self.opened_ns) / _NS,
             reason=reason,
         )
-        self.worker.ended(self.slot, reason, self.upstream)
 
 
 def finite(own_s: float | None, general_s: float | None) -> float | None:

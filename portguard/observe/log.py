@@ -37,11 +37,16 @@ def configure(*, json_lines: bool, level: Level) -> None:
     _logger.propagate = False
 
 
+def is_on(level: Level) -> bool:
+    """Whether events of `level` are written. To put together what one tells can cost more than all the rest of it."""
+    return _logger.isEnabledFor(_LEVELS[level])
+
+
 def event(level: Level, name: str, **fields: Field) -> None:
     """Log one event, such as `session.open`. Fields that are None are left out."""
-    number = _LEVELS[level]
-    if _logger.isEnabledFor(number):
-        _logger.log(number, name, extra={"fields": {key: value for key, value in fields.items() if value is not None}})
+    if is_on(level):
+        told = {key: value for key, value in fields.items() if value is not None}
+        _logger.log(_LEVELS[level], name, extra={"fields": told})
 
 
 class _TextFormatter(logging.Formatter):

@@ -57,6 +57,13 @@ def test_json_lines_hold_the_same(capsys):
     assert document == {"level": "info", "event": "session.close", "identity": HOSTILE, "sent": 5}
 
 
+@pytest.mark.parametrize(("level", "is_on"), [("debug", False), ("info", True), ("error", True)])
+def test_it_can_be_asked_which_levels_are_written(text, level, is_on):
+    assert log.is_on(level) is is_on
+    log.event(level, "x")
+    assert bool(text()) is is_on
+
+
 def test_events_below_the_level_are_not_written(text):
     log.event("debug", "connection.gone")
     assert text() == ""
