@@ -42,12 +42,13 @@ class ReadWatch:
         self._since_s = 0.0
         # Not the time on the wall: the process may be stopped, or the machine busy, in the middle of a read.
         self._clock = time.pthread_getcpuclockid(threading.get_ident())
-        self._discarded = bytearray(1024 * 1024)
+        self._discarded = bytearray(64 * 1024)
         threading.Thread(target=self._watch, name="read watch", daemon=True).start()
 
     def _watch(self) -> None:
-        while True:
-            time.sleep(self._longest_read_s)
+        # Not time.sleep(): that asks for an instant on a clock, and fails where somebody moves it about.
+        never = threading.Event()
+        while not never.wait(self._longest_read_s):
             self._look(time.clock_gettime(self._clock))
 
     def _look(self, now_s: float) -> None:
