@@ -12,12 +12,12 @@ _SLICE = 512
 
 
 async def handshake(sock: socket.socket, endpoint: Endpoint) -> None:
-    """Complete the handshake of either side.
+    """Complete the handshake.
 
     Raises ssl.SSLError, after its alert was sent, or OSError; ConnectionAbortedError when the peer went away in the
     middle.
     """
-    waiting = await _receive_some(sock) if endpoint.tls.server_side else memoryview(b"")  # the client speaks first
+    waiting = memoryview(b"")
     while True:
         endpoint.receive(waiting[:_SLICE])
         waiting = waiting[_SLICE:]

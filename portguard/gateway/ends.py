@@ -224,7 +224,7 @@ class TlsEnd(End):
         """What has failed, to be raised or kept."""
         if not isinstance(error, ssl.SSLEOFError):
             return ConnectionAbortedError(errno.ECONNABORTED, str(error))
-        if not getattr(error, "reason", None):  # what Python before 3.13 makes of ECONNRESET
+        if not getattr(error, "reason", None):  # what some versions of Python make of ECONNRESET
             return ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         return self._ended_early()
 
@@ -252,7 +252,7 @@ class TlsEnd(End):
             return self._write(piece)
         except (ssl.SSLWantWriteError, BlockingIOError, InterruptedError):
             return 0
-        except ssl.SSLEOFError:  # what Python before 3.13 makes of EPIPE
+        except ssl.SSLEOFError:  # what some versions of Python make of EPIPE
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from None
 
     def _send_batch(self, pieces: tuple[bytes | memoryview, ...]) -> int:
