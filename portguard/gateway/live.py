@@ -44,6 +44,7 @@ class Live:
     upstream: str
     opened_ns: int
     relay: Relay = field(init=False)
+    unanswered: int = 0  # how often the supervisor was told that it goes on by another grant, and has not answered
     until_s: float = field(init=False)  # since the epoch: from then on its certificate or grant may not hold any more
 
     def __post_init__(self) -> None:

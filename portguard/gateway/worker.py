@@ -243,6 +243,7 @@ class Worker:
         """A live session goes on by another grant. It is held until the supervisor says what it may move."""
         live.relay.pass_through((Gate(), Gate()))
         self.allowances.leave(live.slot)
+        live.unanswered += 1
         self._channel.send(Regrant(live.slot, live.grant.role))
 
     def ended(self, slot: int, reason: Reason, upstream: str | None = None) -> None:
@@ -270,11 +271,7 @@ class Worker:
             case End():
                 self._end(message.slot, message.reason)
             case Regranted():
-                if (live := self.live.get(message.slot)) is not None:
-                    self.allowances.open(message)
-                    live.relay.pass_through(self.allowances.gates(message.slot))
-                elif message.lease_bytes:  # it has ended meanwhile
-                    self.allowances.leased(message)
+                self._go_on(message)
             case Prepare():
                 assert descriptor is not None
                 self._reload = message.reload
@@ -308,6 +305,18 @@ class Worker:
                 self._finish_if_drained()
             case Stop():
                 self._stop(message.reason)
+
+    def _go_on(self, message: Regranted) -> None:
+        live = self.live.get(message.slot)
+        if live is not None:
+            live.unanswered -= 1
+            if not live.unanswered:
+                self.allowances.open(message)
+                live.relay.pass_through(self.allowances.gates(message.slot))
+                return
+            # It moves on once more: a byte that it passed now would count in the grant it leaves, and in the next.
+        if message.lease_bytes:  # which is not for it any more, as for one that has ended meanwhile
+            self.allowances.leased(message)
 
     def _end(self, slot: int, reason: Reason) -> None:
         if (live := self.live.get(slot)) is not None:

@@ -912,6 +912,24 @@ async def test_a_session_under_another_kind_of_limit_is_held_until_it_may_go_on(
     assert worker.slots.cells[worker.slots.base(slot) + RECEIVED] == 5
 
 
+async def test_a_session_that_moves_on_twice_is_held_until_the_second_answer(worker, supervisor, folder):
+    client = await session(supervisor)
+    (slot,) = worker.live
+    policy = (folder.path / "policy.toml").read_text()
+    folder.write("policy.toml", policy + '\nquota = ["1GB/day"]\n')
+    await apply(supervisor, folder)
+    folder.write("policy.toml", policy + '\nquota = ["1GB/day"]\nbandwidth = "1GB/s"\n')
+    await apply(supervisor, folder, 2)
+    await supervisor.hears(Regrant, 2)
+    await asyncio.to_thread(client.sendall, b"held")
+    supervisor.channel.send(Regranted(slot, 5, leased=True, paced=False, lease_bytes=100))
+    assert await supervisor.hears(LeaseReturned) == LeaseReturned(5, 100)
+    assert worker.slots.cells[worker.slots.base(slot) + RECEIVED] == 1
+    supervisor.channel.send(Regranted(slot, 6, leased=True, paced=False, lease_bytes=100))
+    assert await asyncio.to_thread(client.recv, 10) == b"held"
+    assert worker.slots.cells[worker.slots.base(slot) + RECEIVED] == 5
+
+
 async def test_a_lease_for_a_session_that_ended_before_it_came_goes_back(worker, supervisor, folder):
     client = await session(supervisor)
     (slot,) = worker.live
