@@ -190,12 +190,16 @@ class Leases:
         return self.serve_waiting(owner.role, now_s)
 
     def give_back(self, worker: int, owner: Owner, unused_bytes: int, now_s: float) -> list[Answer]:
-        """A worker gives back what it has not used of a lease, of its own accord or because it was recalled."""
+        """A worker gives back what it has not used of a lease, of its own accord or because it was recalled.
+
+        *Fails closed*: no more comes back than the worker can hold.
+        """
         self._accounts.roll(now_s)
         holding = self._holdings.get((owner, worker))
         if holding is not None:
             holding.recalled = False
-            self._put_back(holding, unused_bytes)
+            # More than that was used already, by somebody: a worker that a stranger took over could undo a quota.
+            self._put_back(holding, max(0, min(unused_bytes, holding.unspent())))
             self._drop_if_over(holding)
         # Also when its sessions have ended and used everything: somebody may have waited to hear so.
         return self.serve_waiting(owner.role, now_s)

@@ -300,6 +300,18 @@ def test_with_the_last_session_and_what_it_gives_back_nothing_is_held():
     assert sizes(s.open(1, W1)) == [FIRST_BYTES]
 
 
+@pytest.mark.parametrize("claimed", [FIRST_BYTES - 100, FIRST_BYTES - 99, MANY])
+def test_no_more_comes_back_than_the_worker_can_hold(claimed):
+    s = Stage(day(MANY))
+    s.open(0, W1)
+    s.moved[0] = 100
+    s.give_back(W1, claimed)
+    assert s.accounts.left(ANNA) == MANY - 100
+    s.end(0)
+    assert s.give_back(W1, claimed) == []
+    assert s.accounts.left(ANNA) == MANY - 100
+
+
 def test_a_session_that_ends_twice_is_a_fault():
     s = Stage(day(MANY))
     s.open(0, W1)
