@@ -7,9 +7,11 @@ import os
 import re
 import shutil
 import signal
+import site
 import sqlite3
 import ssl
 import subprocess
+import sys
 import threading
 import urllib.request
 from pathlib import Path
@@ -18,6 +20,7 @@ import pytest
 
 import portguard
 from portguard.gateway.messages import VERSION
+from tests.e2e import conftest
 from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
 from tests.unharmed import descriptors, echoes, processes, workers
@@ -252,6 +255,24 @@ def test_a_version_that_fails_its_trial_changes_nothing(gateway, program, broken
     echoes(gateway)
     assert "gateway.take_over" not in gateway.log
     assert gateway.program.stop() == 0
+
+
+def test_a_version_that_is_gone_after_its_trial_ends_the_gateway_with_its_books_closed(
+    start_gateway, echo, program, tmp_path, monkeypatch
+):
+    interpreter = tmp_path / "python"
+    interpreter.symlink_to(Path(sys.executable).resolve())
+    monkeypatch.setattr(conftest, "PORTGUARD", (str(interpreter), *PORTGUARD[1:]))
+    packages = os.pathsep.join([str(program), *site.getsitepackages()])
+    gateway = start_gateway({"echo": echo}, env=os.environ | {"PYTHONPATH": packages})
+    echoes(gateway)
+    trial = program / "portguard" / "gateway" / "trial.py"
+    trial.write_text(f"import atexit, os\natexit.register(os.unlink, {str(interpreter)!r})\n{trial.read_text()}")
+    gateway.program.process.send_signal(signal.SIGUSR2)
+    assert gateway.program.process.wait(_PATIENCE_S) == 1
+    assert re.search('gateway.reexec_failed .*message="No such file or directory"', gateway.log)
+    assert "gateway.fault" not in gateway.log
+    run(gateway, "audit", "verify")
 
 
 def test_what_operators_see_and_do_goes_on_with_the_new_version(gateway, program):
