@@ -16,7 +16,7 @@ from typing import Any
 from portguard.control.access import Level, Peer
 from portguard.control.routes import Arguable, Arguments, BadArgument, Conflict, NotFound, Pieces, Route, Unavailable
 from portguard.gateway.admission import Session
-from portguard.gateway.messages import Admit, Locked, Message, Unlocked
+from portguard.gateway.messages import Locked, Message, Unlocked
 from portguard.identity.names import Identity, Malformed, Namespace
 from portguard.limits.ledger import LockRow, LockTarget, Store
 from portguard.limits.locks import (
@@ -41,7 +41,7 @@ _AT_A_TIME = 200  # locks; others want to run in between
 
 
 class LockDesk:
-    """Serves the routes, and keeps the locks.
+    """Serves the routes, and is the only one to change the locks.
 
     `locks` are those that the ledger held, and `sessions` those that are admitted, by slot. `namespace()` is that in
     force now. `tell` reaches all workers, `end` has one session ended. `on_expired` is told of a lock that has ended by
@@ -50,7 +50,7 @@ class LockDesk:
 
     def __init__(
         self,
-        locks: Iterable[LockRow],
+        locks: Locks,
         *,
         store: Store,
         namespace: Callable[[], Namespace],
@@ -60,7 +60,7 @@ class LockDesk:
         on_expired: Callable[[LockRow], None],
         clock: Callable[[], float] = time.time,
     ):
-        self._locks = Locks(locks)
+        self._locks = locks
         self._unsaved: dict[LockTarget, LockRow] = {}  # what the ledger has not acknowledged yet
         self._store = store
         self._namespace = namespace
@@ -78,11 +78,6 @@ class LockDesk:
             Route("POST", "/v1/lock", Level.OPERATOR, self._lock),
             Route("POST", "/v1/unlock", Level.ADMIN, self._unlock),
         )
-
-    def refuse(self, request: Admit) -> None:
-        """Raise Refused with `locked` for who is locked out. *Fails closed*."""
-        identity = Identity(request.trust, request.name)
-        self._locks.refuse(identity, request.fingerprint, request.serial, self._clock())
 
     def greeting(self) -> Iterator[Message]:
         """What a worker has to know before it serves anybody."""

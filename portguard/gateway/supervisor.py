@@ -63,9 +63,10 @@ from portguard.gateway.status import StatusDesk, Watched
 from portguard.gateway.succession import Succession
 from portguard.gateway.watching import Watcher
 from portguard.gateway.workers import Worker, Workers
+from portguard.identity.names import Identity
 from portguard.limits.accounts import Warned
 from portguard.limits.ledger import LockRow, Owner, Store
-from portguard.limits.locks import written_target
+from portguard.limits.locks import Locks, written_target
 from portguard.observe import log
 from portguard.observe.faults import Faults
 from portguard.observe.metrics import Reading
@@ -125,8 +126,9 @@ class Supervisor:
             send=self._send,
             on_warned=self._on_warned,
         )
-        self._locks = LockDesk(
-            self._accounting.locks,
+        self._locks = Locks(self._accounting.locks)
+        self._lock_desk = LockDesk(
+            self._locks,
             store=ledger,
             namespace=lambda: self._snapshot.configuration.namespace,
             sessions=self._admission.sessions,
@@ -151,7 +153,7 @@ class Supervisor:
             on_ready=self._on_ready,
             on_gone=self._on_worker_gone,
             on_exit=lambda worker, status: trail.worker_exited(worker.number, worker.process.pid, status),
-            greeting=self._locks.greeting,
+            greeting=self._lock_desk.greeting,
         )
         self._reloader = Reloader(in_force, workers=self._workers, trail=trail, apply=self._apply, notifier=notifier)
         self._reload = ReloadDesk(self._reloader, lambda: self._draining)
@@ -198,7 +200,7 @@ class Supervisor:
                     self._end_session,
                 ).routes,
                 *self._succession.routes,
-                *self._locks.routes,
+                *self._lock_desk.routes,
                 *self._drain.routes,
                 *self._status.routes,
             ],
@@ -303,7 +305,8 @@ class Supervisor:
     def _admit(self, worker: Worker, request: Admit) -> None:
         owner, service = Owner(request.role, request.trust, request.name), request.service
         try:
-            self._locks.refuse(request)
+            identity = Identity(request.trust, request.name)
+            self._locks.refuse(identity, request.fingerprint, request.serial, time.time())
             # Who was accepted before the gateway began to end still gets in, or a restart would turn clients away.
             if self._stopping:
                 raise Refused(Reason.DRAINING)
@@ -499,7 +502,7 @@ class Supervisor:
             "generation": self._generation,
             "admission": self._admission.state(),
             "accounting": self._accounting.state(),
-            "locks": self._locks.state(),
+            "locks": self._lock_desk.state(),
             "trail": self._trail.state(),
             "meter": self._meter.state(),
             "workers": self._workers.state(),
@@ -515,7 +518,7 @@ class Supervisor:
         self._admission.restore(state["admission"])
         self._meter.restore(state["meter"])
         self._trail.restore(state["trail"])
-        self._locks.restore(state["locks"])
+        self._lock_desk.restore(state["locks"])
         self._workers.adopt(state["workers"])
         self._drain.restore(state["drain"])
         self._standings.book.restore(state["refusals"])
@@ -576,7 +579,7 @@ class Supervisor:
             now_s = time.monotonic()
             self._trail.tick(now_s)
             self._meter.tick()
-            self._locks.tick()
+            self._lock_desk.tick()
             await self._accounting.tick()
             self._workers.tick(now_s)
             self._status.tick(now_s)

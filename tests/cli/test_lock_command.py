@@ -10,6 +10,7 @@ from portguard.control.access import Level
 from portguard.control.routes import Route
 from portguard.gateway.lock_desk import LockDesk
 from portguard.identity.names import Namespace
+from portguard.limits.locks import Locks
 from tests.control_double import ControlDouble
 from tests.gateway_folder import CONFIGURATION
 from tests.ledger_double import MemoryLedger
@@ -35,7 +36,7 @@ def ledger():
 @pytest.fixture
 def gateway(configuration, ledger):
     desk = LockDesk(
-        (),
+        Locks(),
         store=ledger,
         namespace=lambda: Namespace({"local": "cn"}, "local", {}),
         sessions={},

@@ -10,10 +10,10 @@ from portguard.control.routes import BadArgument, Conflict, NotFound, Unavailabl
 from portguard.errors import Refused
 from portguard.gateway import lock_desk
 from portguard.gateway.lock_desk import LONGEST_REASON, LockDesk
-from portguard.gateway.messages import Admit, Locked, Unlocked
-from portguard.identity.names import Namespace
+from portguard.gateway.messages import Locked, Unlocked
+from portguard.identity.names import Identity, Namespace
 from portguard.limits.ledger import LockRow, LockTarget, Owner
-from portguard.limits.locks import written_instant
+from portguard.limits.locks import Locks, written_instant
 from tests.ledger_double import MemoryLedger
 
 ROOT = Peer(0, 0, 1, "root")
@@ -27,10 +27,6 @@ def session(slot, name, fingerprint=PRINT, serial="1f", trust="local"):
     return SimpleNamespace(slot=slot, owner=Owner("dba", trust, name), client=client)
 
 
-def admit(name, fingerprint=PRINT, serial="1f", trust="local"):
-    return Admit(1, "aa" * 16, trust, name, "orders-db", "dba", [], serial, fingerprint, None, 0.1, "")
-
-
 class Desk:
     def __init__(self, *, ledger=None, sessions=()):
         self.ledger = ledger or MemoryLedger()
@@ -38,8 +34,9 @@ class Desk:
         self.namespace = Namespace({"local": "spiffe", "corp": "email"}, "local", {"x.test": "local"})
         self.now_s = NOW_S + 0.25
         self.told, self.ended, self.expired = [], [], []
+        self.locks = Locks(self.ledger.contents(NOW_S).locks)
         self.desk = LockDesk(
-            self.ledger.contents(NOW_S).locks,
+            self.locks,
             store=self.ledger,
             namespace=lambda: self.namespace,
             sessions={each.slot: each for each in sessions},
@@ -60,9 +57,9 @@ class Desk:
         answer = await self.routes["/v1/locks"].handler(ROOT, {})
         return json.loads("".join([piece async for piece in answer.pieces]))["locks"]
 
-    def lets_in(self, *about, **more):
+    def lets_in(self, name, fingerprint=PRINT, serial="1f", trust="local"):
         try:
-            self.desk.refuse(admit(*about, **more))
+            self.locks.refuse(Identity(trust, name), fingerprint, serial, self.now_s)
         except Refused as refused:
             return refused.reason != "locked"
         return True

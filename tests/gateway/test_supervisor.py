@@ -271,7 +271,7 @@ async def test_open_sessions_are_told_to_whom_they_belong(supervisor, trail):
 
 
 async def test_a_lock_comes_before_everything_else(supervisor, trail):
-    lock = {route.path: route for route in supervisor._locks.routes}["/v1/lock"].handler
+    lock = {route.path: route for route in supervisor._lock_desk.routes}["/v1/lock"].handler
     one = worker(1)
     ask(supervisor, one, "aa" * 16)
     ask(supervisor, one, "bb" * 16)
