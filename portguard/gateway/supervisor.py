@@ -111,6 +111,15 @@ class Supervisor:
         self._trail = trail
         self._notifier = notifier
         self._slots = slots
+        self._workers = Workers(
+            in_force.bundle,
+            self._slots,
+            on_message=self._on_message,
+            on_ready=self._on_ready,
+            on_gone=self._on_worker_gone,
+            on_exit=lambda worker, status: trail.worker_exited(worker.number, worker.process.pid, status),
+            greeting=lambda: self._lock_desk.greeting(),  # noqa: PLW0108  # it is made below
+        )
         self._admission = Admission(self._slots, **_pending_bounds(configuration))
         self._meter = Meter(
             self._slots,
@@ -123,7 +132,7 @@ class Supervisor:
             self._slots,
             ledger,
             when_unavailable=configuration.ledger.when_unavailable,
-            send=self._send,
+            send=self._workers.send,
             on_warned=self._on_warned,
         )
         self._locks = Locks(self._accounting.locks)
@@ -132,7 +141,7 @@ class Supervisor:
             store=ledger,
             namespace=lambda: self._snapshot.configuration.namespace,
             sessions=self._admission.sessions,
-            tell=self._tell,
+            tell=self._workers.tell,
             end=self._end_session,
             on_expired=self._on_lock_expired,
         )
@@ -146,15 +155,6 @@ class Supervisor:
             sessions=lambda: len(self._admission.sessions),
         )
         self._acceptor = Acceptor([sock for _, sock in in_force.bound], self._pass_on)
-        self._workers = Workers(
-            in_force.bundle,
-            self._slots,
-            on_message=self._on_message,
-            on_ready=self._on_ready,
-            on_gone=self._on_worker_gone,
-            on_exit=lambda worker, status: trail.worker_exited(worker.number, worker.process.pid, status),
-            greeting=self._lock_desk.greeting,
-        )
         self._reloader = Reloader(in_force, workers=self._workers, trail=trail, apply=self._apply, notifier=notifier)
         self._reload = ReloadDesk(self._reloader, lambda: self._draining)
         self._status = StatusDesk(
@@ -364,7 +364,7 @@ class Supervisor:
         if session.id in self._undecided:
             self._undecided[session.id] = reason
         else:
-            self._send(session.worker, End(session.slot, reason))
+            self._workers.send(session.worker, End(session.slot, reason))
 
     def _on_lock_expired(self, lock: LockRow) -> None:
         written = written_target(lock.target, self._snapshot.configuration.namespace.default)
@@ -386,13 +386,6 @@ class Supervisor:
         self._trail.quota_warning(warned)
 
     # Workers.
-
-    def _tell(self, message: Message) -> None:
-        self._workers.tell(message)
-
-    def _send(self, number: int, message: Message) -> None:
-        if (worker := self._workers.get(number)) is not None:
-            worker.channel.send(message)
 
     def _on_ready(self) -> None:
         if self._draining:

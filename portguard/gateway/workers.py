@@ -102,10 +102,6 @@ class Workers:
     def __len__(self) -> int:
         return len(self._all)
 
-    def get(self, number: int) -> Worker | None:
-        """The worker of that number; None when it is gone."""
-        return self._all.get(number)
-
     def pause(self) -> None:
         """Hear nothing of anybody; what they say waits."""
         for worker in self:
@@ -168,6 +164,11 @@ class Workers:
         """Start so many. What cannot be started now is tried again later."""
         for _ in range(count):
             self._start_one_or_try_later()
+
+    def send(self, number: int, message: Message) -> None:
+        """Send a message to the worker of that number; nothing when it is gone."""
+        if (worker := self._all.get(number)) is not None:
+            worker.channel.send(message)
 
     def tell(self, message: Message) -> None:
         """Send a message to all."""

@@ -163,9 +163,9 @@ async def kill(supervisor, session):
     return await route.handler(Peer(0, 0, 1, "root"), {"session": session})
 
 
-async def test_a_session_that_is_killed_is_ended_by_its_worker(supervisor, trail, monkeypatch):
+async def test_a_session_that_is_killed_is_ended_by_its_worker(supervisor, trail):
     one, other = worker(1), worker(2)
-    monkeypatch.setattr(supervisor._workers, "get", {1: one, 2: other}.get)
+    supervisor._workers._all.update({1: one, 2: other})
     for each, session in ((one, "aa" * 16), (other, "bb" * 16)):
         ask(supervisor, each, session)
         trail.undecided.pop()(True)
@@ -174,9 +174,9 @@ async def test_a_session_that_is_killed_is_ended_by_its_worker(supervisor, trail
     assert len(one.sent) == 1
 
 
-async def test_a_session_that_is_killed_while_it_waits_for_the_audit_ends_as_it_begins(supervisor, trail, monkeypatch):
+async def test_a_session_that_is_killed_while_it_waits_for_the_audit_ends_as_it_begins(supervisor, trail):
     one = worker(1)
-    monkeypatch.setattr(supervisor._workers, "get", {1: one}.get)
+    supervisor._workers._all[1] = one
     ask(supervisor, one, "aa" * 16)
     await kill(supervisor, "aa" * 16)
     assert one.sent == []  # a worker that has not heard of the session would let it begin later all the same

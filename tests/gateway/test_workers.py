@@ -269,6 +269,16 @@ async def test_all_are_told(workers, processes):
         assert await heard(process, 1) == [Stop("killed")]
 
 
+async def test_what_one_is_told_reaches_that_one_only_and_nobody_once_it_is_gone(workers, processes, told):
+    workers.start(2)
+    workers.send(1, Stop("killed"))
+    assert await heard(processes[1], 1) == [Stop("killed")]
+    assert processes[0].heard == []
+    processes[1].kill()
+    await told.until(lambda: told.all("gone"))
+    workers.send(1, Stop("killed"))
+
+
 # Dying.
 
 
