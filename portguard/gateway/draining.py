@@ -1,7 +1,7 @@
 """Draining by hand: new sessions are refused with a reason, live ones go on, and it can be taken back.
 
-The sockets go on listening, so that clients are told why. How a gateway drains to end is the supervisor's business;
-`portguard drain --exit` only begins that.
+The sockets go on listening, so that clients are told why. How a gateway drains to end is `ending`; `portguard drain
+--exit` only begins that.
 """
 
 import asyncio

@@ -26,6 +26,7 @@ from portguard.gateway.admission import Account, Admission, Client, PendingBound
 from portguard.gateway.audit_trail import AuditTrail, Loading
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.draining import DrainDesk
+from portguard.gateway.ending import Ending
 from portguard.gateway.handover import Handover
 from portguard.gateway.listeners import written_address
 from portguard.gateway.lock_desk import LockDesk
@@ -43,7 +44,6 @@ from portguard.gateway.messages import (
     Regrant,
     ShareWanted,
     StandingWanted,
-    Stop,
     Tried,
     TurnedAway,
 )
@@ -73,7 +73,6 @@ from portguard.observe.metrics import Reading
 from portguard.policy.quantities import format_quota
 from portguard.reasons import Reason
 
-_STOP_S = 10.0  # for workers to end once told to; more than a connection lingers
 _TICK_S = 1.0
 
 # Clients come back, and taking an address apart costs more than remembering it.
@@ -100,10 +99,6 @@ class Supervisor:
         faults.watch_loop(self._loop)
         self._snapshot = snapshot  # that is in force
         self._undecided: dict[str, Reason | None] = {}  # sessions that wait for the audit; why one is to end anyway
-        self._draining = False  # to end
-        self._draining_s: float | None = None  # since then, in seconds since the epoch
-        self._stopping = False
-        self._cut = False  # a session did not end by itself
         self._announced = False
         self._generation = 1  # how many programs have served in this process
         self._ticker: asyncio.Task[None]  # set by run()
@@ -149,14 +144,21 @@ class Supervisor:
         self._standings = Standings(self._accounting, self._admission.sessions_of)
         self._loaded = Loaded.of(snapshot, in_force.bundle.read_at)
         self._http = OperatorHttp(read=self._read, not_ready=lambda: self._status.condition().not_ready, faults=faults)
+        self._acceptor = Acceptor([sock for _, sock in in_force.bound], self._pass_on)
+        self._ending = Ending(
+            acceptor=self._acceptor,
+            workers=self._workers,
+            sessions=self._admission.sessions,
+            drain_s=lambda: self._snapshot.configuration.timeouts.drain_s,
+            on_begun=lambda: notifier.stopping(self._status.line()),
+        )
         self._drain = DrainDesk(
-            is_ending=lambda: self._draining,
-            begin_to_end=self._begin_to_end,
+            is_ending=lambda: self._ending.begun,
+            begin_to_end=self._ending.begin,
             sessions=lambda: len(self._admission.sessions),
         )
-        self._acceptor = Acceptor([sock for _, sock in in_force.bound], self._pass_on)
         self._reloader = Reloader(in_force, workers=self._workers, trail=trail, apply=self._apply, notifier=notifier)
-        self._reload = ReloadDesk(self._reloader, lambda: self._draining)
+        self._reload = ReloadDesk(self._reloader, lambda: self._ending.begun)
         self._status = StatusDesk(
             Watched(
                 workers=self._workers,
@@ -169,7 +171,7 @@ class Supervisor:
                 reloader=self._reloader,
                 meter=self._meter,
                 loaded=lambda: self._loaded,
-                ending_s=lambda: self._draining_s,
+                ending_s=lambda: self._ending.since_s,
                 generation=lambda: self._generation,
             )
         )
@@ -181,7 +183,7 @@ class Supervisor:
             reloader=self._reloader,
             notifier=notifier,
             handover=self._handover,
-            is_ending=lambda: self._draining,
+            is_ending=lambda: self._ending.begun,
             stop=self._stop_ticking,
         )
         settings = configuration.control
@@ -208,12 +210,11 @@ class Supervisor:
             on_act=self._on_act,
         )
         self._floods = floods
-        self._over: asyncio.Future[int] = self._loop.create_future()
 
     async def run(self, handover: Handover | None = None) -> int:
         """Serve, from the start or from where another program has left off; return the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._on_stop_signal)
+            self._loop.add_signal_handler(number, self._ending.on_signal)
         self._loop.add_signal_handler(signal.SIGHUP, self._reload.on_hangup)
         self._loop.add_signal_handler(signal.SIGUSR2, self._succession.on_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_SIGNALS)
@@ -229,14 +230,13 @@ class Supervisor:
         self._control.start(self._operators)
         self._workers.start(_workers_wanted(self._snapshot))
         ticker = self._ticker = asyncio.create_task(self._tick(), name="tick")
-        watcher = asyncio.create_task(
-            Watcher(self._reloader, may=lambda: not (self._draining or self._succession.under_way)).run(), name="watch"
-        )
+        watcher = Watcher(self._reloader, may=lambda: not (self._ending.begun or self._succession.under_way))
+        watching = asyncio.create_task(watcher.run(), name="watch")
         try:
-            code = await self._over
+            code = await self._ending.over
         finally:
             ticker.cancel()
-            watcher.cancel()
+            watching.cancel()
             self._acceptor.close()
             await self._workers.close()
             await self._http.stop()
@@ -285,7 +285,6 @@ class Supervisor:
                 self._meter.ended(account, message.reason)
                 self._standings.ended(account, message.reason)
                 self._trail.closed(account, message.reason, message.upstream)
-                self._end_if_drained()
             case Regrant():
                 self._regrant(worker, message)
             case LeaseWanted() | LeaseReturned() | ShareWanted():
@@ -308,7 +307,7 @@ class Supervisor:
             identity = Identity(request.trust, request.name)
             self._locks.refuse(identity, request.fingerprint, request.serial, time.time())
             # Who was accepted before the gateway began to end still gets in, or a restart would turn clients away.
-            if self._stopping:
+            if self._ending.cutting:
                 raise Refused(Reason.DRAINING)
             self._drain.check()
             self._admission.check_room(
@@ -388,7 +387,7 @@ class Supervisor:
     # Workers.
 
     def _on_ready(self) -> None:
-        if self._draining:
+        if self._ending.begun:
             return
         self._acceptor.start()
         if not self._announced and len(self._workers.serving) == self._workers.wanted:
@@ -397,26 +396,26 @@ class Supervisor:
             self._notifier.ready(self._status.line())
 
     def _on_worker_gone(self, worker: Worker) -> None:
-        self._log_lost(worker)
-        if self._draining:
-            self._end_if_drained()
+        self._ending.on_worker_gone(self._log_lost(worker))
+        if self._ending.begun:
             return
         if not self._workers.serving:
             self._acceptor.stop()
         self._meter.totals.worker_restarts += not worker.retiring
 
-    def _log_lost(self, worker: Worker) -> None:
-        """End, in the books, what a worker that is no more still had."""
-        for account in self._admission.lose(worker.number, time.monotonic_ns()):
-            self._cut = self._cut or self._draining
+    def _log_lost(self, worker: Worker) -> int:
+        """End, in the books, the sessions that a worker which is no more still had; return how many those are."""
+        accounts = self._admission.lose(worker.number, time.monotonic_ns())
+        for account in accounts:
             self._accounting.ended(account)
             self._log_lost_session(account)
         self._accounting.lost(worker.number)
+        return len(accounts)
 
     def _log_lost_session(self, account: Account) -> None:
         session = account.session
         self._undecided.pop(session.id, None)
-        reason = Reason.GATEWAY_STOPPED if self._stopping else Reason.WORKER_LOST
+        reason = Reason.GATEWAY_STOPPED if self._ending.cutting else Reason.WORKER_LOST
         self._meter.ended(account, reason)
         self._standings.ended(account, reason)
         self._trail.closed(account, reason, account.upstream)
@@ -453,7 +452,7 @@ class Supervisor:
 
     @property
     def _is_draining(self) -> bool:
-        return self._draining or self._drain.drained is not None
+        return self._ending.begun or self._drain.drained is not None
 
     def _on_act(self, peer: Peer, method: str, path: str, given: Arguable, outcome: str) -> None:
         log.event("info", "control.act", uid=peer.uid, user=peer.name, act=f"{method} {path}", outcome=outcome)
@@ -521,47 +520,6 @@ class Supervisor:
         self._acceptor.start()  # the workers that are here serve until ours do
         log.event("info", "gateway.take_over", version=__version__, sessions=len(self._admission.sessions))
 
-    # The end.
-
-    def _on_stop_signal(self) -> None:
-        if self._stopping:
-            self._end()
-            return
-        if self._draining:
-            self._cut_sessions()
-            return
-        self._begin_to_end()
-
-    def _begin_to_end(self) -> None:
-        """Take no connections any more, and end with the last session. Nothing when that has begun."""
-        if self._draining:
-            return
-        self._draining, self._draining_s = True, time.time()
-        self._acceptor.close()
-        log.event("info", "gateway.drain", sessions=len(self._admission.sessions))
-        self._workers.drain()
-        self._notifier.stopping(self._status.line())
-        drain_s = self._snapshot.configuration.timeouts.drain_s
-        if drain_s is not None:
-            self._loop.call_later(drain_s, self._cut_sessions)
-        self._end_if_drained()
-
-    def _cut_sessions(self) -> None:
-        if self._stopping:
-            return
-        self._stopping = True
-        self._cut = self._cut or bool(self._admission.sessions)
-        self._workers.tell(Stop(Reason.GATEWAY_STOPPED))
-        self._loop.call_later(_STOP_S, self._end)
-
-    def _end_if_drained(self) -> None:
-        if self._draining and not self._workers:
-            self._end()
-
-    def _end(self) -> None:
-        if not self._over.done():
-            self._over.set_result(1 if self._cut else 0)
-
     def _stop_ticking(self) -> None:
         self._ticker.cancel()
 
@@ -577,8 +535,8 @@ class Supervisor:
             self._workers.tick(now_s)
             self._status.tick(now_s)
             # That the loop turns is said by saying anything; a gateway that drains is alive without workers too.
-            healthy = self._draining or self._workers.healthy(now_s)
-            self._notifier.tick(now_s, status=self._status.line(), healthy=healthy, stopping=self._draining)
+            healthy = self._ending.begun or self._workers.healthy(now_s)
+            self._notifier.tick(now_s, status=self._status.line(), healthy=healthy, stopping=self._ending.begun)
 
 
 def _log_listening(in_force: InForce, before: InForce | None) -> None:

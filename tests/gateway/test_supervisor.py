@@ -14,6 +14,7 @@ from portguard.gateway import supervisor as supervisor_module
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.messages import (
     Admit,
+    Drain,
     End,
     Ended,
     LeaseReturned,
@@ -141,15 +142,16 @@ async def test_what_ended_with_a_session_is_leased_to_the_next(supervisor, trail
 
 async def test_who_was_accepted_before_the_drain_still_gets_in(supervisor, trail):
     one = worker(1)
-    supervisor._draining = True
+    supervisor._workers._all[1] = one
+    supervisor._ending.begin()
     ask(supervisor, one, "aa" * 16)
     trail.undecided.pop()(True)
-    assert [type(message) for message in one.sent] == [Ticket]
+    assert [type(message) for message in one.sent] == [Drain, Ticket]
 
 
 async def test_nobody_gets_in_once_sessions_are_cut(supervisor, trail):
     one = worker(1)
-    supervisor._draining = supervisor._stopping = True
+    supervisor._ending.cut()
     ask(supervisor, one, "aa" * 16)
     assert trail.undecided == []
     assert [(type(message), message.reason) for message in one.sent] == [(Refusal, "draining")]
@@ -282,7 +284,7 @@ async def test_a_lock_comes_before_everything_else(supervisor, trail):
     assert one.sent[1:] == [Locked("identity", "local", "alice", None), End(one.sent[0].slot, "locked")]
     trail.undecided.pop()(True)
     assert one.sent[4:] == [End(one.sent[3].slot, "locked")]
-    supervisor._stopping = True
+    supervisor._ending.cutting = True
     ask(supervisor, one, "cc" * 16)
     assert trail.undecided == []
     assert [(message.reason, message.message) for message in one.sent[5:]] == [("locked", "the identity is locked")]
