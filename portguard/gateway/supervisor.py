@@ -1,7 +1,7 @@
 """The supervisor: the control plane, which never touches a client's bytes.
 
-It passes each connection that comes (`accepting`) to the worker with the fewest (`workers`). It grants sessions, frees
-their slots, and shows operators what goes on.
+It passes each connection that comes (`accepting`) to the worker with the fewest (`workers`). What follows lies with its
+parts: it makes them, has them hear of each other, and passes them on to the program that comes after this one.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from portguard.control.server import ControlServer
 from portguard.errors import Refused
 from portguard.gateway.accepting import Acceptor
 from portguard.gateway.accounting import Accounting
-from portguard.gateway.admission import Account, Admission, Client, PendingBounds, Session
+from portguard.gateway.admission import Admission, PendingBounds
 from portguard.gateway.audit_trail import AuditTrail, Loading
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.draining import DrainDesk
@@ -33,14 +33,12 @@ from portguard.gateway.lock_desk import LockDesk
 from portguard.gateway.messages import (
     Accepted,
     Admit,
-    End,
     Ended,
     Gone,
     LeaseReturned,
     LeaseWanted,
     Message,
     PastRefusalsWanted,
-    Refusal,
     Regrant,
     ShareWanted,
     StandingWanted,
@@ -56,6 +54,7 @@ from portguard.gateway.reexec import HELD_SIGNALS
 from portguard.gateway.reload_desk import ReloadDesk
 from portguard.gateway.reloading import InForce, Reloader
 from portguard.gateway.session_desk import SessionDesk
+from portguard.gateway.sessions import Sessions
 from portguard.gateway.slots import SlotTable
 from portguard.gateway.snapshot import Snapshot
 from portguard.gateway.standing import Standings
@@ -63,15 +62,13 @@ from portguard.gateway.status import StatusDesk, Watched
 from portguard.gateway.succession import Succession
 from portguard.gateway.watching import Watcher
 from portguard.gateway.workers import Worker, Workers
-from portguard.identity.names import Identity
 from portguard.limits.accounts import Warned
-from portguard.limits.ledger import LockRow, Owner, Store
+from portguard.limits.ledger import LockRow, Store
 from portguard.limits.locks import Locks, written_target
 from portguard.observe import log
 from portguard.observe.faults import Faults
 from portguard.observe.metrics import Reading
 from portguard.policy.quantities import format_quota
-from portguard.reasons import Reason
 
 _TICK_S = 1.0
 
@@ -98,7 +95,6 @@ class Supervisor:
         faults = Faults(floods)
         faults.watch_loop(self._loop)
         self._snapshot = snapshot  # that is in force
-        self._undecided: dict[str, Reason | None] = {}  # sessions that wait for the audit; why one is to end anyway
         self._announced = False
         self._generation = 1  # how many programs have served in this process
         self._ticker: asyncio.Task[None]  # set by run()
@@ -130,17 +126,6 @@ class Supervisor:
             send=self._workers.send,
             on_warned=self._on_warned,
         )
-        self._locks = Locks(self._accounting.locks)
-        self._lock_desk = LockDesk(
-            self._locks,
-            store=ledger,
-            namespace=lambda: self._snapshot.configuration.namespace,
-            sessions=self._admission.sessions,
-            tell=self._workers.tell,
-            end=self._end_session,
-            on_expired=self._on_lock_expired,
-        )
-        self._upstreams = _upstreams(snapshot)
         self._standings = Standings(self._accounting, self._admission.sessions_of)
         self._loaded = Loaded.of(snapshot, in_force.bundle.read_at)
         self._http = OperatorHttp(read=self._read, not_ready=lambda: self._status.condition().not_ready, faults=faults)
@@ -156,6 +141,28 @@ class Supervisor:
             is_ending=lambda: self._ending.begun,
             begin_to_end=self._ending.begin,
             sessions=lambda: len(self._admission.sessions),
+        )
+        locks = Locks(self._accounting.locks)
+        self._sessions = Sessions(
+            snapshot,
+            locks=locks,
+            ending=self._ending,
+            drain=self._drain,
+            admission=self._admission,
+            accounting=self._accounting,
+            trail=trail,
+            meter=self._meter,
+            standings=self._standings,
+            send=self._workers.send,
+        )
+        self._lock_desk = LockDesk(
+            locks,
+            store=ledger,
+            namespace=lambda: self._snapshot.configuration.namespace,
+            sessions=self._admission.sessions,
+            tell=self._workers.tell,
+            end=self._sessions.end,
+            on_expired=self._on_lock_expired,
         )
         self._reloader = Reloader(in_force, workers=self._workers, trail=trail, apply=self._apply, notifier=notifier)
         self._reload = ReloadDesk(self._reloader, lambda: self._ending.begun)
@@ -199,7 +206,7 @@ class Supervisor:
                     self._admission.sessions,
                     self._slots,
                     lambda: self._snapshot.configuration.namespace,
-                    self._end_session,
+                    self._sessions.end,
                 ).routes,
                 *self._succession.routes,
                 *self._lock_desk.routes,
@@ -242,7 +249,7 @@ class Supervisor:
             await self._http.stop()
             await self._control.stop()
         for worker in self._workers:
-            self._log_lost(worker)
+            self._sessions.lost(worker)
         await self._accounting.stop()
         await self._trail.stop(code)
         self._notifier.close()
@@ -271,22 +278,16 @@ class Supervisor:
             return
         worker.channel.send(Accepted(connection, number, address[0], address[1]), sock.detach())
 
-    # Sessions.
+    # Workers.
 
     def _on_message(self, worker: Worker, message: Message) -> None:
         match message:
             case Admit():
-                self._admit(worker, message)
+                self._sessions.admit(worker, message)
             case Ended():
-                account = self._admission.end(message.slot, time.monotonic_ns())
-                self._accounting.ended(account)
-                if message.returned is not None:
-                    self._accounting.on_message(worker.number, message.returned)
-                self._meter.ended(account, message.reason)
-                self._standings.ended(account, message.reason)
-                self._trail.closed(account, message.reason, message.upstream)
+                self._sessions.ended(worker, message)
             case Regrant():
-                self._regrant(worker, message)
+                self._sessions.regrant(worker, message)
             case LeaseWanted() | LeaseReturned() | ShareWanted():
                 self._accounting.on_message(worker.number, message)
             case TurnedAway():
@@ -301,69 +302,24 @@ class Supervisor:
             case Tried():
                 self._meter.tried(message.upstreams)
 
-    def _admit(self, worker: Worker, request: Admit) -> None:
-        owner, service = Owner(request.role, request.trust, request.name), request.service
-        try:
-            identity = Identity(request.trust, request.name)
-            self._locks.refuse(identity, request.fingerprint, request.serial, time.time())
-            # Who was accepted before the gateway began to end still gets in, or a restart would turn clients away.
-            if self._ending.cutting:
-                raise Refused(Reason.DRAINING)
-            self._drain.check()
-            self._admission.check_room(
-                owner,
-                service,
-                most_of_owner=self._accounting.accounts.limits(owner.role).max_sessions,
-                most_of_service=self._most_sessions_of(service),
-            )
-            self._accounting.check(owner)
-            session = self._admission.admit(
-                request.connection,
-                session_id=request.session,
-                owner=owner,
-                service=service,
-                client=Client(tuple(request.groups), request.serial, request.fingerprint, request.source),
-                upstreams=self._upstreams_of(request),
-                now_ns=time.monotonic_ns(),
-            )
-        except Refused as refused:
-            worker.channel.send(Refusal(request.connection, refused.reason, refused.message, refused.retry_after_s))
-        else:
-            self._undecided[session.id] = None
-            self._trail.opens(request, lambda may: self._on_decided(worker, request, session, may=may))
-
-    def _most_sessions_of(self, name: str) -> int | None:
-        """Raise Refused with `unknown_service` when it is not there any more, which the worker did not know yet."""
-        service = self._snapshot.policy.services.get(name)
-        if service is None:
-            raise Refused(Reason.UNKNOWN_SERVICE)
-        return service.max_sessions
-
-    def _upstreams_of(self, request: Admit) -> tuple[str, ...]:
-        """Those that the worker counts by. Right after a reload it may go by others: then they are not known."""
-        return self._upstreams[request.service] if request.policy == self._snapshot.revision else ()
-
-    def _on_decided(self, worker: Worker, request: Admit, session: Session, *, may: bool) -> None:
-        doomed = self._undecided.pop(session.id, None)
-        if self._admission.sessions.get(session.slot) is not session:
-            return  # its worker died while the audit was written, and the slot may be another session's by now
-        if may:
-            self._meter.admitted(session.slot, request.handshake_s)
-            worker.channel.send(self._accounting.open(request.connection, session))
-            if doomed is not None:
-                self._end_session(session, doomed)
+    def _on_ready(self) -> None:
+        if self._ending.begun:
             return
-        account = self._admission.end(session.slot, time.monotonic_ns())
-        self._trail.closed(account, Reason.AUDIT_UNAVAILABLE, None)
-        reason = Reason.AUDIT_UNAVAILABLE
-        worker.channel.send(Refusal(request.connection, reason, reason.sentence, None))
+        self._acceptor.start()
+        if not self._announced and len(self._workers.serving) == self._workers.wanted:
+            self._announced = True
+            log.event("info", "gateway.ready", workers=len(self._workers.serving))
+            self._notifier.ready(self._status.line())
 
-    def _end_session(self, session: Session, reason: Reason) -> None:
-        """Have a session ended that is admitted. One that its worker has not heard of yet ends as soon as it has."""
-        if session.id in self._undecided:
-            self._undecided[session.id] = reason
-        else:
-            self._workers.send(session.worker, End(session.slot, reason))
+    def _on_worker_gone(self, worker: Worker) -> None:
+        self._ending.on_worker_gone(self._sessions.lost(worker))
+        if self._ending.begun:
+            return
+        if not self._workers.serving:
+            self._acceptor.stop()
+        self._meter.totals.worker_restarts += not worker.retiring
+
+    # What operators see.
 
     def _on_lock_expired(self, lock: LockRow) -> None:
         written = written_target(lock.target, self._snapshot.configuration.namespace.default)
@@ -383,57 +339,6 @@ class Supervisor:
         )
         self._meter.totals.quota_warnings[owner.role, quota.period] += 1
         self._trail.quota_warning(warned)
-
-    # Workers.
-
-    def _on_ready(self) -> None:
-        if self._ending.begun:
-            return
-        self._acceptor.start()
-        if not self._announced and len(self._workers.serving) == self._workers.wanted:
-            self._announced = True
-            log.event("info", "gateway.ready", workers=len(self._workers.serving))
-            self._notifier.ready(self._status.line())
-
-    def _on_worker_gone(self, worker: Worker) -> None:
-        self._ending.on_worker_gone(self._log_lost(worker))
-        if self._ending.begun:
-            return
-        if not self._workers.serving:
-            self._acceptor.stop()
-        self._meter.totals.worker_restarts += not worker.retiring
-
-    def _log_lost(self, worker: Worker) -> int:
-        """End, in the books, the sessions that a worker which is no more still had; return how many those are."""
-        accounts = self._admission.lose(worker.number, time.monotonic_ns())
-        for account in accounts:
-            self._accounting.ended(account)
-            self._log_lost_session(account)
-        self._accounting.lost(worker.number)
-        return len(accounts)
-
-    def _log_lost_session(self, account: Account) -> None:
-        session = account.session
-        self._undecided.pop(session.id, None)
-        reason = Reason.GATEWAY_STOPPED if self._ending.cutting else Reason.WORKER_LOST
-        self._meter.ended(account, reason)
-        self._standings.ended(account, reason)
-        self._trail.closed(account, reason, account.upstream)
-        log.event(
-            "warning",
-            "session.close",
-            session=session.id,
-            identity=self._snapshot.written(session.owner.trust, session.owner.name),
-            service=session.service,
-            role=session.owner.role,
-            upstream=account.upstream,
-            received=account.received,
-            sent=account.sent,
-            duration=account.duration_s,
-            reason=reason,
-        )
-
-    # What operators see.
 
     async def _read(self) -> Reading:
         moment, workers, draining = self._meter.take(), len(self._workers.serving), self._is_draining
@@ -467,11 +372,11 @@ class Supervisor:
     def _apply(self, before: InForce, in_force: InForce) -> Awaitable[None]:
         """Work by another configuration from now on."""
         snapshot = self._snapshot = in_force.snapshot
-        self._upstreams = _upstreams(snapshot)
         configuration = snapshot.configuration
         log.configure(json_lines=configuration.log.format == "json", level=configuration.log.level)
         self._acceptor.replace([sock for _, sock in in_force.bound])
         self._admission.configure(**_pending_bounds(configuration))
+        self._sessions.configure(snapshot)
         self._meter.configure(written=snapshot.written, max_identities=configuration.metrics.max_identities)
         self._accounting.configure(snapshot.policy, configuration.ledger.when_unavailable)
         self._trail.configure(required=configuration.audit.required)
@@ -480,12 +385,6 @@ class Supervisor:
         self._control.configure(Access(os.getuid(), settings.viewers, settings.operators, settings.admins))
         _log_listening(in_force, before)
         return self._apply_rest(before, in_force)
-
-    def _regrant(self, worker: Worker, request: Regrant) -> None:
-        """Let a live session go on in another role, or under other kinds of limits."""
-        session = self._admission.move(request.slot, request.role)
-        worker.channel.send(self._accounting.move(session))
-        self._trail.moved(session)
 
     # Another version of the program.
 
@@ -548,11 +447,6 @@ def _log_listening(in_force: InForce, before: InForce | None) -> None:
             log.event("info", "gateway.listen", address=written_address(sock), service=service)
     if in_force.metrics not in known:
         log.event("info", "metrics.listen", address=written_address(in_force.metrics))
-
-
-def _upstreams(snapshot: Snapshot) -> Mapping[str, tuple[str, ...]]:
-    """By service, as they are written."""
-    return {name: tuple(map(str, service.upstreams)) for name, service in snapshot.policy.services.items()}
 
 
 def _workers_wanted(snapshot: Snapshot) -> int:
