@@ -88,6 +88,7 @@ class LockDesk:
         for row in self._locks.take_expired(self._clock()):
             self._unsaved.pop(row.target, None)
             self._tell(Unlocked(*row.target))
+            log.event("info", "lock.expire", lock=self._written(row.target), message=row.reason)
             self._on_expired(row)
         if self._unsaved and self._store.failing_s() is None:
             # It writes them by itself; only it does not say when.

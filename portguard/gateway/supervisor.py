@@ -63,8 +63,8 @@ from portguard.gateway.succession import Succession
 from portguard.gateway.watching import Watcher
 from portguard.gateway.workers import Worker, Workers
 from portguard.limits.accounts import Warned
-from portguard.limits.ledger import LockRow, Store
-from portguard.limits.locks import Locks, written_target
+from portguard.limits.ledger import Store
+from portguard.limits.locks import Locks
 from portguard.observe import log
 from portguard.observe.faults import Faults
 from portguard.observe.metrics import Reading
@@ -162,7 +162,7 @@ class Supervisor:
             sessions=self._admission.sessions,
             tell=self._workers.tell,
             end=self._sessions.end,
-            on_expired=self._on_lock_expired,
+            on_expired=trail.lock_expired,
         )
         self._reloader = Reloader(in_force, workers=self._workers, trail=trail, apply=self._apply, notifier=notifier)
         self._reload = ReloadDesk(self._reloader, lambda: self._ending.begun)
@@ -320,11 +320,6 @@ class Supervisor:
         self._meter.totals.worker_restarts += not worker.retiring
 
     # What operators see.
-
-    def _on_lock_expired(self, lock: LockRow) -> None:
-        written = written_target(lock.target, self._snapshot.configuration.namespace.default)
-        log.event("info", "lock.expire", lock=written, message=lock.reason)
-        self._trail.lock_expired(lock)
 
     def _on_warned(self, warned: Warned) -> None:
         owner, quota = warned.owner, warned.quota

@@ -1,5 +1,6 @@
 """What operators do with locks, with a ledger that does as the test says."""
 
+import io
 import json
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from portguard.gateway.messages import Locked, Unlocked
 from portguard.identity.names import Identity, Namespace
 from portguard.limits.ledger import LockRow, LockTarget, Owner
 from portguard.limits.locks import Locks, written_instant
+from portguard.observe import log
 from tests.ledger_double import MemoryLedger
 
 ROOT = Peer(0, 0, 1, "root")
@@ -192,17 +194,21 @@ async def test_a_lock_of_a_trust_that_is_gone_is_lifted_as_it_is_listed(desk):
 # The end.
 
 
-async def test_a_lock_ends_by_itself(desk):
+async def test_a_lock_ends_by_itself(desk, monkeypatch):
+    monkeypatch.setattr("sys.stderr", stderr := io.StringIO())
+    log.configure(json_lines=False, level="info")
     await desk.lock(identity="alice", **{"for": "1h"})
     desk.now_s = NOW_S + 3600
     desk.desk.tick()
     assert not desk.lets_in("alice")
-    assert desk.expired == []
+    assert (desk.expired, stderr.getvalue()) == ([], "")
     desk.now_s = NOW_S + 3601
     assert desk.lets_in("alice")
     assert await desk.listed() == []
     desk.desk.tick()
     assert [row.target for row in desk.expired] == [ALICE]
+    assert "lock.expire" in stderr.getvalue()
+    assert "lock=alice message=INC-1" in stderr.getvalue()
     assert desk.told[1:] == [Unlocked("identity", "local", "alice")]
     assert desk.ledger.contents(desk.now_s).locks == ()
     with pytest.raises(NotFound):

@@ -55,6 +55,9 @@ class Trail:
     def refused(self, message, now_s):
         pass
 
+    def lock_expired(self, lock):
+        pass
+
     def tick(self, now_s):
         pass
 
