@@ -18,7 +18,7 @@ from portguard.errors import ConfigurationError, PortguardError
 from portguard.gateway.audit_trail import AuditTrail, Loading
 from portguard.gateway.bundle import Bundle, read_bundle
 from portguard.gateway.configuration import Configuration
-from portguard.gateway.listeners import Listener, bind, bind_address, listeners
+from portguard.gateway.listeners import Listener, bind, bind_address, listeners, written_address
 from portguard.gateway.notify import Notifier
 from portguard.gateway.snapshot import Snapshot, build
 from portguard.gateway.workers import Workers
@@ -52,6 +52,16 @@ class InForce:
     snapshot: Snapshot = field(repr=False)
     bound: Bound
     metrics: socket.socket
+
+    def log_listening(self, before: "InForce | None" = None) -> None:
+        """Log on which addresses the gateway listens that it did not listen on before; None: on none."""
+        known = set(_sockets(before)) if before is not None else set()
+        for listener, sock in self.bound:
+            if sock not in known:
+                service = listener.service.name if listener.service is not None else None
+                log.event("info", "gateway.listen", address=written_address(sock), service=service)
+        if self.metrics not in known:
+            log.event("info", "metrics.listen", address=written_address(self.metrics))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +186,7 @@ class Reloader:
         self.in_force = after
         self.loaded_by, self.loaded_message = by, message
         rest = self._apply(before, after)
+        after.log_listening(before)
         self._trail.loaded(loading, kept=policy_kept)
         for warning in snapshot.warnings:
             log.event("warning", "configuration.warning", message=warning)

@@ -28,7 +28,6 @@ from portguard.gateway.configuration import Configuration
 from portguard.gateway.draining import DrainDesk
 from portguard.gateway.ending import Ending
 from portguard.gateway.handover import Handover
-from portguard.gateway.listeners import written_address
 from portguard.gateway.lock_desk import LockDesk
 from portguard.gateway.messages import (
     Accepted,
@@ -230,7 +229,7 @@ class Supervisor:
         if handover is None:
             loading = Loading(in_force.bundle, in_force.snapshot)
             self._trail.loaded(loading, kept=loading.keep())
-            _log_listening(in_force, None)
+            in_force.log_listening()
         else:
             self._take_over(handover.state)
         await self._http.start(in_force.metrics)
@@ -378,7 +377,6 @@ class Supervisor:
         self._loaded = Loaded.of(snapshot, in_force.bundle.read_at)
         settings = configuration.control
         self._control.configure(Access(os.getuid(), settings.viewers, settings.operators, settings.admins))
-        _log_listening(in_force, before)
         return self._apply_rest(before, in_force)
 
     # Another version of the program.
@@ -431,17 +429,6 @@ class Supervisor:
             # That the loop turns is said by saying anything; a gateway that drains is alive without workers too.
             healthy = self._ending.begun or self._workers.healthy(now_s)
             self._notifier.tick(now_s, status=self._status.line(), healthy=healthy, stopping=self._ending.begun)
-
-
-def _log_listening(in_force: InForce, before: InForce | None) -> None:
-    """Log the addresses that were not listened on before."""
-    known = set() if before is None else {sock for _, sock in before.bound} | {before.metrics}
-    for listener, sock in in_force.bound:
-        if sock not in known:
-            service = listener.service.name if listener.service is not None else None
-            log.event("info", "gateway.listen", address=written_address(sock), service=service)
-    if in_force.metrics not in known:
-        log.event("info", "metrics.listen", address=written_address(in_force.metrics))
 
 
 def _workers_wanted(snapshot: Snapshot) -> int:

@@ -171,7 +171,7 @@ async def test_a_policy_that_cannot_be_kept_comes_into_force_all_the_same(stage,
 # Addresses.
 
 
-async def test_sockets_of_addresses_that_stay_are_the_same_and_others_are_new(stage, folder):
+async def test_sockets_of_addresses_that_stay_are_the_same_and_others_are_new(stage, folder, lines):
     port = free_port()
     [(_, kept)] = stage.before.bound
     configure(folder, listen=f'"127.0.0.1:{port}", "127.0.0.1:0"')
@@ -181,10 +181,14 @@ async def test_sockets_of_addresses_that_stay_are_the_same_and_others_are_new(st
     assert new.getsockname()[1] == port
     assert same is kept
     assert stage.reloader.in_force.metrics is stage.before.metrics
+    [line] = lines("gateway.listen")
+    assert f"address=127.0.0.1:{port}" in line
+    assert lines("metrics.listen") == []
     before = stage.reloader.in_force
     configure(folder)
     await stage.reload()
     assert [sock for _, sock in stage.reloader.in_force.bound] == [kept]
+    assert len(lines("gateway.listen")) == 1
     assert new.fileno() >= 0  # to close it is up to who listened on it
     new.close()
     assert stage.swapped[0] is before
@@ -213,12 +217,20 @@ async def test_two_addresses_whose_ports_the_system_picks_keep_a_socket_each(sta
     assert [sock for _, sock in stage.reloader.in_force.bound] == [one, other]
 
 
-async def test_the_metrics_move(stage, folder):
+async def test_the_metrics_move(stage, folder, lines):
     port = free_port()
     configure(folder, metrics=f"127.0.0.1:{port}")
     await stage.reload()
     assert stage.reloader.in_force.metrics.getsockname()[1] == port
     assert stage.reloader.in_force.bound[0][1] is stage.before.bound[0][1]
+    [line] = lines("metrics.listen")
+    assert f"address=127.0.0.1:{port}" in line
+    assert lines("gateway.listen") == []
+
+
+def test_at_the_start_all_addresses_are_told(stage, lines):
+    stage.before.log_listening()
+    assert (len(lines("gateway.listen")), len(lines("metrics.listen"))) == (1, 1)
 
 
 # What needs a restart.
