@@ -26,7 +26,7 @@ _MOST_REASONS = 5
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """The parts of the supervisor that have something to say, and what it knows itself.
+    """The parts of the supervisor that have something to say, here and to a scrape, and what it knows itself.
 
     `ending_s()` is since when it drains to end, in seconds since the epoch, None while it does not; `generation()` how
     many programs have served in this process.

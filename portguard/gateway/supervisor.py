@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import ip_address
 from typing import Any
 
@@ -52,6 +52,7 @@ from portguard.gateway.quota_desk import QuotaDesk, Rules
 from portguard.gateway.reexec import HELD_SIGNALS
 from portguard.gateway.reload_desk import ReloadDesk
 from portguard.gateway.reloading import InForce, Reloader
+from portguard.gateway.scrape import scrape
 from portguard.gateway.session_desk import SessionDesk
 from portguard.gateway.sessions import Sessions
 from portguard.gateway.slots import SlotTable
@@ -66,7 +67,6 @@ from portguard.limits.ledger import Store
 from portguard.limits.locks import Locks
 from portguard.observe import log
 from portguard.observe.faults import Faults
-from portguard.observe.metrics import Reading
 from portguard.policy.quantities import format_quota
 
 _TICK_S = 1.0
@@ -127,7 +127,6 @@ class Supervisor:
         )
         self._standings = Standings(self._accounting, self._admission.sessions_of)
         self._loaded = Loaded.of(snapshot, in_force.bundle.read_at)
-        self._http = OperatorHttp(read=self._read, not_ready=lambda: self._status.condition().not_ready, faults=faults)
         self._acceptor = Acceptor([sock for _, sock in in_force.bound], self._pass_on)
         self._ending = Ending(
             acceptor=self._acceptor,
@@ -165,21 +164,23 @@ class Supervisor:
         )
         self._reloader = Reloader(in_force, workers=self._workers, trail=trail, apply=self._apply, notifier=notifier)
         self._reload = ReloadDesk(self._reloader, lambda: self._ending.begun)
-        self._status = StatusDesk(
-            Watched(
-                workers=self._workers,
-                workers_wanted=_workers_wanted(snapshot),
-                acceptor=self._acceptor,
-                admission=self._admission,
-                accounting=self._accounting,
-                trail=trail,
-                drain=self._drain,
-                reloader=self._reloader,
-                meter=self._meter,
-                loaded=lambda: self._loaded,
-                ending_s=lambda: self._ending.since_s,
-                generation=lambda: self._generation,
-            )
+        watched = Watched(
+            workers=self._workers,
+            workers_wanted=_workers_wanted(snapshot),
+            acceptor=self._acceptor,
+            admission=self._admission,
+            accounting=self._accounting,
+            trail=trail,
+            drain=self._drain,
+            reloader=self._reloader,
+            meter=self._meter,
+            loaded=lambda: self._loaded,
+            ending_s=lambda: self._ending.since_s,
+            generation=lambda: self._generation,
+        )
+        self._status = StatusDesk(watched)
+        self._http = OperatorHttp(
+            read=partial(scrape, watched), not_ready=lambda: self._status.condition().not_ready, faults=faults
         )
         self._succession = Succession(
             workers=self._workers,
@@ -333,25 +334,6 @@ class Supervisor:
         )
         self._meter.totals.quota_warnings[owner.role, quota.period] += 1
         self._trail.quota_warning(warned)
-
-    async def _read(self) -> Reading:
-        moment, workers, draining = self._meter.take(), len(self._workers.serving), self._is_draining
-        for _ in moment.add_live():
-            await asyncio.sleep(0)
-        for _ in moment.add_quotas(self._accounting.accounts.lines(lambda _: True, time.time())):
-            await asyncio.sleep(0)
-        return moment.reading(
-            self._loaded,
-            last_load_successful=self._reloader.failed is None,
-            workers=workers,
-            draining=draining,
-            audit_failures=self._trail.failures,
-            ledger_errors=self._accounting.errors,
-        )
-
-    @property
-    def _is_draining(self) -> bool:
-        return self._ending.begun or self._drain.drained is not None
 
     def _on_act(self, peer: Peer, method: str, path: str, given: Arguable, outcome: str) -> None:
         log.event("info", "control.act", uid=peer.uid, user=peer.name, act=f"{method} {path}", outcome=outcome)
