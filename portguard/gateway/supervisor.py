@@ -1,17 +1,15 @@
 """The supervisor: the control plane, which never touches a client's bytes.
 
-It passes each connection that comes (`accepting`) to the worker with the fewest (`workers`). What follows lies with its
-parts: it makes them, has them hear of each other, and passes them on to the program that comes after this one.
+It makes the parts, has them hear of each other, and passes what they know on to the program that comes after this one.
+A connection is taken (`accepting`) and goes to a worker (`assigning`), which asks for a session (`sessions`).
 """
 
 import asyncio
 import os
 import signal
-import socket
 import time
 from collections.abc import Awaitable, Mapping
-from functools import lru_cache, partial
-from ipaddress import ip_address
+from functools import partial
 from typing import Any
 
 from portguard import __version__
@@ -19,10 +17,10 @@ from portguard.control.access import Access, Peer
 from portguard.control.listening import ControlSocket
 from portguard.control.routes import Arguable
 from portguard.control.server import ControlServer
-from portguard.errors import Refused
 from portguard.gateway.accepting import Acceptor
 from portguard.gateway.accounting import Accounting
 from portguard.gateway.admission import Admission, PendingBounds
+from portguard.gateway.assigning import Assigner
 from portguard.gateway.audit_trail import AuditTrail, Loading
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.draining import DrainDesk
@@ -30,7 +28,6 @@ from portguard.gateway.ending import Ending
 from portguard.gateway.handover import Handover
 from portguard.gateway.lock_desk import LockDesk
 from portguard.gateway.messages import (
-    Accepted,
     Admit,
     Ended,
     Gone,
@@ -70,9 +67,6 @@ from portguard.observe.faults import Faults
 from portguard.policy.quantities import format_quota
 
 _TICK_S = 1.0
-
-# Clients come back, and taking an address apart costs more than remembering it.
-_address = lru_cache(maxsize=4096)(ip_address)
 
 
 class Supervisor:
@@ -127,7 +121,10 @@ class Supervisor:
         )
         self._standings = Standings(self._accounting, self._admission.sessions_of)
         self._loaded = Loaded.of(snapshot, in_force.bundle.read_at)
-        self._acceptor = Acceptor([sock for _, sock in in_force.bound], self._pass_on)
+        assigner = Assigner(
+            self._workers.serving, admission=self._admission, meter=self._meter, trail=trail, floods=floods
+        )
+        self._acceptor = Acceptor([sock for _, sock in in_force.bound], assigner.assign)
         self._ending = Ending(
             acceptor=self._acceptor,
             workers=self._workers,
@@ -255,28 +252,6 @@ class Supervisor:
         self._notifier.close()
         log.event("info", "gateway.stop", exit_code=code)
         return code
-
-    # Connections.
-
-    def _pass_on(self, number: int, sock: socket.socket, address: tuple[str, int]) -> None:
-        serving = self._workers.serving
-        worker = serving[min(serving, key=self._admission.load)]
-        try:
-            connection = self._admission.begin(worker.number, _address(address[0]))
-        except Refused as refused:
-            sock.close()
-            self._floods.event(
-                time.monotonic(),
-                "warning",
-                "connection.refuse",
-                source=address[0],
-                reason=refused.reason,
-                message=refused.message,
-            )
-            self._meter.refused(None, refused.reason)
-            self._trail.refused_at_once(address[0], refused.reason, time.monotonic())
-            return
-        worker.channel.send(Accepted(connection, number, address[0], address[1]), sock.detach())
 
     # Workers.
 

@@ -19,7 +19,8 @@ from tests.echo import echo_service
 from tests.unharmed import echoes, workers
 
 _SERVE = (
-    "import sys; from portguard.gateway import startup, supervisor, workers; {}; sys.exit(startup.serve(sys.argv[1]))"
+    "import sys; from portguard.gateway import assigning, startup, supervisor, workers; {}; "
+    "sys.exit(startup.serve(sys.argv[1]))"
 )
 
 
@@ -96,9 +97,9 @@ def test_workers_are_not_blamed_for_a_supervisor_that_was_stopped(start_after):
 
 def test_a_fault_of_the_supervisor_is_one_line_and_it_goes_on(start_after):
     gateway = start_after(
-        "original = supervisor.Supervisor._pass_on; "
+        "original = assigning.Assigner.assign; "
         "faults = iter(range(1)); "
-        "supervisor.Supervisor._pass_on = lambda *given: "
+        "assigning.Assigner.assign = lambda *given: "
         "{}['nobody expects this'] if next(faults, None) is not None else original(*given)"
     )
     with pytest.raises(OSError, match=r"EOF|reset"):
