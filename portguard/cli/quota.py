@@ -1,10 +1,10 @@
 """`portguard quota`: what is used and left, and what an administrator changes about it."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
 import click
@@ -20,12 +20,19 @@ _PERIODS = {str(period): number for number, period in enumerate(Period)}
 _SHOWN_CHANGES = 20
 _RIGHT = frozenset({3, 4, 5})
 
+_Command = TypeVar("_Command", bound=Callable[..., None])
+
 role_option = click.option("--role", metavar="ROLE", help="Only in this role.")
 period_option = click.option(
     "--period", type=click.Choice([str(period) for period in Period]), help="Only this quota; else all that there are."
 )
 all_option = click.option("--all", "everybody", is_flag=True, help="All identities that have used something.")
 pool_option = click.option("--pool", is_flag=True, help="The quota that the whole role shares; needs --role.")
+
+
+def whose_options(command: _Command) -> _Command:
+    """`--all`, `--pool`, `--role` and `--period`, given to the command by the names that `_whose` has for them."""
+    return all_option(pool_option(role_option(period_option(command))))
 
 
 @click.group()
@@ -62,45 +69,22 @@ def show(identity: str | None, role: str | None, configuration_path: str, as_jso
 
 @quota.command()
 @click.argument("identity", metavar="[IDENTITY]", required=False)
-@all_option
-@pool_option
-@role_option
-@period_option
+@whose_options
 @configuration_option
 @json_option
-def reset(
-    identity: str | None,
-    everybody: bool,
-    pool: bool,
-    role: str | None,
-    period: str | None,
-    configuration_path: str,
-    as_json: bool,
-) -> None:
+def reset(identity: str | None, configuration_path: str, as_json: bool, **options: Any) -> None:
     """Forget what was used in the running periods: of IDENTITY, of --all, or of the --pool of a role."""
-    _check_whose("reset", identity, everybody=everybody, pool=pool, role=role)
-    whose = {"identity": identity, "all": everybody, "pool": pool, "role": role, "period": period}
+    whose = _whose("reset", identity, **options)
     document = control_client(configuration_path).post("/v1/quotas/reset", **whose)
     _tell("reset", document, "reset", as_json=as_json)
 
 
 @quota.command()
 @click.argument("words", metavar="[IDENTITY] SIZE", nargs=-1, required=True)
-@all_option
-@pool_option
-@role_option
-@period_option
+@whose_options
 @configuration_option
 @json_option
-def grant(
-    words: tuple[str, ...],
-    everybody: bool,
-    pool: bool,
-    role: str | None,
-    period: str | None,
-    configuration_path: str,
-    as_json: bool,
-) -> None:
+def grant(words: tuple[str, ...], configuration_path: str, as_json: bool, **options: Any) -> None:
     """Give SIZE, such as 5GB, beyond the quota until the running period ends: to IDENTITY, to --all or to a --pool.
 
     With --role, an identity can be given some before it has ever connected.
@@ -108,24 +92,29 @@ def grant(
     *names, size = words
     if len(names) > 1:
         raise UsageError(f"quota grant: expected one IDENTITY and SIZE, got {len(words)} words")
-    identity = names[0] if names else None
-    _check_whose("grant", identity, everybody=everybody, pool=pool, role=role)
+    whose = _whose("grant", names[0] if names else None, **options)
     try:
         extra_bytes = parse_size(size)
     except Unexpected as error:
         raise UsageError(f"SIZE: expected {error}, got {size!r}") from None
-    whose = {"identity": identity, "all": everybody, "pool": pool, "role": role, "period": period}
     document = control_client(configuration_path).post("/v1/quotas/grant", **whose, bytes=extra_bytes)
     _tell(f"granted {written_size(extra_bytes)}", document, "granted", as_json=as_json)
 
 
-def _check_whose(command: str, identity: str | None, *, everybody: bool, pool: bool, role: str | None) -> None:
+def _whose(
+    command: str, identity: str | None, *, everybody: bool, pool: bool, role: str | None, period: str | None
+) -> Mapping[str, str | bool | None]:
+    """Whose quotas to change, as the gateway is told it.
+
+    Raises UsageError unless that is exactly one of an identity, all identities, and the pool of a role.
+    """
     given = [*(["IDENTITY"] if identity is not None else []), *(["--all"] * everybody), *(["--pool"] * pool)]
     if len(given) != 1:
         found = " and ".join(given) or "none"
         raise UsageError(f"quota {command}: expected one of IDENTITY, --all and --pool, got {found}")
     if pool and role is None:
         raise UsageError(f"quota {command}: expected --role beside --pool, got none")
+    return {"identity": identity, "all": everybody, "pool": pool, "role": role, "period": period}
 
 
 def _tell(done: str, document: Mapping[str, Any], key: str, *, as_json: bool) -> None:
