@@ -1,5 +1,7 @@
 """How commands reach a gateway that runs: over its control socket."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from portguard.control.client import ANSWER_S, ControlClient
@@ -31,6 +33,12 @@ def control_client(configuration_path: str, *, timeout_s: float = ANSWER_S) -> C
     return ControlClient(Path(configuration.gateway.control), timeout_s=timeout_s)
 
 
-def not_understood() -> PortguardError:
-    """What to raise for an answer that has not what this version looks for in it."""
-    return PortguardError("the gateway: expected an answer that this version understands, got another one")
+@contextlib.contextmanager
+def understanding() -> Iterator[None]:
+    """Take an answer apart, and do nothing else. Raises PortguardError when it has not what is looked for in it."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, OSError) as error:
+        raise PortguardError(
+            "the gateway: expected an answer that this version understands, got another one"
+        ) from error

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from portguard.cli.control import control_client
+from portguard.cli.control import control_client, understanding
 from portguard.cli.options import configuration_option, json_option
 
 
@@ -22,9 +22,11 @@ def drain(ends: bool, configuration_path: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(document, indent=2))
         return
-    if not document["changed"]:
+    with understanding():
+        changed, sessions = document["changed"], int(document["sessions"])
+    if not changed:
         click.echo("new sessions were refused already")
-    click.echo(f"sessions left: {int(document['sessions'])}")
+    click.echo(f"sessions left: {sessions}")
 
 
 @click.command()
@@ -36,4 +38,6 @@ def resume(configuration_path: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(document, indent=2))
         return
-    click.echo("new sessions are taken again" if document["changed"] else "new sessions were taken already")
+    with understanding():
+        changed = document["changed"]
+    click.echo("new sessions are taken again" if changed else "new sessions were taken already")

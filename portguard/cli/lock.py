@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from portguard.cli.control import control_client
+from portguard.cli.control import control_client, understanding
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.rendering import printable
 from portguard.cli.tables import table_lines
-from portguard.errors import PortguardError, UsageError
+from portguard.errors import UsageError
 
 _HEADER = ("LOCKED", "SINCE (UTC)", "UNTIL (UTC)", "BY", "REASON")
 
@@ -56,12 +56,10 @@ def lock(
     if as_json:
         click.echo(json.dumps(document, indent=2))
         return
-    try:
+    with understanding():
         row, ended = document["lock"], int(document["sessions"])
         until = f" until {_instant(row['until'])} UTC" if row["until"] is not None else ""
         lines = [f"locked: {_who(row)}{until}", f"sessions closed: {ended}"]
-    except (LookupError, TypeError, ValueError) as error:
-        raise _not_understood() from error
     for line in lines:
         click.echo(printable(line))
 
@@ -78,10 +76,8 @@ def unlock(identity: str | None, certificate: str | None, configuration_path: st
     if as_json:
         click.echo(json.dumps(document, indent=2))
         return
-    try:
+    with understanding():
         line = f"unlocked: {_who(document['unlocked'])}"
-    except (LookupError, TypeError) as error:
-        raise _not_understood() from error
     click.echo(printable(line))
 
 
@@ -96,11 +92,9 @@ def _list(configuration_path: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(document, indent=2))
         return
-    try:
+    with understanding():
         rows = [_row(each) for each in document["locks"]]
         unsaved = sum(each["saved"] is not True for each in document["locks"])
-    except (LookupError, TypeError, ValueError) as error:
-        raise _not_understood() from error
     if not rows:
         click.echo("portguard: nobody is locked out", err=True)
         return
@@ -120,7 +114,3 @@ def _who(each: Mapping[str, Any]) -> str:
 
 def _instant(text: str) -> str:
     return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M")
-
-
-def _not_understood() -> PortguardError:
-    return PortguardError("the gateway: expected an answer that this version understands, got another one")

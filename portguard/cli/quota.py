@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import click
 
-from portguard.cli.control import control_client, not_understood
+from portguard.cli.control import control_client, understanding
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.rendering import printable
 from portguard.cli.tables import table_lines
@@ -54,12 +54,10 @@ def show(identity: str | None, role: str | None, configuration_path: str, as_jso
     if as_json:
         click.echo(json.dumps(document))  # in one line: with ten thousand identities that takes a tenth of the time
         return
-    try:
+    with understanding():
         zone = _zone(document["timezone"])
         quotas = sorted(document["quotas"], key=_order)
         rows = [_row(each, zone) for each in quotas]
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise not_understood() from error
     if not rows:
         click.echo("portguard: no identity has used anything yet", err=True)
         return
@@ -121,11 +119,9 @@ def _tell(done: str, document: Mapping[str, Any], key: str, *, as_json: bool) ->
     if as_json:
         click.echo(json.dumps(document, indent=2))
         return
-    try:
+    with understanding():
         lines = [f"{done}: {_who(each)} in role {each['role']}, per {' and '.join(each['periods'])}"
                  for each in document[key]]  # fmt: skip
-    except (LookupError, TypeError) as error:
-        raise not_understood() from error
     for line in lines[:_SHOWN_CHANGES]:
         click.echo(printable(line))
     if (more := len(lines) - _SHOWN_CHANGES) > 0:

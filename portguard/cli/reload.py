@@ -4,7 +4,7 @@ import json
 
 import click
 
-from portguard.cli.control import control_client
+from portguard.cli.control import control_client, understanding
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.rendering import printable
 
@@ -24,12 +24,14 @@ def reload(message: str | None, configuration_path: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(document, indent=2))
         return
-    for warning in document["warnings"]:
+    with understanding():
+        warnings = [str(warning) for warning in document["warnings"]]
+        lines = ["nothing has changed"]
+        if document["changed"]:
+            lines = [f"in force: {document['revision']}", f"sessions closed: {int(document['closed'])}"]
+        if document["needs_restart"]:
+            lines.append(f"needs a restart: {', '.join(document['needs_restart'])}")
+    for warning in warnings:
         click.echo(f"warning: {printable(warning)}", err=True)
-    if document["changed"]:
-        click.echo(f"in force: {printable(document['revision'])}")
-        click.echo(f"sessions closed: {int(document['closed'])}")
-    else:
-        click.echo("nothing has changed")
-    if document["needs_restart"]:
-        click.echo(f"needs a restart: {printable(', '.join(document['needs_restart']))}")
+    for line in lines:
+        click.echo(printable(line))

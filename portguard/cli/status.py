@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from portguard.cli.ages import written_age
-from portguard.cli.control import control_client, not_understood
+from portguard.cli.control import control_client, understanding
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.rendering import printable
 
@@ -27,11 +27,9 @@ def status(configuration_path: str, as_json: bool) -> None:
     Exits with 0 when it serves and nothing is wrong, with 1 when something is, with 4 when it does not answer.
     """
     document = control_client(configuration_path).get("/v1/status")
-    try:
+    with understanding():
         lines = list(_lines(document))
         state = document["state"]
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise not_understood() from error
     if as_json:
         click.echo(json.dumps(document, indent=2))
     else:

@@ -7,7 +7,7 @@ from textwrap import wrap
 
 import click
 
-from portguard.cli.control import control_client, not_understood
+from portguard.cli.control import control_client, understanding
 from portguard.cli.live_terminal import LiveTerminal, live_terminal, on_terminal
 from portguard.cli.options import configuration_option
 from portguard.cli.rendering import printable
@@ -64,7 +64,5 @@ def _sample(client: ControlClient, identity: str | None, service: str | None) ->
     """Raises PortguardError."""
     status = client.get("/v1/status")
     listed = client.get("/v1/sessions", identity=identity, service=service)
-    try:
+    with understanding():
         return Sample.of(time.monotonic(), status, listed)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise not_understood() from error

@@ -1,29 +1,19 @@
 """`portguard lock` and `portguard unlock`: what people and programs get to see, and what the gateway is asked to do."""
 
 import json
-import sys
 
 import pytest
 
-from portguard.cli import main as cli
 from portguard.control.access import Level
 from portguard.control.routes import Route
 from portguard.gateway.lock_desk import LockDesk
 from portguard.identity.names import Namespace
 from portguard.limits.locks import Locks
 from tests.control_double import ControlDouble
-from tests.gateway_folder import CONFIGURATION
 from tests.ledger_double import MemoryLedger
 
 NOW_S = 1_795_000_000  # 2026-11-18T11:06:40Z
 PRINT = "ab" * 32
-
-
-@pytest.fixture
-def configuration(tmp_path):
-    path = tmp_path / "portguard.toml"
-    path.write_text(CONFIGURATION.replace("[trusts", 'control = "c.sock"\n[trusts'))
-    return path
 
 
 @pytest.fixture
@@ -50,17 +40,9 @@ def gateway(configuration, ledger):
 
 
 @pytest.fixture
-def portguard(configuration, monkeypatch, capsys):
+def portguard(run_portguard):
     """`portguard("lock", "alice", …)` is exit code, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["portguard", *arguments, "-c", str(configuration)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        output = capsys.readouterr()
-        return caught.value.code or 0, output.out, output.err
-
-    return run
+    return run_portguard
 
 
 def test_a_lock_is_set_told_and_taken_away(gateway, portguard, ledger):
