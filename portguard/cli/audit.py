@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from portguard.cli.configuration_file import configuration_at
 from portguard.cli.named_policies import since_instant
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.rendering import printable
-from portguard.errors import ConfigurationError, PortguardError, Problem, UsageError
-from portguard.gateway.configuration import Configuration, read_configuration
+from portguard.errors import PortguardError, UsageError
+from portguard.gateway.configuration import Configuration
 from portguard.observe.audit.keys import PUBLIC, fingerprint, read_public_key
 from portguard.observe.audit.place import HEAD, folder_of
 from portguard.observe.audit.reading import in_order, log_files
@@ -55,7 +56,7 @@ def verify(
         keys = [read_public_key(path) for path in public_keys]
         report = verify_files(in_order(files), {fingerprint(key): key for key in keys}, None)
     else:
-        configuration = _configuration(configuration_path)
+        configuration = configuration_at(configuration_path)
         folder = folder_of(configuration.gateway.state)
         paths = public_keys or [folder / PUBLIC]
         keys_by_print = {fingerprint(key): key for key in map(read_public_key, paths)}
@@ -100,7 +101,7 @@ def tail(
 
     Conditions are joined: a line is shown when it fits all options; of one option given twice, either.
     """
-    path = _path(_configuration(configuration_path))
+    path = _path(configuration_at(configuration_path))
     at = since_instant(since, datetime.now(UTC)) if since is not None else None
     selection = Selection(identities, services, events, at)
     follower = None
@@ -125,20 +126,6 @@ def tail(
             return
         finally:
             follower.close()
-
-
-def _configuration(path: str) -> Configuration:
-    """Read the configuration alone: neither keys nor a policy are needed to look at a log."""
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        found = (error.strerror or str(error)).lower()
-        raise ConfigurationError([Problem(path, "", "a file that can be read (the configuration)", found)]) from error
-    problems: list[Problem] = []
-    configuration = read_configuration(str(Path(path).absolute()), content, problems)
-    if problems:
-        raise ConfigurationError(problems)
-    return configuration
 
 
 def _path(configuration: Configuration) -> Path:

@@ -4,9 +4,9 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from portguard.cli.configuration_file import configuration_at
 from portguard.control.client import ANSWER_S, ControlClient
-from portguard.errors import ConfigurationError, PortguardError, Problem
-from portguard.gateway.configuration import read_configuration
+from portguard.errors import PortguardError
 
 # Where a problem leaves open which socket is meant.
 _NEEDED = {"", "gateway", "gateway.control"}
@@ -20,16 +20,7 @@ def control_client(configuration_path: str, *, timeout_s: float = ANSWER_S) -> C
     Of the file nothing but `gateway.control` counts: with a slip elsewhere in it, which the gateway that runs has not
     read, one must still be able to look and to act.
     """
-    path = str(Path(configuration_path).absolute())
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        found = (error.strerror or str(error)).lower()
-        raise ConfigurationError([Problem(path, "", "a file that can be read (the configuration)", found)]) from error
-    problems: list[Problem] = []
-    configuration = read_configuration(path, content, problems)
-    if any(problem.key in _NEEDED for problem in problems):
-        raise ConfigurationError(problems)
+    configuration = configuration_at(configuration_path, needed=_NEEDED)
     return ControlClient(Path(configuration.gateway.control), timeout_s=timeout_s)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from portguard.errors import ConfigurationError, Problem, UsageError
 from portguard.gateway.bundle import read_policy_bundle
-from portguard.gateway.configuration import Configuration, read_configuration
+from portguard.gateway.configuration import Configuration
 from portguard.gateway.kept_policies import kept_files, kept_revision, recorded_loads
 from portguard.gateway.snapshot import build_policy
 from portguard.identity.names import Namespace
@@ -28,17 +28,6 @@ class NamedPolicy:
     policy: Policy
     namespace: Namespace
     revision: str | None = None
-
-
-def configuration_at(path: str) -> Configuration:
-    """The configuration alone, without any file that it names. Raises ConfigurationError."""
-    problems: list[Problem] = []
-    path = os.path.abspath(path)
-    content = _content(path, problems)
-    configuration = read_configuration(path, content, problems) if content is not None else None
-    if configuration is None or problems:
-        raise ConfigurationError(problems)
-    return configuration
 
 
 def policy_in_place(configuration_path: str) -> NamedPolicy:

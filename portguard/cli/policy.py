@@ -9,8 +9,8 @@ import click
 from click.core import ParameterSource
 
 from portguard.cli.client_chain import identify
+from portguard.cli.configuration_file import configuration_at
 from portguard.cli.named_policies import (
-    configuration_at,
     counted,
     instant,
     policies_alone,

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import click
 
+from portguard.cli.configuration_file import configuration_at
 from portguard.cli.named_policies import (
     NamedPolicy,
-    configuration_at,
     has_offset,
     instant,
     kept_policy,

@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from portguard.cli.configuration_file import configuration_at
 from portguard.cli.named_policies import (
     NamedPolicy,
-    configuration_at,
     named_policy,
     policies_alone,
     policy_in_place,

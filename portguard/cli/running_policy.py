@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from portguard.cli.configuration_file import configuration_at
 from portguard.cli.control import control_client
-from portguard.cli.named_policies import NamedPolicy, configuration_at
+from portguard.cli.named_policies import NamedPolicy
 from portguard.errors import Unreachable
 from portguard.identity.names import Group, Identity
 from portguard.policy.addresses import parse_address
