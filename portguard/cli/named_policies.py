@@ -139,13 +139,6 @@ def source_address(text: str | None) -> Address | None:
         raise UsageError(f"--from: expected {error}, got {text}") from None
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 role`, `2 policies`."""
-    if count == 1:
-        return f"1 {noun}"
-    return f"{count} {noun.removesuffix('y')}ies" if noun.endswith("y") else f"{count} {noun}s"
-
-
 def _content(path: str, problems: list[Problem]) -> bytes | None:
     try:
         return Path(path).read_bytes()

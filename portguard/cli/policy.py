@@ -8,10 +8,10 @@ from difflib import get_close_matches
 import click
 from click.core import ParameterSource
 
+from portguard.cli.check_verdict import tell_unusable, tell_usable
 from portguard.cli.client_chain import identify
 from portguard.cli.configuration_file import configuration_at
 from portguard.cli.named_policies import (
-    counted,
     instant,
     policies_alone,
     policy_in_place,
@@ -22,7 +22,7 @@ from portguard.cli.options import configuration_option, json_option
 from portguard.cli.policy_access import access, show
 from portguard.cli.policy_diff import diff
 from portguard.cli.policy_rendering import Explained, explained_json, explained_lines
-from portguard.cli.rendering import printable
+from portguard.cli.rendering import counted, printable
 from portguard.errors import ConfigurationError, Refused, UsageError
 from portguard.gateway.bundle import read_policy_bundle
 from portguard.gateway.configuration import Configuration
@@ -33,8 +33,6 @@ from portguard.policy.decide import Request, decide
 from portguard.policy.explain import explain as examine
 from portguard.policy.kinds import parse_own_group
 from portguard.policy.quantities import Unexpected
-
-_SINGULAR = {"services": "service", "roles": "role", "denies": "deny", "tests": "test"}
 
 
 @click.group()
@@ -71,32 +69,20 @@ def check(context: click.Context, path: str | None, configuration_path: str, as_
         else:
             made = policies_alone(path)[0].policy
     except ConfigurationError as error:
-        if not as_json:
-            click.echo(printable(f"{subject}: not usable, {counted(len(error.problems), 'problem')}"))
-            raise
-        problems = [
-            {"file": problem.file, "key": problem.key, "expected": problem.expected, "found": problem.found}
-            for problem in error.problems
-        ]
-        click.echo(json.dumps({"ok": False, "problems": problems, "warnings": []}, indent=2))
-        context.exit(error.exit_code)
-    warnings = list(checks.warnings(made))
-    counts = {
-        "services": len(made.services),
-        "roles": len(made.roles),
-        "denies": len(made.denies),
-        "tests": len(made.tests),
-    }
-    if as_json:
-        verdict = {"ok": True, "problems": [], "warnings": warnings, "trusts_checked": not alone}
-        click.echo(json.dumps(verdict | counts, indent=2))
-        return
-    for warning in warnings:
-        click.echo(f"portguard: warning: {printable(warning)}", err=True)
-    if alone:
-        click.echo("portguard: trusts are taken as the policy names them; with -c they are checked too", err=True)
-    shown = ", ".join(counted(count, _SINGULAR[noun]) for noun, count in counts.items())
-    click.echo(printable(f"{subject}: ok, {shown}, {counted(len(warnings), 'warning')}"))
+        tell_unusable(subject, error, as_json=as_json)
+    tell_usable(
+        subject,
+        counts={
+            "service": len(made.services),
+            "role": len(made.roles),
+            "deny": len(made.denies),
+            "test": len(made.tests),
+        },
+        warnings=list(checks.warnings(made)),
+        notes=["trusts are taken as the policy names them; with -c they are checked too"] if alone else [],
+        more={"trusts_checked": not alone},
+        as_json=as_json,
+    )
 
 
 @policy.command()

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from portguard.cli.named_policies import NamedPolicy, counted
+from portguard.cli.named_policies import NamedPolicy
 from portguard.cli.policy_rendering import written_instant
+from portguard.cli.rendering import counted
 from portguard.cli.role_rendering import (
     kind_of,
     labelled,

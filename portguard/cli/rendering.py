@@ -6,3 +6,13 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 role`, `2 policies`."""
+    return f"1 {noun}" if count == 1 else f"{count} {plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """`roles`, `policies`."""
+    return f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"

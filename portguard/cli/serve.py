@@ -1,11 +1,9 @@
 """`portguard serve`: run the gateway, or only check what it would run with."""
 
-import json
-
 import click
 
+from portguard.cli.check_verdict import tell_unusable, tell_usable
 from portguard.cli.options import configuration_option, json_option
-from portguard.cli.rendering import printable
 from portguard.errors import ConfigurationError, UsageError
 
 
@@ -40,31 +38,15 @@ def _check(configuration_path: str, *, as_json: bool) -> None:
     try:
         snapshot = build(bundle)
     except ConfigurationError as error:
-        if not as_json:
-            click.echo(
-                printable(f"{bundle.configuration_path}: not usable, {_counted(len(error.problems), 'problem')}")
-            )
-            raise
-        problems = [
-            {"file": problem.file, "key": problem.key, "expected": problem.expected, "found": problem.found}
-            for problem in error.problems
-        ]
-        click.echo(json.dumps({"ok": False, "problems": problems, "warnings": []}, indent=2))
-        click.get_current_context().exit(error.exit_code)
-    counts = {
-        "services": len(snapshot.policy.services),
-        "roles": len(snapshot.policy.roles),
-        "trusts": len(snapshot.configuration.trusts),
-    }
-    if as_json:
-        verdict = {"ok": True, "problems": [], "warnings": snapshot.warnings, "revision": snapshot.revision}
-        click.echo(json.dumps(verdict | counts, indent=2))
-        return
-    for warning in snapshot.warnings:
-        click.echo(f"portguard: warning: {printable(warning)}", err=True)
-    shown = ", ".join(_counted(count, noun.removesuffix("s")) for noun, count in counts.items())
-    click.echo(printable(f"{bundle.configuration_path}: ok, {shown}, {_counted(len(snapshot.warnings), 'warning')}"))
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+        tell_unusable(bundle.configuration_path, error, as_json=as_json)
+    tell_usable(
+        bundle.configuration_path,
+        counts={
+            "service": len(snapshot.policy.services),
+            "role": len(snapshot.policy.roles),
+            "trust": len(snapshot.configuration.trusts),
+        },
+        warnings=snapshot.warnings,
+        more={"revision": snapshot.revision},
+        as_json=as_json,
+    )
