@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, tzinfo
+from datetime import datetime, tzinfo
 from functools import lru_cache
 from typing import Any, TypeVar
-from zoneinfo import ZoneInfo
 
 import click
 
@@ -13,6 +12,7 @@ from portguard.cli.control import control_client, understanding
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.rendering import printable
 from portguard.cli.tables import table_lines
+from portguard.cli.zones import zone_here
 from portguard.errors import UsageError
 from portguard.policy.quantities import Period, Unexpected, parse_size, written_size
 
@@ -55,7 +55,7 @@ def show(identity: str | None, role: str | None, configuration_path: str, as_jso
         click.echo(json.dumps(document))  # in one line: with ten thousand identities that takes a tenth of the time
         return
     with understanding():
-        zone = _zone(document["timezone"])
+        zone = zone_here(document["timezone"])
         quotas = sorted(document["quotas"], key=_order)
         rows = [_row(each, zone) for each in quotas]
     if not rows:
@@ -149,11 +149,3 @@ def _who(line: Mapping[str, Any]) -> str:
 def _order(line: Mapping[str, Any]) -> tuple[str, bool, str, int]:
     """By role, its pool first, and the shortest period first."""
     return line["role"], line["identity"] is not None, line["identity"] or "", _PERIODS[line["period"]]
-
-
-def _zone(name: str) -> tzinfo:
-    """The policy's zone; UTC where this host does not know it."""
-    try:
-        return ZoneInfo(name) if name != "UTC" else UTC
-    except (LookupError, ValueError, OSError):
-        return UTC

@@ -3,11 +3,11 @@
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, tzinfo
+from datetime import datetime, tzinfo
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from portguard.cli.tables import table_lines
+from portguard.cli.zones import zone_here
 from portguard.client.refusal import one_line, written_wait
 from portguard.limits.periods import written_period
 from portguard.policy.quantities import Period, format_duration, parse_rate, written_size
@@ -51,7 +51,7 @@ def services_lines(document: Mapping[str, Any], now: datetime) -> Iterator[str]:
         yield "No service may be reached now; `portguard whoami` says as whom."
         return
     yield from _table(services)
-    zone = _zone(one_line(document["timezone"]))
+    zone = zone_here(one_line(document["timezone"]))
     for role, service in {one_line(service["role"]): service for service in services}.items():
         facts = list(_limits(service, zone, now))
         yield ""
@@ -126,11 +126,3 @@ def _days(not_after: datetime, now: datetime) -> str:
     if days < 0:
         return "which is over"  # by this machine's clock: to the gateway it still is valid
     return "less than a day left" if days == 0 else f"{days} {'day' if days == 1 else 'days'} left"
-
-
-def _zone(name: str) -> tzinfo:
-    """The policy's zone; UTC where this machine does not know it."""
-    try:
-        return ZoneInfo(name) if name != "UTC" else UTC
-    except (LookupError, ValueError, OSError):
-        return UTC
