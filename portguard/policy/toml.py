@@ -158,8 +158,6 @@ INSTANT = Kind(
 
 DURATION = text_kind(_lasting, 'a duration such as "10s"', 0.0)
 """Seconds, more than 0."""
-DURATION_OR_ZERO = text_kind(parse_duration, 'a duration such as "10s"', 0.0)
-"""Seconds, 0 allowed."""
 DURATION_OR_OFF: Kind[float | None] = text_kind(_lasting_or_off, 'a duration such as "10s", or "off"', None)
 """Seconds, more than 0; None is "off"."""
 

@@ -9,7 +9,6 @@ from portguard.policy.toml import (
     BOOLEAN,
     DURATION,
     DURATION_OR_OFF,
-    DURATION_OR_ZERO,
     INSTANT,
     LISTEN_ADDRESS,
     PATH,
@@ -104,10 +103,9 @@ def test_a_wrong_value_reads_as_a_blank_of_its_type():
     assert root.get("c", INSTANT).utcoffset() is not None
 
 
-def test_zero_and_off_are_taken_where_they_make_sense():
-    root = read('a = "0s"\nb = "off"')
-    assert root.get("a", DURATION_OR_ZERO) == 0.0
-    assert root.get("b", DURATION_OR_OFF) is None
+def test_off_is_taken_where_it_makes_sense():
+    assert read('a = "off"').get("a", DURATION_OR_OFF) is None
+    assert problems_of('a = "off"', lambda root: root.get("a", DURATION, default=None)) != []
 
 
 def test_problems_name_the_whole_way_to_the_key():
