@@ -14,10 +14,9 @@ import functools
 import os
 import random
 import socket
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import aiohappyeyeballs
@@ -100,13 +99,7 @@ class Dialer:
         self._attempt_delay_s = attempt_delay_s
         self._turns: dict[str, int] = {}  # by service
         self._rests: dict[_Key, _Rest] = {}  # only what failed last time it was tried
-        self._up: dict[Upstream, bool] = {}
-        self._tried: dict[Upstream, bool] = {}  # the same, of those tried since they were taken
-
-    @property
-    def health(self) -> Mapping[Upstream, bool]:
-        """Whether the last attempt reached it, of every upstream that was tried. A view that goes on changing."""
-        return MappingProxyType(self._up)
+        self._tried: dict[Upstream, bool] = {}  # those since they were taken; whether the last attempt reached them
 
     def take_tried(self) -> dict[Upstream, bool]:
         """Which upstreams were tried since the last call, and whether the last attempt reached them."""
@@ -131,11 +124,11 @@ class Dialer:
                 sock, address = await self._attempt(loop, upstream, share_s)
             except _FailedAttempt as attempt:
                 self._rest(upstream, clock(), failures)
-                self._up[upstream] = self._tried[upstream] = False
+                self._tried[upstream] = False
                 failed.append(Attempt(upstream, attempt.reason, attempt.found))
                 continue
             self._rests.pop(upstream, None)
-            self._up[upstream] = self._tried[upstream] = True
+            self._tried[upstream] = True
             return Dialed(sock, upstream, address)
         raise DialFailed(failed)
 
@@ -143,7 +136,6 @@ class Dialer:
         """Forget what is remembered of upstreams and services other than these, after a reload."""
         services = list(services)
         upstreams = {upstream for service in services for upstream in service.upstreams}
-        _retain(self._up, upstreams)
         _retain(self._rests, upstreams)
         _retain(self._turns, {service.name for service in services})
 

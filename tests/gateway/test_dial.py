@@ -291,7 +291,7 @@ async def test_without_descriptors_the_gateway_is_full_and_no_upstream_is_to_bla
     with no_descriptors(), pytest.raises(Refused) as caught:
         await dialer.dial(to, timeout_s=LONG_S)
     assert caught.value.reason is Reason.GATEWAY_FULL
-    assert dialer.health == {}
+    assert dialer.take_tried() == {}
     assert (await dialed(dialer, to)).upstream == to.upstreams[0]
 
 
@@ -454,21 +454,10 @@ async def test_when_a_rest_ends_only_one_session_tries_the_address(
     await asyncio.wait({trying})
 
 
-async def test_health_tells_what_the_last_attempt_found(backend: Callable[..., Backend]) -> None:
+async def test_what_was_tried_is_told_once(backend: Callable[..., Backend]) -> None:
     primary, second, unused = backend(), backend().listen(), backend()
     dialer = Dialer()
-    health = dialer.health
     await dialed(dialer, service(primary.upstream, second.upstream, unused.upstream))
-    assert health == {primary.upstream: False, second.upstream: True}
-    primary.listen()
-    await dialed(dialer, service(primary.upstream))
-    assert health[primary.upstream] is True
-
-
-async def test_what_was_tried_is_told_once(backend: Callable[..., Backend]) -> None:
-    primary, second = backend(), backend().listen()
-    dialer = Dialer()
-    await dialed(dialer, service(primary.upstream, second.upstream))
     assert dialer.take_tried() == {primary.upstream: False, second.upstream: True}
     assert dialer.take_tried() == {}
     primary.listen()
@@ -483,9 +472,7 @@ async def test_what_is_no_longer_configured_is_forgotten(backend: Callable[..., 
     new = service(kept.upstream, alive.upstream, balance="round-robin", name="new")
     await dialed(dialer, old)
     await dialed(dialer, new)
-    health = dialer.health
     dialer.retain([new])
-    assert health == {kept.upstream: False, alive.upstream: True}
     assert dialer._rests.keys() == {kept.upstream}
     assert dialer._turns.keys() == {"new"}
 
