@@ -36,8 +36,8 @@ class SlotTable:
 
     @classmethod
     def create(cls, capacity: int) -> "SlotTable":
-        """Make a table of `capacity` free slots. Its descriptor is what workers open it by."""
-        descriptor = os.memfd_create("portguard-slots", os.MFD_CLOEXEC)
+        """Make a table of `capacity` free slots. Its descriptor is what workers open it by, once its size is sealed."""
+        descriptor = os.memfd_create("portguard-slots", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(descriptor, capacity * _SLOT_BYTES)
         return cls(descriptor, capacity)
 

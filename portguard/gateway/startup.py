@@ -12,7 +12,7 @@ from portguard.gateway.activation import receive
 from portguard.gateway.audit_trail import AuditTrail, open_recorder
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.configuration import Configuration
-from portguard.gateway.descriptors import raise_descriptor_limit
+from portguard.gateway.descriptors import raise_descriptor_limit, seal_size
 from portguard.gateway.handover import Handover
 from portguard.gateway.listeners import listen, listeners
 from portguard.gateway.notify import Notifier
@@ -47,6 +47,7 @@ def _begin(configuration_path: str) -> int:
     raise_descriptor_limit(configuration.capacity, configuration_path)
     bound, metrics = listen(configuration, snapshot.policy, handed_over)
     slots = SlotTable.create(configuration.capacity.max_sessions)
+    seal_size(slots.descriptor)
     return _serve(InForce(bundle, snapshot, tuple(bound), metrics), slots, notifier, None)
 
 

@@ -110,3 +110,13 @@ def test_a_fault_of_the_supervisor_is_one_line_and_it_goes_on(start_after):
     assert "error=KeyError" in line
     assert json.loads(line.partition("traceback=")[2]).endswith("KeyError: 'nobody expects this'\n")
     assert not any(line.startswith(("Traceback", "  File")) for line in gateway.log.splitlines())
+
+
+def test_a_worker_cannot_take_the_slot_table_away_from_the_others(start_gateway, echo):
+    gateway = start_gateway({"echo": echo})
+    worker = workers(gateway)[0]
+    folder = f"/proc/{worker}/fd"
+    table = next(name for name in os.listdir(folder) if "portguard-slots" in os.readlink(f"{folder}/{name}"))
+    with open(f"{folder}/{table}", "r+b") as file, pytest.raises(PermissionError):
+        os.ftruncate(file.fileno(), 0)
+    echoes(gateway)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from portguard.gateway.descriptors import seal_size
 from portguard.gateway.slots import ACTIVITY, OPENED, RECEIVED, SENT, STATE, WORKER, SlotTable
 
 CAPACITY = 3
@@ -76,6 +77,14 @@ def test_a_free_slot_cannot_be_freed(table: SlotTable) -> None:
     table.free(0)
     with pytest.raises(ValueError, match="got it free"):
         table.free(0)
+
+
+@pytest.mark.parametrize("size_bytes", [0, CAPACITY * 64 - 1, CAPACITY * 64 + 1])
+def test_no_worker_can_take_the_memory_away_from_under_the_others(table: SlotTable, size_bytes: int) -> None:
+    seal_size(table.descriptor)
+    with pytest.raises(PermissionError):
+        os.ftruncate(table.descriptor, size_bytes)
+    assert not any(table.cells)
 
 
 def test_a_slot_beyond_the_capacity_is_an_error(table: SlotTable) -> None:
