@@ -63,20 +63,13 @@ def test_a_slot_that_is_used_again_begins_at_nothing(table: SlotTable) -> None:
     assert contents(table, 0)[: OPENED + 1] == before[: OPENED + 1]
 
 
-def test_a_slot_in_use_is_not_given_to_another_session(table: SlotTable) -> None:
-    table.open(0, worker=0, now_ns=0)
-    with pytest.raises(ValueError, match=r"^slot 0: expected it free, got it open$"):
-        table.open(0, worker=1, now_ns=0)
-    assert table.cells[table.base(0) + WORKER] == 0
-
-
-def test_a_free_slot_cannot_be_freed(table: SlotTable) -> None:
-    with pytest.raises(ValueError, match=r"^slot 0: expected it open, got it free$"):
-        table.free(0)
-    table.open(0, worker=0, now_ns=0)
-    table.free(0)
-    with pytest.raises(ValueError, match="got it free"):
-        table.free(0)
+@pytest.mark.parametrize("state", [0, 1, 2**64 - 1])
+def test_what_a_worker_writes_into_a_slot_keeps_nobody_from_using_it(table: SlotTable, state: int) -> None:
+    table.cells[table.base(0) + STATE] = state
+    table.open(0, worker=1, now_ns=5)
+    table.cells[table.base(0) + RECEIVED] = 3
+    table.cells[table.base(0) + STATE] = state
+    assert table.free(0) == (3, 0)
 
 
 @pytest.mark.parametrize("size_bytes", [0, CAPACITY * 64 - 1, CAPACITY * 64 + 1])
