@@ -16,6 +16,7 @@ from portguard.gateway.messages import (
     LeaseReturned,
     LeaseWanted,
     Message,
+    Misconduct,
     Recalled,
     Regranted,
     Share,
@@ -207,7 +208,9 @@ class Accounting:
         self._act(self._leases.lose(worker, time.time()))
 
     def on_message(self, worker: int, message: LeaseWanted | LeaseReturned | ShareWanted) -> None:
-        """Answer a worker, now or later."""
+        """Answer a worker, now or later. Raises Misconduct for an account that there is not."""
+        if message.account >= len(self._owners):
+            raise Misconduct(f"account {message.account}: expected one that there is, got another")
         owner = self._owners[message.account]
         match message:
             case LeaseWanted():

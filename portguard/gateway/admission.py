@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Any, TypedDict, TypeVar
 
 from portguard.errors import Refused
+from portguard.gateway.messages import Misconduct
 from portguard.gateway.slots import SlotTable
 from portguard.limits.ledger import Owner
 from portguard.reasons import Reason
@@ -220,12 +221,25 @@ class Admission:
         self._count(session)
         return session
 
-    def gone(self, connection: int) -> None:
-        """A connection has ended without becoming a session.
+    def check_pending(self, connection: int, worker: int) -> None:
+        """Raise Misconduct unless the connection is pending with that worker. *Fails closed*."""
+        pending = self._pending.get(connection)
+        if pending is None or pending.worker != worker:
+            raise Misconduct(f"connection {connection}: expected one that is pending with the worker, got another")
+
+    def check_session(self, slot: int, worker: int) -> None:
+        """Raise Misconduct unless the session in the slot is that worker's. *Fails closed*."""
+        session = self.sessions.get(slot)
+        if session is None or session.worker != worker:
+            raise Misconduct(f"slot {slot}: expected a session of the worker, got another's or none")
+
+    def gone(self, connection: int, worker: int) -> None:
+        """A connection of that worker has ended without becoming a session. Raises Misconduct when it is another's.
 
         It may have been admitted meanwhile: then the worker hears of its ticket later, and ends the session.
         """
         if connection in self._pending:
+            self.check_pending(connection, worker)
             self._forget(connection)
 
     def move(self, slot: int, role: str) -> Session:

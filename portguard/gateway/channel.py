@@ -11,7 +11,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 
-from portguard.gateway.messages import LARGEST_BYTES, Message, decode, encode
+from portguard.gateway.messages import LARGEST_BYTES, Message, Misconduct, decode, encode
 
 _INT = struct.Struct("i")
 _DESCRIPTOR_SPACE = socket.CMSG_SPACE(_INT.size)
@@ -26,7 +26,8 @@ class Channel:
 
     `on_message(message, descriptor)` gets each message; it owns the descriptor, which is None when none came. Without
     `takes_descriptors` none comes: the kernel closes those that are sent. `on_closed()` is called once, when the other
-    side has gone, after the last message that it sent.
+    side has gone, after the last message that it sent. `on_misconduct(error)` is told of a packet that is no message;
+    without it that is an exception of the loop's callback.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class Channel:
         *,
         on_message: Callable[[Message, int | None], None],
         on_closed: Callable[[], None],
+        on_misconduct: Callable[[Misconduct], None] | None = None,
         takes_descriptors: bool = True,
     ):
         self._sock = sock
         self._takes_descriptors = takes_descriptors
         self._on_message = on_message
         self._on_closed = on_closed
+        self._on_misconduct = on_misconduct
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[bytes, int | None]] = deque()
         self._flushed: asyncio.Future[None] | None = None  # somebody waits for the queue to be empty
@@ -158,8 +161,11 @@ class Channel:
             self._loop.call_soon(self._on_readable)
         try:
             message = decode(packet)
-        except ValueError:
+        except Misconduct as error:
             if descriptor is not None:
                 os.close(descriptor)
-            raise
+            if self._on_misconduct is None:
+                raise
+            self._on_misconduct(error)
+            return
         self._on_message(message, descriptor)

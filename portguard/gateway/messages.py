@@ -26,6 +26,10 @@ Direction = Annotated[int, msgspec.Meta(ge=0, le=1)]
 """0 is from clients, 1 to them."""
 
 
+class Misconduct(ValueError):
+    """What no worker says that is in our hands: it is no message, or about what is not the worker's."""
+
+
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True, gc=False):
     """What a packet can be, by the name of its class."""
 
@@ -382,11 +386,11 @@ def encode(message: Message) -> bytes:
 
 
 def decode(packet: bytes) -> Message:
-    """Return the message in a packet. *Fails closed*: raises ValueError unless each field is what this version knows.
+    """Return the message in a packet. *Fails closed*: raises Misconduct unless each field is what this version knows.
 
     The other side may be a worker that is in somebody else's hands.
     """
     try:
         return _decoder.decode(packet)
     except msgspec.DecodeError as error:
-        raise ValueError(f"channel: expected a message of version {VERSION}, got {packet[:100]!r}: {error}") from None
+        raise Misconduct(f"channel: expected a message of version {VERSION}, got {packet[:100]!r}: {error}") from None

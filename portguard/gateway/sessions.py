@@ -70,7 +70,11 @@ class Sessions:
         }
 
     def admit(self, worker: Worker, request: Admit) -> None:
-        """Answer a worker that asks for a session, now or when the audit has its line. *Fails closed*."""
+        """Answer a worker that asks for a session, now or when the audit has its line. *Fails closed*.
+
+        Raises Misconduct when it does not ask for a connection of its own.
+        """
+        self._admission.check_pending(request.connection, worker.number)
         owner, service = Owner(request.role, request.trust, request.name), request.service
         try:
             identity = Identity(request.trust, request.name)
@@ -128,7 +132,11 @@ class Sessions:
         worker.channel.send(Refusal(request.connection, reason, reason.sentence, None))
 
     def regrant(self, worker: Worker, request: Regrant) -> None:
-        """Let a session that is open go on in another role, or under other kinds of limits."""
+        """Let a session that is open go on in another role, or under other kinds of limits.
+
+        Raises Misconduct when it is not the worker's.
+        """
+        self._admission.check_session(request.slot, worker.number)
         session = self._admission.move(request.slot, request.role)
         worker.channel.send(self._accounting.move(session))
         self._trail.moved(session)
@@ -141,7 +149,8 @@ class Sessions:
             self._send(session.worker, End(session.slot, reason))
 
     def ended(self, worker: Worker, end: Ended) -> None:
-        """A worker says that a session has ended. Raises KeyError when there is none in the slot."""
+        """A worker says that a session of its own has ended. Raises Misconduct when it is not its own."""
+        self._admission.check_session(end.slot, worker.number)
         account = self._admission.end(end.slot, time.monotonic_ns())
         self._accounting.ended(account)
         if end.returned is not None:

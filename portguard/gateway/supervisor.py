@@ -256,6 +256,7 @@ class Supervisor:
     # Workers.
 
     def _on_message(self, worker: Worker, message: Message) -> None:
+        """Raises Misconduct for what is not the worker's to say."""
         match message:
             case Admit():
                 self._sessions.admit(worker, message)
@@ -272,8 +273,8 @@ class Supervisor:
             case StandingWanted() | PastRefusalsWanted():
                 worker.channel.send(self._standings.answer(message))
             case Gone():
+                self._admission.gone(message.connection, worker.number)
                 self._meter.gone(message.handshake_s)
-                self._admission.gone(message.connection)
             case Tried():
                 self._meter.tried(message.upstreams)
 

@@ -19,6 +19,7 @@ from portguard.gateway.messages import (
     Drain,
     Hello,
     Message,
+    Misconduct,
     Prepare,
     Prepared,
     Rechecked,
@@ -56,6 +57,8 @@ class Worker:
         self.prepared: Bundle | None = None  # by which it is ready to work
         self.answer: asyncio.Future[_Answer] | None = None  # to what it was asked
         self.reload = 0  # about which it was asked
+        self.greeted = False  # it has said hello
+        self.disowned = False  # what it says counts no more
         self.retiring = False  # it is another program's: it serves until ours do, and ends with its last session
         self.channel: Channel  # set right after
 
@@ -66,6 +69,9 @@ class Workers:
     `on_message(worker, message)` gets what is not about the process itself. `on_ready()` is called when a worker has
     begun to serve, `on_gone(worker)` when one is no more, after its last message. `on_exit(worker, status)` has the
     exit status of one that ended unasked, negative for a signal. `greeting()` is what each is told before all else.
+
+    A worker parses what strangers send, and may come into the hands of one. Of whom `on_message` raises Misconduct, or
+    that says nonsense, nothing is heard any more: it is killed, and its sessions are lost with it.
     """
 
     def __init__(
@@ -291,6 +297,7 @@ class Workers:
             sock,
             on_message=lambda message, _: self._on_said(worker, message),
             on_closed=lambda: self._on_closed(worker),
+            on_misconduct=lambda error: self._disown(worker, error),
             takes_descriptors=False,  # or a worker in somebody else's hands could use up ours
         )
         for message in self._greeting():
@@ -298,10 +305,38 @@ class Workers:
         return worker
 
     def _on_said(self, worker: Worker, message: Message) -> None:
+        if worker.disowned:
+            return
+        try:
+            self._hear(worker, message)
+        except Misconduct as error:
+            self._disown(worker, error)
+
+    def _disown(self, worker: Worker, error: Misconduct) -> None:
+        """Hear nothing more of a worker, and end it."""
+        if worker.disowned:
+            return
+        worker.disowned = True
+        log.event("error", "worker.misconduct", worker=worker.number, pid=worker.process.pid, message=str(error))
+        worker.process.kill()
+        # Soon, as others may be in the middle of all workers. And not left to its death: a child of its own may have
+        # the channel too, and go on.
+        self._loop.call_soon(self._let_go, worker)
+
+    def _let_go(self, worker: Worker) -> None:
+        if self._all.get(worker.number) is worker:
+            worker.channel.close()
+            self._on_closed(worker)
+
+    def _hear(self, worker: Worker, message: Message) -> None:
         match message:
             case Beat():
                 worker.beat_s = time.monotonic()
             case Hello():
+                # Each would cost a descriptor until it is read.
+                if worker.greeted:
+                    raise Misconduct("hello: expected one, got another")
+                worker.greeted = True
                 self._configure(worker, message.version)
             case Prepared() | Rechecked():
                 if message.reload == worker.reload:

@@ -4,6 +4,7 @@ import pytest
 
 from portguard.errors import Refused
 from portguard.gateway.admission import Admission, Client
+from portguard.gateway.messages import Misconduct
 from portguard.gateway.slots import CONNECTED, RECEIVED, SENT, UPSTREAM, SlotTable
 from portguard.limits.ledger import Owner
 from portguard.reasons import Reason
@@ -64,7 +65,7 @@ def test_an_exempt_address_counts_in_the_whole_only(admission):
 
 def test_a_connection_that_is_gone_or_admitted_gives_its_place_back(admission):
     first, second = admission.begin(0, HERE), admission.begin(0, HERE)
-    admission.gone(first)
+    admission.gone(first, 0)
     admit(admission, second)
     assert admission.pending == 0
     admission.begin(0, HERE)
@@ -75,7 +76,7 @@ def test_a_connection_that_is_gone_or_admitted_gives_its_place_back(admission):
 def test_a_connection_that_ends_as_it_is_admitted_keeps_its_session_until_that_ends(admission):
     connection = admission.begin(0, HERE)
     session = admit(admission, connection)
-    admission.gone(connection)  # which the worker said before it heard of its session
+    admission.gone(connection, 0)  # which the worker said before it heard of its session
     assert admission.load(0) == 1
     assert admission.end(session.slot, SECOND_NS).session == session
     assert (admission.load(0), admission.pending) == (0, 0)
@@ -87,7 +88,7 @@ def test_without_a_free_slot_a_session_is_refused_and_stays_pending(admission):
     connection = admission.begin(0, HERE)
     assert refusal(admit, admission, connection) is Reason.GATEWAY_FULL
     assert admission.pending == 1
-    admission.gone(connection)
+    admission.gone(connection, 0)
 
 
 def test_an_identitys_sessions_are_counted_per_role_and_nobody_elses_with_them(admission):
@@ -170,10 +171,27 @@ def test_a_worker_that_is_lost_takes_only_its_own_along(admission):
     assert (admission.pending, admission.load(1), admission.load(2)) == (0, 0, 1)
 
 
+def test_a_worker_says_nothing_of_what_another_has(admission):
+    connection = admission.begin(0, HERE)
+    slot = admit(admission, admission.begin(0, THERE)).slot
+    for check, number in [
+        (admission.gone, connection),
+        (admission.check_pending, connection),
+        (admission.check_pending, 99),
+        (admission.check_session, slot),
+        (admission.check_session, 99),
+    ]:
+        with pytest.raises(Misconduct):
+            check(number, 1)
+    admission.check_pending(connection, 0)
+    admission.check_session(slot, 0)
+    assert (admission.pending, len(admission.sessions)) == (1, 1)
+
+
 def test_nothing_stays_of_those_who_are_gone(admission):
     counts = (admission._per_address, admission._per_worker, admission._per_owner, admission._per_service)
     admission.end(admit(admission, admission.begin(0, HERE)).slot, SECOND_NS)
-    admission.gone(admission.begin(0, THERE))
+    admission.gone(admission.begin(0, THERE), 0)
     admit(admission, admission.begin(1, HERE))
     admission.begin(1, THERE)
     assert all(counts)

@@ -84,7 +84,7 @@ def test_each_goes_to_the_worker_with_the_fewest(gateway):
     assert [worker for worker, _, _ in gateway.passed] == [0, 1, 0, 1]
     for worker, message, _ in gateway.passed:
         if worker == 1:
-            gateway.admission.gone(message.connection)
+            gateway.admission.gone(message.connection, worker)
     gateway.connect()
     gateway.connect()
     assert [worker for worker, _, _ in gateway.passed[4:]] == [1, 1]
@@ -103,7 +103,8 @@ def test_without_room_it_is_closed_counted_logged_and_recorded(full):
 
 def test_with_room_again_the_next_is_passed_on(full):
     full.connect()
-    full.admission.gone(full.passed[0][1].connection)
+    [(worker, message, _)] = full.passed
+    full.admission.gone(message.connection, worker)
     full.connect()
     assert len(full.passed) == 2
     assert full.meter.totals.refused == {}

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from portguard.gateway.channel import Channel
-from portguard.gateway.messages import LARGEST_BYTES, Accepted, Ended, Refusal, StandingWanted, encode
+from portguard.gateway.messages import LARGEST_BYTES, Accepted, Ended, Misconduct, Refusal, StandingWanted, encode
 from portguard.reasons import Reason
 
 UNHEARD = msgspec.msgpack.encode(["Unheard"])
@@ -257,7 +257,19 @@ async def test_a_descriptor_that_comes_with_an_unknown_message_is_closed():
     await side.got.get()
     far.settimeout(20)
     assert far.recv(1) == b""
-    assert [type(fault) for fault in faults] == [ValueError]
+    assert [type(fault) for fault in faults] == [Misconduct]
     far.close()
+    theirs.close()
+    side.channel.close()
+
+
+async def test_who_wants_to_is_told_of_what_is_no_message():
+    ours, theirs = Channel.pair()
+    told = []
+    side = Side(ours, on_misconduct=told.append)
+    theirs.send(UNHEARD)
+    theirs.send(encode(MESSAGES[-1]))
+    await side.got.get()
+    assert [type(error) for error in told] == [Misconduct]
     theirs.close()
     side.channel.close()

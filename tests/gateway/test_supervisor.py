@@ -17,9 +17,13 @@ from portguard.gateway.messages import (
     Drain,
     End,
     Ended,
+    Gone,
+    LeaseWanted,
     Locked,
+    Misconduct,
     PastRefusalsWanted,
     Refusal,
+    Regrant,
     StandingWanted,
     Stop,
     Ticket,
@@ -147,6 +151,28 @@ async def test_a_worker_is_greeted_with_the_locks(supervisor, worker):
     assert list(supervisor._workers._greeting()) == []
     await act(supervisor, "/v1/lock", identity="alice", reason="INC-1")
     assert list(supervisor._workers._greeting()) == [Locked("identity", "local", "alice", None)]
+
+
+# Workers in somebody else's hands.
+
+
+async def test_a_worker_ends_moves_and_admits_nothing_that_another_has(supervisor, trail, worker):
+    other = supervisor._workers._all[2] = Worker(2)
+    slot = admit(supervisor, trail, worker, A)
+    connection = supervisor._admission.begin(worker.number, ip_address("192.0.2.1"))
+    revision = supervisor._snapshot.revision
+    for message in (
+        Ended(slot, Reason.CLIENT_CLOSED, None, None),
+        Regrant(slot, "other"),
+        Admit(connection, B, "local", "bob", "orders-db", "dba", [], "1", "ab", None, 0.1, revision),
+        Gone(connection, None),
+        LeaseWanted(99, True),
+    ):
+        with pytest.raises(Misconduct):
+            supervisor._on_message(other, message)
+    (session,) = supervisor._admission.sessions.values()
+    assert (session.id, session.owner.role, supervisor._admission.pending) == (A, "dba", 1)
+    assert (trail.undecided, other.sent) == ([], [])
 
 
 async def test_nobody_gets_in_while_an_operator_drains(supervisor, trail, worker):

@@ -24,6 +24,7 @@ from portguard.gateway.messages import (
     Gone,
     Hello,
     Locked,
+    Misconduct,
     Prepare,
     Prepared,
     Rechecked,
@@ -260,6 +261,56 @@ async def test_a_worker_cannot_make_us_hold_descriptors(workers, processes, told
     far.settimeout(_PATIENCE_S)
     assert far.recv(1) == b""
     far.close()
+
+
+async def misconduct(workers, processes, told, lines):
+    """Wait until the first worker was killed and replaced for what it said; nothing that came after it was heard."""
+    await told.until(lambda: len(processes) == 2)
+    assert processes[0].killed
+    assert told.all("gone") == [[0]]
+    assert Gone(7, None) not in [message for _, message in told.all("message")]
+    (line,) = lines("worker.misconduct")
+    assert f" error worker.misconduct worker=0 pid={processes[0].pid} message=" in line
+    assert numbers(workers) == [1]
+
+
+async def test_who_says_what_is_no_message_is_killed_and_heard_no_more(workers, processes, told, lines):
+    workers.start(1)
+    processes[0]._sock.send(b"nonsense")
+    processes[0]._sock.send(b"nonsense")
+    processes[0].channel.send(Gone(7, None))
+    await misconduct(workers, processes, told, lines)
+
+
+async def test_who_says_what_is_not_its_to_say_is_killed_and_heard_no_more(workers, processes, told, lines):
+    def refuse(worker, message):
+        told("message", worker.number, message)
+        raise Misconduct("slot 3: expected another")
+
+    workers._on_message = refuse
+    workers.start(1)
+    processes[0].channel.send(Gone(6, None))
+    processes[0].channel.send(Gone(7, None))
+    await misconduct(workers, processes, told, lines)
+
+
+async def test_who_says_hello_again_and_again_makes_us_hold_nothing(workers, processes, told, lines):
+    workers.start(1)
+    for _ in range(3):
+        processes[0].channel.send(Hello(VERSION))
+    processes[0].channel.send(Gone(7, None))
+    await misconduct(workers, processes, told, lines)
+
+
+async def test_who_is_killed_for_what_it_said_is_let_go_of_although_a_child_has_its_channel(
+    workers, processes, told, lines
+):
+    workers.start(1)
+    with socket.socket(fileno=os.dup(processes[0]._sock.fileno())) as child:
+        child.send(b"nonsense")
+        await misconduct(workers, processes, told, lines)
+        with pytest.raises(BrokenPipeError):
+            child.send(b"more")
 
 
 async def test_all_are_told(workers, processes):
