@@ -20,14 +20,18 @@ _DESCRIPTOR_SPACE = socket.CMSG_SPACE(_INT.size)
 _FULL = frozenset({errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
 _RETRY_S = 0.05
 
+MOST_WAITING_BYTES = 64 * 1024 * 1024
+"""What the other side has not taken. All locks there can be, which a worker is told at its start, are a third of it."""
+
 
 class Channel:
     """One end of a channel, watched by the running loop.
 
     `on_message(message, descriptor)` gets each message; it owns the descriptor, which is None when none came. Without
     `takes_descriptors` none comes: the kernel closes those that are sent. `on_closed()` is called once, when the other
-    side has gone, after the last message that it sent. `on_misconduct(error)` is told of a packet that is no message;
-    without it that is an exception of the loop's callback.
+    side has gone, after the last message that it sent. `on_misconduct(error)` is told of a packet that is no message,
+    and of a side that leaves more than `MOST_WAITING_BYTES` of what it is sent; without it the one is an exception of
+    the loop's callback, and the other is nothing.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class Channel:
         self._on_misconduct = on_misconduct
         self._loop = asyncio.get_running_loop()
         self._queue: deque[tuple[bytes, int | None]] = deque()
+        self._waiting_bytes = 0
         self._flushed: asyncio.Future[None] | None = None  # somebody waits for the queue to be empty
         self._broken = False  # the other side has gone; what it sent before is still being read
         sock.setblocking(False)
@@ -75,6 +80,12 @@ class Channel:
         packet = encode(message)
         if self._queue or not self._sent(packet, descriptor):
             self._queue.append((packet, descriptor))
+            self._waiting_bytes += len(packet)
+            if self._waiting_bytes > MOST_WAITING_BYTES and self._on_misconduct is not None:
+                # Who asks and does not listen could fill our memory with answers.
+                self._on_misconduct(
+                    Misconduct(f"channel: expected at most {MOST_WAITING_BYTES} bytes untaken, got more")
+                )
 
     async def flush(self) -> None:
         """Wait until all that was sent is on its way. Without end when the other side neither reads nor goes."""
@@ -125,7 +136,8 @@ class Channel:
             return
         self._loop.remove_writer(self._sock)
         while self._queue and self._sent(*self._queue[0]):
-            self._queue.popleft()
+            packet, _ = self._queue.popleft()
+            self._waiting_bytes -= len(packet)
         if not self._queue:
             self._tell_flushed()
 

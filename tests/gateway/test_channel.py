@@ -6,6 +6,7 @@ import socket
 import msgspec
 import pytest
 
+from portguard.gateway import channel as channel_module
 from portguard.gateway.channel import Channel
 from portguard.gateway.messages import LARGEST_BYTES, Accepted, Ended, Misconduct, Refusal, StandingWanted, encode
 from portguard.reasons import Reason
@@ -27,6 +28,16 @@ class Side:
         self.channel = Channel(
             sock, on_message=lambda *got: self.got.put_nowait(got), on_closed=self.closed.set, **options
         )
+
+
+async def fill(channel):
+    """Send until one message waits here; return how many are on their way."""
+    count = 0
+    while True:
+        channel.send(MESSAGES[0])
+        if channel._queue:
+            return count
+        count += 1
 
 
 @pytest.fixture
@@ -261,6 +272,35 @@ async def test_a_descriptor_that_comes_with_an_unknown_message_is_closed():
     far.close()
     theirs.close()
     side.channel.close()
+
+
+async def test_who_wants_to_is_told_of_a_side_that_does_not_take_what_it_is_sent(monkeypatch):
+    ours, theirs = Channel.pair()
+    told = []
+    side = Side(ours, on_misconduct=told.append)
+    await fill(side.channel)
+    monkeypatch.setattr(channel_module, "MOST_WAITING_BYTES", len(encode(MESSAGES[0])) * 10)
+    for _ in range(9):
+        side.channel.send(MESSAGES[0])
+    assert told == []
+    side.channel.send(MESSAGES[0])
+    assert [type(error) for error in told] == [Misconduct]
+    theirs.close()
+    side.channel.close()
+
+
+async def test_what_was_taken_late_counts_no_more(sides, monkeypatch):
+    one, other = sides
+    told = []
+    one.channel._on_misconduct = told.append
+    count = await fill(one.channel)
+    for _ in range(count + 1):
+        await other.got.get()
+    monkeypatch.setattr(channel_module, "MOST_WAITING_BYTES", len(encode(MESSAGES[0])))
+    count = await fill(one.channel)
+    assert told == []
+    for _ in range(count + 1):
+        await other.got.get()
 
 
 async def test_who_wants_to_is_told_of_what_is_no_message():
