@@ -22,6 +22,12 @@ LARGEST_BYTES = 16384
 Number = Annotated[int, msgspec.Meta(ge=0)]
 """No negative one: it would count from the end of a list, and take where it should give."""
 
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+"""No NaN and no infinity: added to a sum, that would be all that is left of it."""
+
+SessionId = Annotated[str, msgspec.Meta(max_length=32)]
+"""Hex digits. What is remembered of refusals is bounded in number, so each must be bounded, too."""
+
 Direction = Annotated[int, msgspec.Meta(ge=0, le=1)]
 """0 is from clients, 1 to them."""
 
@@ -242,7 +248,7 @@ class Admit(_Message, frozen=True):
     """May this session begin? The policy has said yes."""
 
     connection: Number
-    session: str
+    session: SessionId
     trust: str
     name: str
     service: str
@@ -251,7 +257,7 @@ class Admit(_Message, frozen=True):
     serial: str
     fingerprint: str
     source: str | None
-    handshake_s: float  # how long the TLS handshake took
+    handshake_s: Seconds  # how long the TLS handshake took
     policy: str  # the revision that has said yes
 
 
@@ -275,7 +281,7 @@ class PastRefusalsWanted(_Message, frozen=True):
 class TurnedAway(_Message, frozen=True):
     """Somebody was refused a session, or the handshake. What is not known is None."""
 
-    session: str
+    session: SessionId
     trust: str | None
     name: str | None
     groups: list[str] | None
@@ -291,7 +297,7 @@ class Gone(_Message, frozen=True):
     """The connection ended without becoming a session. `handshake_s` is None when there was no whole handshake."""
 
     connection: Number
-    handshake_s: float | None
+    handshake_s: Seconds | None
 
 
 class LeaseReturned(_Message, frozen=True):

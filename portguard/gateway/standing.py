@@ -34,7 +34,7 @@ KEPT = 10
 
 _MOST_IDENTITIES = 10_000
 _MOST_BYTES = 16 * 1024 * 1024
-_ENTRY_BYTES = 250  # of a refusal without its message, and of an identity without its name
+_ENTRY_BYTES = 250  # of a refusal without its message and service, and of an identity without its texts
 
 _LONGEST_MESSAGE_BYTES = 1000  # as JSON: with ten of them, an answer still is one message of the channel
 _POOL_AGE_S = 1.0
@@ -78,7 +78,8 @@ class RefusalBook:
         """Remember a refusal; a long message is cut."""
         past = self._by_identity.get(identity)
         if past is None:
-            past = self._by_identity[identity] = _Past(size_bytes=_ENTRY_BYTES + sys.getsizeof(identity.name))
+            texts_bytes = sys.getsizeof(identity.name) + sys.getsizeof(identity.trust)
+            past = self._by_identity[identity] = _Past(size_bytes=_ENTRY_BYTES + texts_bytes)
             self._size_bytes += past.size_bytes
         self._by_identity.move_to_end(identity)
         refusal = refusal._replace(message=_bounded(refusal.message))
@@ -191,7 +192,7 @@ class Standings:
 
 
 def _size(refusal: PastRefusal) -> int:
-    return _ENTRY_BYTES + sys.getsizeof(refusal.message)
+    return _ENTRY_BYTES + sys.getsizeof(refusal.message) + sys.getsizeof(refusal.service)
 
 
 def _bounded(message: str) -> str:

@@ -8,7 +8,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -121,6 +121,7 @@ class Supervisor:
         )
         self._standings = Standings(self._accounting, self._admission.sessions_of)
         self._loaded = Loaded.of(snapshot, in_force.bundle.read_at)
+        self._upstreams = _upstreams(snapshot)
         assigner = Assigner(
             self._workers.serving, admission=self._admission, meter=self._meter, trail=trail, floods=floods
         )
@@ -267,7 +268,9 @@ class Supervisor:
             case LeaseWanted() | LeaseReturned() | ShareWanted():
                 self._accounting.on_message(worker.number, message)
             case TurnedAway():
-                self._meter.refused(message.service, message.reason)
+                # A service that is not there is not counted by its name: a worker could make up one after the other.
+                known = message.service in self._snapshot.policy.services
+                self._meter.refused(message.service if known else None, message.reason)
                 self._standings.refused(message)
                 self._trail.refused(message, time.monotonic())
             case StandingWanted() | PastRefusalsWanted():
@@ -276,7 +279,7 @@ class Supervisor:
                 self._admission.gone(message.connection, worker.number)
                 self._meter.gone(message.handshake_s)
             case Tried():
-                self._meter.tried(message.upstreams)
+                self._meter.tried([(name, up) for name, up in message.upstreams if name in self._upstreams])
 
     def _on_ready(self) -> None:
         if self._ending.begun:
@@ -324,6 +327,7 @@ class Supervisor:
     def _apply(self, before: InForce, in_force: InForce) -> Awaitable[None]:
         """Work by another configuration from now on."""
         snapshot = self._snapshot = in_force.snapshot
+        self._upstreams = _upstreams(snapshot)
         configuration = snapshot.configuration
         log.configure(json_lines=configuration.log.format == "json", level=configuration.log.level)
         self._acceptor.replace([sock for _, sock in in_force.bound])
@@ -391,6 +395,10 @@ class Supervisor:
 
 def _workers_wanted(snapshot: Snapshot) -> int:
     return snapshot.configuration.gateway.workers or os.cpu_count() or 1
+
+
+def _upstreams(snapshot: Snapshot) -> Collection[str]:
+    return {str(upstream) for service in snapshot.policy.services.values() for upstream in service.upstreams}
 
 
 def _pending_bounds(configuration: Configuration) -> PendingBounds:

@@ -1,3 +1,5 @@
+import math
+
 import msgspec
 import pytest
 
@@ -105,6 +107,11 @@ ADMIT = ["Admit", 7, "ab", "corp", "alice", "db", "dba", [], "1f", "cd", None, 0
         (ADMIT, 7, "ops"),
         (ADMIT, 7, [1]),
         (ADMIT, 11, "0.25"),
+        (ADMIT, 11, math.nan),
+        (ADMIT, 11, math.inf),
+        (ADMIT, 11, -0.25),
+        (ADMIT, 2, "a" * 33),
+        (["Gone", 7, 0.25], 2, math.nan),
     ],
     ids=repr,
 )

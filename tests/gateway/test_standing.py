@@ -299,6 +299,13 @@ def test_the_book_has_a_size_and_knows_it():
     assert book._size_bytes >= per_name + sum(len(each.message) for each in kept)
 
 
+def test_long_names_of_services_and_trusts_count_too():
+    book = RefusalBook(most_bytes=40_000)
+    for number in range(10):
+        book.note(Identity("t" * 10_000, f"user-{number}"), refusal()._replace(service="s" * 5_000))
+    assert len(book._by_identity) == 2
+
+
 def test_an_identity_pushes_out_its_own_refusals_only():
     book = RefusalBook(most_bytes=10_000)
     book.note(BOB, refusal())

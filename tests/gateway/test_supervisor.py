@@ -27,6 +27,7 @@ from portguard.gateway.messages import (
     StandingWanted,
     Stop,
     Ticket,
+    Tried,
     TurnedAway,
 )
 from portguard.gateway.notify import Notifier
@@ -173,6 +174,17 @@ async def test_a_worker_ends_moves_and_admits_nothing_that_another_has(superviso
     (session,) = supervisor._admission.sessions.values()
     assert (session.id, session.owner.role, supervisor._admission.pending) == (A, "dba", 1)
     assert (trail.undecided, other.sent) == ([], [])
+
+
+async def test_a_worker_makes_up_no_services_and_upstreams(supervisor, worker, monkeypatch):
+    monkeypatch.setattr(supervisor._trail, "refused", lambda *_: None)
+    for service in ("orders-db", "made-up", None):
+        supervisor._on_message(
+            worker, TurnedAway(A, "local", "alice", [], "1", "ab", None, service, Reason.NO_ROLE, "")
+        )
+    assert supervisor._meter.totals.refused == {("orders-db", "no_role"): 1, ("", "no_role"): 2}
+    supervisor._on_message(worker, Tried([("10.0.3.7:5432", True), ("made-up", True)]))
+    assert supervisor._meter.state()["up"] == {"10.0.3.7:5432": True}
 
 
 async def test_nobody_gets_in_while_an_operator_drains(supervisor, trail, worker):
