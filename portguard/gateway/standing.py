@@ -143,9 +143,9 @@ class Standings:
         self.book.note(identity, PastRefusal(round(self._clock(), 3), service, str(reason), message, session))
 
     def _why_exhausted(self, owner: Owner) -> str:
-        """Which quota it was, and when it renews; less than that when there is something left again."""
+        """Which quota it was, and when it renews; less than that when there is something again, left or in use."""
         accounts = self._accounting.accounts
-        if accounts.left(owner) > 0:
+        if accounts.left(owner) > 0 or accounts.short(owner).outstanding() > 0:
             return Reason.QUOTA_EXHAUSTED.sentence
         return accounts.exhausted(owner, self._clock()).message
 

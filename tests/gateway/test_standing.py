@@ -12,6 +12,7 @@ from portguard.gateway.accounting import Accounting
 from portguard.gateway.admission import Account, Client, Session
 from portguard.gateway.messages import (
     MOST_ROLES,
+    LeaseWanted,
     PastRefusal,
     PastRefusals,
     PastRefusalsWanted,
@@ -246,6 +247,16 @@ async def test_a_session_that_used_up_a_quota_is_told_which_and_until_when(desk)
 
 
 async def test_when_there_is_something_left_again_it_is_still_told_that_it_was_the_quota(desk):
+    desk.ended(ALICE, Reason.QUOTA_EXHAUSTED)
+    [refusal] = desk.past(ALICE)
+    assert refusal.message == "the quota is used up"
+
+
+async def test_when_what_is_left_is_in_another_s_use_it_is_still_told_that_it_was_the_quota(desk):
+    session = Session("ef" * 16, 0, 1, owner(ALICE), "db", Client((), "1f", "cd" * 32, None), (), 0)
+    desk.accounting.open(7, session)
+    while desk.accounting.accounts.left(owner(ALICE)) > 0:
+        desk.accounting.on_message(1, LeaseWanted(0, empty=False))
     desk.ended(ALICE, Reason.QUOTA_EXHAUSTED)
     [refusal] = desk.past(ALICE)
     assert refusal.message == "the quota is used up"
