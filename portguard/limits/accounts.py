@@ -63,8 +63,12 @@ class Holding:
         self.waiting = False
 
     def unspent(self) -> int:
-        """What is leased and not used yet."""
-        return self.leased - self.spent - sum(self.moved(slot) - before for slot, before in self.slots.items())
+        """What is leased and not used yet.
+
+        Counts are in memory that any worker may write to. Whatever they say, it is between nothing and all.
+        """
+        left = self.leased - self.spent - sum(self.moved(slot) - before for slot, before in self.slots.items())
+        return max(0, min(left, self.leased - self.spent))
 
 
 def _zeros() -> list[int]:

@@ -156,10 +156,13 @@ class Leases:
         self._accounts.roll(now_s)
         session = self._sessions.pop(slot)
         if session.holding is None:
-            self._accounts.use(session.account, moved_bytes - session.noted)
+            self._accounts.use(session.account, max(0, moved_bytes - session.noted))
             return
-        session.holding.spent += moved_bytes - session.holding.slots.pop(slot)
-        self._drop_if_over(session.holding)
+        holding = session.holding
+        # As in unspent(): no worker's word makes it more than what was leased, nor gives back what was used before.
+        used_bytes = max(0, moved_bytes - holding.slots.pop(slot))
+        holding.spent = min(holding.leased, holding.spent + used_bytes)
+        self._drop_if_over(holding)
 
     def slots(self) -> Collection[int]:
         """The slots of all sessions."""
@@ -169,7 +172,8 @@ class Leases:
         """Enter what a live session without a lease has moved; nothing for others, and for one that has ended."""
         self._accounts.roll(now_s)
         session = self._sessions.get(slot)
-        if session is not None and session.holding is None and (moved := self._moved(slot)) != session.noted:
+        # Less than before is a count that somebody else has written, or bytes that did not get out: they do again.
+        if session is not None and session.holding is None and (moved := self._moved(slot)) > session.noted:
             self._accounts.use(session.account, moved - session.noted)
             session.noted = moved
 
@@ -199,7 +203,7 @@ class Leases:
         if holding is not None:
             holding.recalled = False
             # More than that was used already, by somebody: a worker that a stranger took over could undo a quota.
-            self._put_back(holding, max(0, min(unused_bytes, holding.unspent())))
+            self._put_back(holding, min(unused_bytes, holding.unspent()))
             self._drop_if_over(holding)
         # Also when its sessions have ended and used everything: somebody may have waited to hear so.
         return self.serve_waiting(owner.role, now_s)
@@ -275,7 +279,7 @@ class Leases:
         return holding
 
     def _drop_if_over(self, holding: Holding) -> None:
-        if not holding.slots and holding.leased == holding.spent:
+        if not holding.slots and holding.leased <= holding.spent:
             self._drop(holding)
 
     def _drop(self, holding: Holding) -> None:

@@ -161,6 +161,33 @@ def test_what_another_worker_holds_is_recalled_for_who_has_nothing():
     assert (lease.worker, lease.lease_bytes) == (W2, 40_000)
 
 
+@pytest.mark.parametrize("forged", [0, 2**64 - 1])
+def test_a_forged_count_uses_no_more_than_was_leased_and_gives_nothing_back_that_was_used(forged):
+    s = Stage(day(MANY))
+    s.open(0, W1)
+    s.moved[0] = 1000
+    s.end(0)
+    s.leases.open(0, W1, ANNA, s.now_s, 5000)  # goes on from another role
+    s.moved[0] = forged
+    (account,) = s.accounts.charged(ANNA)
+    assert 0 <= account.outstanding() <= FIRST_BYTES - 1000
+    s.end(0)
+    s.leases.lose(W1, s.now_s)
+    assert MANY - FIRST_BYTES <= s.accounts.left(ANNA) <= MANY - 1000
+
+
+def test_a_forged_count_takes_back_nothing_of_what_was_used_without_a_lease():
+    s = Stage()
+    s.open(0, W1)
+    s.moved[0] = 5000
+    s.leases.note(0, s.now_s)
+    s.moved[0] = 0
+    s.leases.note(0, s.now_s)
+    s.end(0)
+    (account,) = s.accounts.charged(ANNA)
+    assert account.used == [5000] * 4
+
+
 def test_two_who_wait_recall_once_and_are_served_in_turn():
     s = Stage(day(100_000))
     s.open(0, W1)
