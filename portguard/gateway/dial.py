@@ -9,9 +9,7 @@ swallows packets leaves time for the second; what an attempt does not use goes t
 """
 
 import asyncio
-import errno
 import functools
-import os
 import random
 import socket
 from collections.abc import Callable, Container, Iterable, Sequence
@@ -22,8 +20,8 @@ from typing import Any, TypeVar
 import aiohappyeyeballs
 
 from portguard.errors import Refused
+from portguard.gateway.connecting import check_not_itself, connect, open_socket
 from portguard.gateway.resolve import FamilyAddress, Names, SocketAddress, Unresolved
-from portguard.gateway.tcp_options import set_tcp_options
 from portguard.policy.model import Service, Upstream
 from portguard.reasons import Reason
 
@@ -35,10 +33,6 @@ LONGEST_REST_S = 60.0
 _MOST_RESTS = 1024  # names may resolve to ever new addresses
 
 _ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5: "Connection Attempt Delay"
-_BACKLOG_DELAYS_S = (0.01, 0.02, 0.05, 0.1)  # the last one again and again
-
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EINTR})
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +193,12 @@ class Dialer:
         """Connect to one upstream. Raises _FailedAttempt, or Refused when no socket can be had."""
         try:
             if upstream.path is not None:
-                return await _connect(loop, socket.AF_UNIX, upstream.path, timeout_s), str(upstream)
+                return await connect(loop, socket.AF_UNIX, upstream.path, timeout_s), str(upstream)
             deadline = loop.time() + timeout_s
             addresses = await self._addresses(upstream, timeout_s)
             if len(addresses) == 1:
                 family, address = addresses[0]
-                sock = await _connect(loop, family, address, max(0.0, deadline - loop.time()))
+                sock = await connect(loop, family, address, max(0.0, deadline - loop.time()))
             else:
                 sock, address = await self._race(loop, addresses, max(0.0, deadline - loop.time()))
         except TimeoutError:  # also the kernel's own, ETIMEDOUT
@@ -242,7 +236,7 @@ class Dialer:
 
         def open_one(info: aiohappyeyeballs.AddrInfoType) -> socket.socket:
             try:
-                sock = _open(info[0])
+                sock = open_socket(info[0])
             except Refused as refused:
                 refusals.append(refused)
                 raise OSError(refused.message) from refused
@@ -268,7 +262,7 @@ class Dialer:
             if task.cancelling() > cancellations:
                 # While it cancels the losers, the library takes a cancellation of its caller for one of theirs.
                 raise asyncio.CancelledError
-            _check_not_itself(sock, opened[sock])
+            check_not_itself(sock, opened[sock])
         except BaseException:
             sock.close()
             raise
@@ -308,100 +302,6 @@ class _FailedAttempt(Exception):
         self.reason = reason
         self.found = found
         super().__init__(found)
-
-
-def _open(family: int) -> socket.socket:
-    """A non-blocking socket. Raises Refused (gateway_full), OSError for a family that the system does not know."""
-    try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        if error.errno in _EXHAUSTED:
-            raise Refused(Reason.GATEWAY_FULL) from error
-        raise
-    try:
-        sock.setblocking(False)
-        if family != socket.AF_UNIX:
-            set_tcp_options(sock)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-async def _connect(
-    loop: asyncio.AbstractEventLoop, family: socket.AddressFamily, address: SocketAddress | str, timeout_s: float
-) -> socket.socket:
-    """Connect a new socket. Raises TimeoutError, OSError, and Refused when no socket can be had.
-
-    Not loop.sock_connect(): that takes the EAGAIN of a unix socket with a full backlog for a connection under way, and
-    answers with a socket that is not connected.
-    """
-    sock = _open(family)
-    try:
-        error = sock.connect_ex(address)
-        if family == socket.AF_UNIX and error == errno.EAGAIN:
-            error = await _connect_to_backlog(loop, sock, address, timeout_s)
-        if error in _UNDER_WAY:
-            # On this machine the handshake is through by now, and a look is cheaper than a turn of the loop.
-            error = sock.connect_ex(address)
-        if error in _UNDER_WAY:
-            await _writable(loop, sock, timeout_s)
-            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error not in {0, errno.EISCONN}:
-            raise OSError(error, os.strerror(error))
-        if not isinstance(address, str):
-            _check_not_itself(sock, address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-async def _connect_to_backlog(
-    loop: asyncio.AbstractEventLoop, sock: socket.socket, path: SocketAddress | str, timeout_s: float
-) -> int:
-    """Wait for a place in the backlog of a unix socket, of which nothing tells. Returns the error, 0 when connected."""
-    deadline = loop.time() + timeout_s
-    delays = iter(_BACKLOG_DELAYS_S)
-    delay_s = 0.0
-    while True:
-        delay_s = next(delays, delay_s)
-        if loop.time() + delay_s > deadline:
-            raise TimeoutError
-        await asyncio.sleep(delay_s)
-        if (error := sock.connect_ex(path)) != errno.EAGAIN:
-            return error
-
-
-async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket, timeout_s: float) -> None:
-    """Wait until a connection under way is decided. Raises TimeoutError."""
-    decided: asyncio.Future[None] = loop.create_future()
-    timer = loop.call_later(timeout_s, _settle, decided, TimeoutError())
-    loop.add_writer(sock, _settle, decided, None)
-    try:
-        await decided
-    finally:
-        timer.cancel()
-        loop.remove_writer(sock)
-
-
-def _settle(decided: "asyncio.Future[None]", error: TimeoutError | None) -> None:
-    if decided.done():
-        return
-    if error is None:
-        decided.set_result(None)
-    else:
-        decided.set_exception(error)
-
-
-def _check_not_itself(sock: socket.socket, address: SocketAddress) -> None:
-    """Raise OSError when a socket has connected to itself.
-
-    On this machine that happens where nobody listens on a port of the ephemeral range, and the kernel happens to pick
-    the same port for our side: both then meet in a simultaneous open, and a client would talk to its own echo.
-    """
-    if sock.getsockname()[:2] == address[:2]:
-        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
 
 @functools.lru_cache(maxsize=4096)

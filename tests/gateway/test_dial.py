@@ -1,6 +1,5 @@
 import asyncio
 import contextlib
-import errno
 import os
 import resource
 import socket
@@ -12,7 +11,7 @@ import pytest
 import uvloop
 
 from portguard.errors import Refused
-from portguard.gateway import dial
+from portguard.gateway import connecting, dial
 from portguard.gateway.dial import Dialed, Dialer, DialFailed
 from portguard.gateway.resolve import AddressInfo, Names
 from portguard.policy.model import Balance, Service, Upstream
@@ -228,55 +227,18 @@ async def test_an_address_that_swallows_everything_times_out(black_hole: Callabl
     assert error.detail == f"{there}: no answer in time"
 
 
-async def test_a_connection_that_is_decided_later_is_waited_for(
-    backend: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # On loopback the second look always knows; elsewhere it does not.
-    begun: set[socket.socket] = set()
-    real = socket.socket.connect_ex
-
-    def undecided(self: socket.socket, address: tuple[str, int]) -> int:
-        if self in begun:
-            return errno.EALREADY
-        begun.add(self)
-        return real(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect_ex", undecided)
-    there = backend().listen()
-    answer = await dialed(Dialer(), service(there.upstream))
-    assert await moved(there.accept(), answer.sock) == b"bytes"
-    error = await failure(Dialer(), service(backend().upstream))
-    assert error.detail.endswith("Connection refused")
-    assert len(begun) == 2
-
-
-async def test_a_unix_socket_with_a_full_backlog_is_waited_for(tmp_path: Path) -> None:
-    path = str(tmp_path / "busy.sock")
-    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
-        listener.bind(path)
-        listener.listen(0)
-        first.connect(path)
-        error = await failure(Dialer(), service(Upstream(path=path)), SHORT_S)
-        assert error.reason is Reason.UPSTREAM_TIMEOUT
-        waiting = asyncio.ensure_future(dialed(Dialer(), service(Upstream(path=path))))
-        await asyncio.sleep(0)
-        listener.accept()[0].close()
-        answer = await waiting
-        assert await moved(listener.accept()[0], answer.sock) == b"bytes"
-
-
 async def test_a_socket_that_connected_to_itself_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    real_open = dial._open
+    real_open = connecting.open_socket
 
     def open_at_that_port(family: int) -> socket.socket:
         sock = real_open(family)
         sock.bind(("127.0.0.1", port))
         return sock
 
-    monkeypatch.setattr(dial, "_open", open_at_that_port)
+    monkeypatch.setattr(connecting, "open_socket", open_at_that_port)
     error = await failure(Dialer(), service(Upstream("127.0.0.1", port)))
     assert error.detail == f"127.0.0.1:{port}: Connection refused"
 
