@@ -12,21 +12,20 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, MutableSet
+from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 import uvloop
 
 from portguard.errors import Refused
-from portguard.gateway.admission import MOST_LINGERING
 from portguard.gateway.allowances import Allowances
 from portguard.gateway.bundle import Bundle
 from portguard.gateway.channel import Channel
 from portguard.gateway.connection import Connection
 from portguard.gateway.dial import Dialer
 from portguard.gateway.gates import Gate
-from portguard.gateway.lingering import Lingering
+from portguard.gateway.lingerers import Lingerers
 from portguard.gateway.live import Live, now
 from portguard.gateway.messages import (
     VERSION,
@@ -83,39 +82,6 @@ _ANSWER_S = 10.0  # for the supervisor to decide about a session; the audit has 
 _SWITCH_S = 0.0005  # the usual 5 ms make a round of 20 sessions take up to 100 ms meanwhile, this 15 ms
 _MOST_TRIED = 25  # upstreams in one message: a name may have 253 characters
 
-
-class _Lingering(MutableSet[Lingering]):
-    """The connections whose last bytes are still on their way; tells when the last one is closed.
-
-    Their sessions count no more, so there is a bound on them here: of more than `MOST_LINGERING` the oldest is closed
-    at once. A client that ends one session after the other and takes nothing of what is left for it could otherwise
-    use up the descriptors of all.
-    """
-
-    def __init__(self, on_empty: Callable[[], None]):
-        self._on_empty = on_empty
-        self._by_age: dict[Lingering, None] = {}
-
-    def __contains__(self, one: object) -> bool:
-        return one in self._by_age
-
-    def __iter__(self) -> Iterator[Lingering]:
-        return iter(self._by_age)
-
-    def __len__(self) -> int:
-        return len(self._by_age)
-
-    def add(self, value: Lingering) -> None:
-        self._by_age[value] = None
-        if len(self._by_age) > MOST_LINGERING:
-            next(iter(self._by_age)).close()
-
-    def discard(self, value: Lingering) -> None:
-        self._by_age.pop(value, None)
-        if not self._by_age:
-            self._on_empty()
-
-
 _Answer = Ticket | Refusal | Standing | PastRefusals
 
 
@@ -135,7 +101,7 @@ class Worker:
         Faults(floods).watch_loop(self.loop)
         self.slots = slots
         self.dialer = Dialer()
-        self.lingering = _Lingering(self._finish_if_drained)
+        self.lingering = Lingerers(self._finish_if_drained)
         self.live: dict[int, Live] = {}  # sessions by slot
         self._locks = Locks()  # as the supervisor last said; without the words of operators, which nobody needs here
         self.floods = floods

@@ -17,6 +17,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 
 from portguard.gateway import connection as connection_module
+from portguard.gateway import lingerers
 from portguard.gateway import worker as worker_module
 from portguard.gateway.audit_trail import PATIENCE_S
 from portguard.gateway.bundle import read_bundle
@@ -547,7 +548,7 @@ async def test_a_connection_whose_descriptor_was_lost_is_given_back_and_told_of(
 
 
 async def test_of_too_many_connections_that_linger_the_oldest_is_closed(worker, supervisor, monkeypatch):
-    monkeypatch.setattr(worker_module, "MOST_LINGERING", 2)
+    monkeypatch.setattr(lingerers, "MOST_LINGERING", 2)
     clients = []
     for _ in range(4):
         client, _ = await supervisor.connection("bob")
