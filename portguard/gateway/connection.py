@@ -1,4 +1,4 @@
-"""One connection, from accept to relay: handshake, identify, route, decide, admit, dial.
+"""One connection, from accept to relay: handshake, identify, route, decide, admit, dial, greet.
 
 Each step answers what the next one needs or raises Refused. The upstream comes last: it is never dialled for a client
 that is refused.
@@ -22,7 +22,8 @@ from portguard.gateway import proxy_protocol
 from portguard.gateway.balancer import read_proxy_header
 from portguard.gateway.dial import Dialed, DialFailed
 from portguard.gateway.ends import End, PlainEnd, TlsEnd
-from portguard.gateway.handshake import handshake, readable, refusal, send
+from portguard.gateway.greeting import FailedUpstream, greet
+from portguard.gateway.handshake import handshake, readable, refusal
 from portguard.gateway.http_request import ApiRequest, BadRequest, ConnectTarget, NeedMore, RequestReader
 from portguard.gateway.http_response import RefusedRequest, established
 from portguard.gateway.http_response import refusal as http_refusal
@@ -278,30 +279,12 @@ class Connection:
         assert service is not None
         return service
 
-    async def _greet_upstream(self, service: Service, dialed: Dialed) -> End:
-        """Send the PROXY header and do the TLS handshake, as the service wants them. Raises Refused."""
-        try:
-            if service.proxy_protocol != "off":
-                await send(dialed.sock, self._outbound_header(service))
-            if service.tls is None:
-                return PlainEnd(dialed.sock)
-            tls = wrap(
-                dialed.sock,
-                self._setup.upstream_contexts[service.name],
-                server_hostname=service.tls.server_name or dialed.upstream.host,
-            )
-            try:
-                await handshake(tls)
-            except BaseException:
-                tls.close()
-                raise
-            return TlsEnd(tls)
-        except ssl.SSLError as error:
-            words = getattr(error, "verify_message", None) or (error.reason or str(error)).lower().replace("_", " ")
-            raise _FailedUpstream(Reason.UPSTREAM_TLS, f"{dialed.upstream}: {words}") from None
-        except OSError as error:
-            reason = Reason.UPSTREAM_UNREACHABLE if service.tls is None else Reason.UPSTREAM_TLS
-            raise _FailedUpstream(reason, f"{dialed.upstream}: {error.strerror or error}") from None
+    def _greet_upstream(self, service: Service, dialed: Dialed) -> Coroutine[None, None, End]:
+        """The step that says to the service what it wants to hear first; it raises Refused."""
+        header = self._outbound_header(service) if service.proxy_protocol != "off" else b""
+        if service.tls is None:
+            return greet(dialed, header, None, None)
+        return greet(dialed, header, self._setup.upstream_contexts[service.name], service.tls.server_name)
 
     def _outbound_header(self, service: Service) -> bytes:
         assert self._tls is not None
@@ -363,7 +346,7 @@ class Connection:
         """Tell the client, as far as it can be told, and the log. Return True: the socket is taken care of."""
         event = "session.refuse" if self._caller is not None else "handshake.fail"
         # Which addresses were tried, and what names they bear, is for the operator's eyes, not for the client's.
-        detail = refused.detail if isinstance(refused, DialFailed | _FailedUpstream) else refused.message
+        detail = refused.detail if isinstance(refused, DialFailed | FailedUpstream) else refused.message
         self._log("warning", event, reason=refused.reason, message=detail)
         if self._ticket is None:
             # Else there is a session, and its end has the reason.
@@ -446,14 +429,6 @@ class Connection:
             log.event(level, event, **what)
         else:  # a stranger can cause it
             self._worker.floods.event(time.monotonic(), level, event, **what)
-
-
-class _FailedUpstream(Refused):
-    """A service that was reached and could not be spoken to. `detail` is for the log."""
-
-    def __init__(self, reason: Reason, detail: str):
-        super().__init__(reason)
-        self.detail = detail
 
 
 def _check_port(service: Service, port: int | None) -> None:
