@@ -9,7 +9,7 @@ from portguard.errors import ConfigurationError, Problem, UsageError
 from portguard.gateway.bundle import read_policy_bundle
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.kept_policies import kept_files, kept_revision, recorded_loads
-from portguard.gateway.snapshot import build_policy
+from portguard.gateway.snapshot import build_policy, policy_by
 from portguard.identity.names import Namespace
 from portguard.policy.addresses import parse_address
 from portguard.policy.assumed import assumed_namespace
@@ -38,14 +38,7 @@ def policy_in_place(configuration_path: str) -> NamedPolicy:
 
 def policy_of(configuration: Configuration, path: str) -> NamedPolicy:
     """The policy at `path` in place of the configuration's own. Raises ConfigurationError."""
-    occupied = [(address, "that of gateway.listen") for address in configuration.gateway.listen]
-    policy = read_policy(
-        files_at(path),
-        configuration.namespace,
-        gateway_name=configuration.gateway.name,
-        occupied=[*occupied, (configuration.metrics.listen, "that of metrics.listen")],
-    )
-    return NamedPolicy(path, policy, configuration.namespace)
+    return NamedPolicy(path, policy_by(configuration, files_at(path)), configuration.namespace)
 
 
 def policies_alone(*paths: str) -> tuple[NamedPolicy, ...]:

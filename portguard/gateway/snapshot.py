@@ -6,7 +6,7 @@ nothing is half loaded. It depends on the bundle alone, so that supervisor and w
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cryptography import x509
@@ -23,7 +23,7 @@ from portguard.identity.trust import Trusts
 from portguard.policy import checks
 from portguard.policy.decide import Policy
 from portguard.policy.model import UpstreamTls
-from portguard.policy.read import read_policy
+from portguard.policy.read import PolicyFile, read_policy
 
 # The keys of the configuration without which the names in a policy cannot be told.
 _NAMING_KEYS = re.compile(r"|trusts(\..*\.(identity|trust_domain|default)|\.[^.]*)?")
@@ -106,6 +106,15 @@ def build_policy(bundle: Bundle) -> tuple[Configuration, Policy]:
     return configuration, policy
 
 
+def policy_by(configuration: Configuration, files: Sequence[PolicyFile]) -> Policy:
+    """Read a policy as that of the configuration, whose addresses no service may have. Raises ConfigurationError."""
+    occupied = [(address, "that of gateway.listen") for address in configuration.gateway.listen]
+    occupied.append((configuration.metrics.listen, "that of metrics.listen"))
+    return read_policy(
+        files, configuration.namespace, gateway_name=configuration.gateway.name or None, occupied=occupied
+    )
+
+
 def _trusts_revision(configuration: Configuration, files: Mapping[str, bytes]) -> str:
     digest = hashlib.sha256(repr(configuration.trusts).encode())
     for trust in configuration.trusts:
@@ -128,12 +137,8 @@ def _policy(bundle: Bundle, configuration: Configuration, problems: list[Problem
     # Where the trusts are in doubt, every member of the policy would be reported as wrong too.
     if not files or any(map(_NAMING_KEYS.fullmatch, of_configuration)):
         return None
-    occupied = [(address, "that of gateway.listen") for address in configuration.gateway.listen]
-    occupied.append((configuration.metrics.listen, "that of metrics.listen"))
     try:
-        return read_policy(
-            files, configuration.namespace, gateway_name=configuration.gateway.name or None, occupied=occupied
-        )
+        return policy_by(configuration, files)
     except ConfigurationError as error:
         problems += error.problems
         return None
