@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -89,6 +90,7 @@ class Accounting:
         self._owners: list[Owner] = []  # by number
         self._numbers: dict[Owner, int] = {}
         self._sessions: dict[int, Session] = {}  # by slot, those that may move bytes
+        self._drawing: Counter[tuple[int, Owner]] = Counter()  # how many of them, by worker and owner
         # Workers that wait for the ledger, and since when: their lease is being written, or could not be.
         self._securing: dict[tuple[int, Owner], float] = {}
         self._stalled: dict[tuple[int, Owner], float] = {}
@@ -138,6 +140,7 @@ class Accounting:
         for owner in state["owners"]:
             self._number(Owner(*owner))
         self._sessions = {slot: sessions[slot] for slot in state["sessions"]}
+        self._drawing = Counter((session.worker, session.owner) for session in self._sessions.values())
         for worker, number in state["stalled"]:
             self._act(self._leases.ask(worker, self._owners[number], time.time(), empty=True))
         for number, direction, workers in state["shares"]:
@@ -176,6 +179,7 @@ class Accounting:
     def move(self, session: Session) -> Regranted:
         """A session goes on under other limits, perhaps in another role. What is returned is as that of `open`."""
         moved_bytes = self._moved(session.slot)
+        self._leave(self._sessions[session.slot])
         self._leases.end(session.slot, moved_bytes, time.time())
         return Regranted(session.slot, *self._open(session, moved_bytes))
 
@@ -183,6 +187,7 @@ class Accounting:
         """Return account, whether it is leased and paced, and the bytes that are leased with that."""
         owner, slot = session.owner, session.slot
         self._sessions[slot] = session
+        self._drawing[session.worker, owner] += 1
         lease = self._leases.open(slot, session.worker, owner, time.time(), moved_bytes)
         if lease is not None and not lease.safe:
             self._secure(lease)
@@ -198,8 +203,15 @@ class Accounting:
         """A session has ended; nothing for one that was never opened."""
         session = self._sessions.pop(account.session.slot, None)
         if session is not None:
+            self._leave(session)
             self._leases.end(session.slot, account.received + account.sent, time.time())
             self._write_changed()
+
+    def _leave(self, session: Session) -> None:
+        key = session.worker, session.owner
+        self._drawing[key] -= 1
+        if not self._drawing[key]:
+            del self._drawing[key]
 
     def lost(self, worker: int) -> None:
         """A worker is no more, and its sessions have been ended."""
@@ -218,7 +230,9 @@ class Accounting:
             case LeaseReturned():
                 self._act(self._leases.give_back(worker, owner, message.lease_bytes, time.time()))
             case ShareWanted():
-                self._share(worker, owner, message.direction)
+                # Without a session of its own it has no use for a share, and others get less.
+                if (worker, owner) in self._drawing:
+                    self._share(worker, owner, message.direction)
 
     # Leases.
 

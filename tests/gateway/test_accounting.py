@@ -515,6 +515,19 @@ async def test_a_role_without_a_bandwidth_has_nothing_to_share():
     assert books.sent == []
 
 
+async def test_a_worker_without_a_session_of_an_account_takes_nobody_s_share_of_it():
+    books = Books('bandwidth = "1MB/s"')
+    await books.open(worker=0)
+    session = await books.open(worker=1)
+    await books.say(2, ShareWanted(0, 0))
+    books.end(session)
+    await books.say(1, ShareWanted(0, 0))
+    assert books.take_sent() == []
+    await books.say(0, ShareWanted(0, 0))
+    assert [message[:2] for message in books.sent] == [(0, "Share")]
+    await books.accounting.stop()
+
+
 async def test_a_worker_that_is_lost_waits_for_no_share():
     books = Books('bandwidth = "1MB/s"')
     await books.open(worker=0)
