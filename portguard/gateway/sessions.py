@@ -65,6 +65,7 @@ class Sessions:
     def configure(self, snapshot: Snapshot) -> None:
         """Let sessions begin by another policy from now on; those that there are stay as they are."""
         self._snapshot = snapshot
+        self._roles = {role.name for role in snapshot.policy.roles}
         self._upstreams = {
             name: tuple(map(str, service.upstreams)) for name, service in snapshot.policy.services.items()
         }
@@ -134,9 +135,13 @@ class Sessions:
     def regrant(self, worker: Worker, request: Regrant) -> None:
         """Let a session that is open go on in another role, or under other kinds of limits.
 
-        Raises Misconduct when it is not the worker's.
+        Where there is no such role it keeps its own: its worker has yet to apply the policy that took the other away,
+        and will look at it again. Raises Misconduct when it is not the worker's.
         """
         self._admission.check_session(request.slot, worker.number)
+        if request.role not in self._roles:  # a worker could make up one after the other, and each would get an account
+            worker.channel.send(self._accounting.move(self._admission.sessions[request.slot]))
+            return
         session = self._admission.move(request.slot, request.role)
         worker.channel.send(self._accounting.move(session))
         self._trail.moved(session)

@@ -10,7 +10,17 @@ from portguard.errors import Refused
 from portguard.gateway.accounting import Accounting
 from portguard.gateway.admission import Admission
 from portguard.gateway.bundle import read_bundle
-from portguard.gateway.messages import Admit, End, Ended, LeaseReturned, PastRefusalsWanted, Refusal, Regrant, Ticket
+from portguard.gateway.messages import (
+    Admit,
+    End,
+    Ended,
+    LeaseReturned,
+    PastRefusalsWanted,
+    Refusal,
+    Regrant,
+    Regranted,
+    Ticket,
+)
 from portguard.gateway.meter import Meter
 from portguard.gateway.sessions import Sessions
 from portguard.gateway.slots import CONNECTED, RECEIVED, UPSTREAM, SlotTable
@@ -216,12 +226,23 @@ async def test_nobody_gets_in_beyond_what_limits_and_the_ledger_allow(gateway):
 # Going on otherwise.
 
 
-async def test_a_session_goes_on_in_another_role(gateway):
+async def test_a_session_goes_on_in_another_role(gateway, tmp_path):
+    folder = GatewayFolder(tmp_path / "more")
+    folder.add("policy.toml", '\n[[roles]]\nname = "readers"\nmembers = ["alice"]\nservices = ["*"]\n')
+    gateway.sessions.configure(build(read_bundle(folder.configuration)))
     slot = gateway.open(A)
     gateway.sessions.regrant(gateway.one, Regrant(slot, "readers"))
     assert gateway.one.sent[-1].slot == slot
     assert gateway.live[A].owner.role == "readers"
     assert gateway.trail.moved_to == ["readers"]
+
+
+async def test_a_session_stays_in_its_role_when_there_is_no_such_other_and_its_worker_is_answered(gateway):
+    slot = gateway.open(A)
+    gateway.sessions.regrant(gateway.one, Regrant(slot, "made-up"))
+    assert (type(gateway.one.sent[-1]), gateway.one.sent[-1].slot) == (Regranted, slot)
+    assert gateway.live[A].owner.role == "dba"
+    assert gateway.trail.moved_to == []
 
 
 # Being ended.
