@@ -66,7 +66,7 @@ class Account:
 @dataclass(frozen=True, slots=True)
 class _Pending:
     worker: int
-    counted: Address | None  # None: the address is exempt from the bound per address
+    counted: Address | None  # its _subscriber(); None: the address is exempt from the bound per address
 
 
 class PendingBounds(TypedDict):
@@ -163,7 +163,7 @@ class Admission:
         """
         if len(self._pending) >= self._max_pending:
             raise Refused(Reason.GATEWAY_FULL, f"{self._max_pending} handshakes are under way")
-        counted = None if any(source in network for network in self._exempt) else source
+        counted = None if any(source in network for network in self._exempt) else _subscriber(source)
         if counted is not None:
             already = self._per_address.get(counted, 0)
             if already >= self._max_pending_per_address:
@@ -277,6 +277,11 @@ class Admission:
         _discount(self._per_worker, pending.worker)
         if pending.counted is not None:
             _discount(self._per_address, pending.counted)
+
+
+def _subscriber(source: Address) -> Address:
+    """What the bound per address counts by. Of IPv6 one host has a whole /64 (RFC 7421): its first address."""
+    return IPv6Address(int(source) >> 64 << 64) if isinstance(source, IPv6Address) else source
 
 
 def _add(counts: dict[_Key, int], key: _Key) -> None:

@@ -50,6 +50,24 @@ def test_an_address_has_only_so_many_handshakes_under_way_and_others_go_on(admis
     admission.begin(0, THERE)
 
 
+def test_of_ipv6_all_addresses_of_a_network_of_64_bits_count_together(admission):
+    admission.begin(0, ip_address("2001:db8:0:1::1"))
+    admission.begin(0, ip_address("2001:db8:0:1:ffff:ffff:ffff:ffff"))
+    assert refusal(admission.begin, 0, ip_address("2001:db8:0:1::2")) is Reason.ADDRESS_LIMIT
+    connection = admission.begin(0, ip_address("2001:db8:0:2::1"))
+    admission.gone(connection, 0)
+    assert list(admission._per_address.values()) == [2]
+
+
+def test_an_exempt_address_of_ipv6_is_that_one_and_not_its_network():
+    exempt = [ip_network("2001:db8::7/128")]
+    admission = Admission(SlotTable.create(1), max_pending=9, max_pending_per_address=1, exempt=exempt)
+    for _ in range(3):
+        admission.begin(0, ip_address("2001:db8::7"))
+    admission.begin(0, ip_address("2001:db8::8"))
+    assert refusal(admission.begin, 0, ip_address("2001:db8::9")) is Reason.ADDRESS_LIMIT
+
+
 def test_all_addresses_together_have_only_so_many_handshakes_under_way(admission):
     for last in range(3):
         admission.begin(0, ip_address(f"192.0.2.{last}"))
