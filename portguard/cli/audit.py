@@ -50,7 +50,7 @@ def verify(
 
     Without FILE it is the log of the gateway that the configuration is of, with the files it was rotated to, and the
     gateway's own word for how far the log goes. With FILE only these are looked at; they must end with a checkpoint.
-    The exit code is 0 when nothing speaks against the log, 1 when something does.
+    The exit code is 0 when nothing speaks against the log, 1 when something does, 2 when FILE cannot be read.
     """
     if files and public_keys:
         keys = [read_public_key(path) for path in public_keys]
@@ -65,9 +65,9 @@ def verify(
         else:
             # The head first: by the time the files are read they reach at least as far.
             head = _head(folder / HEAD, keys_by_print)
-            report = verify_files(
-                log_files(_path(configuration)), keys_by_print, head if isinstance(head, Position) else None
-            )
+            live = _path(configuration)
+            known = head if isinstance(head, Position) else None
+            report = verify_files(log_files(live), keys_by_print, known, live)
             if isinstance(head, Finding):
                 report.findings.append(head)
     _show_report(report, as_json=as_json)

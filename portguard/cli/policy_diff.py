@@ -69,7 +69,7 @@ def diff(
     NEW and FILE_OR_REVISION are a policy file, a folder of them, or the beginning of the revision of a policy that was
     loaded. Two files or folders are compared without any configuration, unless -c is given.
 
-    The exit code is 0 when there is no difference, 1 when there is one, 2 when a policy cannot be used.
+    The exit code is 0 when there is no difference, 1 when there is one, 2 when a policy or the audit cannot be used.
     """
     if as_json and as_csv:
         raise UsageError("--csv: expected not to be given beside --json")

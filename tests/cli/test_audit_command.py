@@ -114,7 +114,17 @@ def test_no_missing_file_ends_in_a_traceback(log, portguard, tmp_path, missing):
     (tmp_path / missing).unlink()
     code, out, err = portguard("verify")
     assert code in {1, 2}
-    assert str(tmp_path / missing) in err or "expected records, got none" in out
+    assert str(tmp_path / missing) in err + out
+
+
+def test_a_log_that_is_gone_is_an_objection_and_a_slip_in_its_name_is_none(log, portguard, tmp_path):
+    log.path.unlink()
+    code, out, _ = portguard("verify")
+    gone = f"{log.path}: the log ends here, with record 0, but went on to 4: 4 lines are cut off"
+    assert (code, out.splitlines()[1:2]) == (1, [gone])
+    code, out, err = portguard("verify", tmp_path / "audti.jsonl")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"portguard: {tmp_path}/audti.jsonl: expected an audit log that can be read, got no such")
 
 
 def test_the_last_lines_are_printed_with_nothing_raw_in_them(log, portguard):
@@ -126,6 +136,18 @@ def test_the_last_lines_are_printed_with_nothing_raw_in_them(log, portguard):
     assert refused.startswith("2026-11-23T12:00:02.000000Z session.refuse seq=3 ")
     assert ' identity=al\\x1b[2Jice\\u202e service="x y" groups=["a"]' in refused
     assert checkpoint.split()[1] == "audit.checkpoint"
+
+
+def test_where_there_is_no_log_nothing_is_told_of_it(log, portguard):
+    log.path.unlink()
+    code, out, err = portguard("tail")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"portguard: {log.path}: expected an audit log, got no such file")
+
+
+def test_a_log_that_has_no_lines_yet_is_one(log, portguard):
+    log.path.write_bytes(b"")
+    assert portguard("tail") == (0, "", "")
 
 
 def test_a_program_gets_the_lines_as_json(log, portguard):

@@ -19,6 +19,12 @@ _ROTATED = re.compile(r"[.-][0-9][0-9TZ.-]*(\.gz)?")
 _LOOKED_AT = 1000  # lines of a file, for the first that is a record
 
 
+class NoAuditLog(PortguardError):
+    """What somebody asks about is no audit log, or none that can be read."""
+
+    exit_code = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """A line as it stands in a file. `whole` tells whether its newline is there."""
@@ -36,7 +42,10 @@ class Line:
 
 
 def log_files(path: Path) -> list[Path]:
-    """The live file at `path` and those it was rotated to, oldest lines first. Raises PortguardError."""
+    """The live file at `path` and those it was rotated to, oldest lines first; none where no log was begun yet.
+
+    Raises NoAuditLog.
+    """
     try:
         names = [file for file in path.parent.iterdir() if file.name.startswith(path.name)]
     except OSError as error:
@@ -44,8 +53,17 @@ def log_files(path: Path) -> list[Path]:
     return in_order(file for file in names if file == path or _ROTATED.fullmatch(file.name[len(path.name) :]))
 
 
+def files_of(path: Path) -> list[Path]:
+    """As `log_files`, for somebody who has named the log. Raises NoAuditLog, also where there is none."""
+    files = log_files(path)
+    if not files:
+        # A slip in its name must not be told as a log in which nothing happened.
+        raise NoAuditLog(f"{path}: expected an audit log, got no such file, nor one that it was rotated to")
+    return files
+
+
 def in_order(files: Iterable[Path]) -> list[Path]:
-    """Sort files by the number of their first record; those without one come last. Raises PortguardError."""
+    """Sort files by the number of their first record; those without one come last. Raises NoAuditLog."""
     firsts = {file: first_record(file) for file in files}
     return sorted(firsts, key=lambda file: (record.seq if (record := firsts[file]) else 1 << 64, file))
 
@@ -62,7 +80,7 @@ def first_record(file: Path) -> Record | None:
 
 
 def lines(file: Path) -> Iterator[Line]:
-    """All lines of a file, plain or compressed with gzip. Raises PortguardError when it cannot be read."""
+    """All lines of a file, plain or compressed with gzip. Raises NoAuditLog when it cannot be read."""
     try:
         with _opened(file) as stream:
             number = 0
@@ -79,6 +97,6 @@ def _opened(file: Path) -> gzip.GzipFile | BufferedReader:
     return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
 
 
-def _unreadable(path: Path, error: Exception) -> PortguardError:
+def _unreadable(path: Path, error: Exception) -> NoAuditLog:
     found = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return PortguardError(f"{path}: expected an audit log that can be read, got {found.lower()}")
+    return NoAuditLog(f"{path}: expected an audit log that can be read, got {found.lower()}")

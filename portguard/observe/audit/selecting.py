@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from portguard.observe.audit.reading import Line, lines, log_files
+from portguard.observe.audit.reading import Line, files_of, lines
 from portguard.observe.audit.records import LONGEST_LINE_BYTES, NotARecord, Record, parse
 
 _POLL_S = 0.25
@@ -41,9 +41,9 @@ class Selection:
 
 
 def last(path: Path, selection: Selection, count: int | None) -> list[Record]:
-    """The last `count` records of the log at `path` that fit, oldest first; None: all. Raises PortguardError."""
+    """The last `count` records of the log at `path` that fit, oldest first; None: all. Raises NoAuditLog."""
     found: list[Record] = []
-    for file in reversed(log_files(path)):
+    for file in reversed(files_of(path)):
         if selection.since is not None and file.stat().st_mtime < selection.since.timestamp():
             break  # and those before it are older
         wanted = None if count is None else count - len(found)
@@ -54,8 +54,8 @@ def last(path: Path, selection: Selection, count: int | None) -> list[Record]:
 
 
 def every(path: Path, selection: Selection) -> Iterator[Record]:
-    """All records of the log at `path` that fit, oldest first, however many there are. Raises PortguardError."""
-    for file in log_files(path):
+    """All records of the log at `path` that fit, oldest first, however many there are. Raises NoAuditLog."""
+    for file in files_of(path):
         if selection.since is None or file.stat().st_mtime >= selection.since.timestamp():
             yield from _fitting(lines(file), selection)
 

@@ -58,15 +58,17 @@ class Report:
         return not self.findings
 
 
-def verify(files: Iterable[Path], keys: Mapping[str, Ed25519PublicKey], head: Position | None) -> Report:
+def verify(
+    files: Iterable[Path], keys: Mapping[str, Ed25519PublicKey], head: Position | None, live: Path | None = None
+) -> Report:
     """Check the files of one log, given in the order of the chain.
 
     `keys` by fingerprint are those whose signatures count. `head` is how far the log is known to go; None when that
-    is not known: then the log must end with a checkpoint. *Fails closed.* Raises PortguardError for a file that
-    cannot be read.
+    is not known: then the log must end with a checkpoint. `live` is what to name where there is no file at all.
+    *Fails closed.* Raises NoAuditLog for a file that cannot be read.
     """
     verifier = _Verifier(keys, head)
-    last = None
+    last = live
     for file in files:
         verifier.report.files.append(str(file))
         last = file
