@@ -91,12 +91,8 @@ def replayed(requests: Iterable[Past], policy: Policy) -> Iterator[Outcome]:
         if isinstance(verdict, Refusal):
             if past.role is not None:
                 yield Outcome(past, verdict)
-        elif past.role is None and past.reason in REPLAYED_REASONS:
+        elif past.role is None and past.reason in DECIDED_REASONS:
             yield Outcome(past, verdict)
-
-
-REPLAYED_REASONS = frozenset({*DECIDED_REASONS, Reason.UNKNOWN_SERVICE})
-"""Refusals that another policy can turn."""
 
 
 def _has_lasted(live: Live, session_s: float | None, now: datetime) -> bool:

@@ -349,6 +349,15 @@ def test_past_sessions_are_replayed(log, diff):
     ]
 
 
+def test_who_asked_for_a_wrong_port_gains_nothing(folder, log, diff):
+    folder.write("new.toml", OLD)
+    for _ in range(2):
+        log.add("session.refuse", reason="unknown_service", trust="local", identity="alice", service="orders-db")
+    code, out, _ = diff("new.toml", "--audit", "audit.jsonl")
+    assert (code, out.splitlines()[-1]) == (0, "would have been let in: 0")
+    assert "  passed over, as they do not tell all: 3 records" in out
+
+
 def test_a_program_gets_what_was_replayed(log, diff):
     replay = json.loads(diff("new.toml", "--audit", "audit.jsonl", "--json")[1])["replay"]
     outcomes = replay.pop("outcomes")

@@ -7,12 +7,16 @@ from ipaddress import ip_address
 
 from portguard.identity.names import Group, Identity
 from portguard.observe.audit.records import Record
+from portguard.policy.decide import DECIDED_REASONS
 from portguard.policy.model import Address
-from portguard.policy.replay import REPLAYED_REASONS, Past
+from portguard.policy.replay import Past
 from portguard.reasons import Reason
 
 OPENED = "session.open"
 REFUSED = "session.refuse"
+
+_TURNABLE = frozenset({*DECIDED_REASONS, Reason.UNKNOWN_SERVICE})
+"""Refusals that another policy may turn."""
 
 _CUT = "… and "  # how a list of groups ends of which not all are recorded
 
@@ -36,7 +40,7 @@ class Replayable:
             held_back = fields.get("held_back")
             if isinstance(held_back, int) and held_back > 0:
                 self.held_back += held_back
-            if record.event == REFUSED and fields.get("reason") not in REPLAYED_REASONS:
+            if record.event == REFUSED and fields.get("reason") not in _TURNABLE:
                 continue
             if record.event not in {OPENED, REFUSED}:
                 continue
@@ -60,6 +64,10 @@ def _request(record: Record) -> Past:
     if at.tzinfo is None:
         raise ValueError("expected a time with an offset")
     opened = record.event == OPENED
+    if not opened and fields["reason"] == Reason.UNKNOWN_SERVICE:
+        # With a service it was the port of the CONNECT that was wrong, which is not told. The service alone would be
+        # let in, and whoever asks for the wrong port would look like somebody who gains access.
+        raise ValueError("expected what was asked for")
     return Past(
         identity=Identity(trust, name),
         groups=_groups(trust, fields.get("groups", [])),

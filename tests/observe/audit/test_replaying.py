@@ -65,6 +65,7 @@ def test_refusals_without_a_record_of_their_own_are_counted():
         {"time": "2026-11-23T12:00:00"},
         {"time": "noon"},
         {"event": "session.refuse", "reason": "unknown_service", "service": None},
+        {"event": "session.refuse", "reason": "unknown_service", "service": "db"},  # the port was another
     ],
 )
 def test_a_record_that_does_not_tell_all_is_passed_over_and_counted(fields):
