@@ -25,6 +25,7 @@ from portguard.policy.toml import (
     Table,
     choice,
     integer,
+    or_none,
     parse,
     text_kind,
 )
@@ -240,7 +241,7 @@ def _trust(name: str, table: Table, folder: str, *, alone: bool) -> TrustSetting
     domain = table.get("trust_domain", _TRUST_DOMAIN, None)
     if identity == "spiffe" and domain is None and "trust_domain" not in table:
         table.report("trust_domain", 'a trust domain, as identity is "spiffe"', None)
-    if identity not in {"spiffe", None} and domain is not None:
+    if identity not in {"spiffe", None} and domain:
         table.report("trust_domain", 'no trust domain unless identity is "spiffe"', domain)
     return TrustSettings(
         name=name,
@@ -378,7 +379,7 @@ def _kind(parse: Callable[[str], str], expected: str) -> Kind[str]:
 
 
 _BOTH_FAMILIES = (ListenAddress("0.0.0.0", 8443), ListenAddress("::", 8443))  # noqa: S104 - the gateway is for outside
-_IDENTITY: Kind[Source | None] = text_kind(choice(*SOURCES).convert, choice(*SOURCES).expected, None)
+_IDENTITY: Kind[Source | None] = or_none(choice(*SOURCES))
 _CRL_EXPIRED: Kind[Literal["refuse", "accept"]] = choice("refuse", "accept")
 _WHEN_UNAVAILABLE: Kind[Literal["refuse", "allow"]] = choice("refuse", "allow")
 _SYNC: Kind[Literal["written", "disk"]] = choice("written", "disk")

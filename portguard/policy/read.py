@@ -52,6 +52,7 @@ from portguard.policy.toml import (
     Table,
     choice,
     integer,
+    or_none,
     parse,
     text_kind,
 )
@@ -365,13 +366,15 @@ def _role(table: Table, members: Kind[Member], defaults: _RoleTerms) -> Role:
 
 
 def _quotas(table: Table, key: str, default: tuple[Quota, ...]) -> tuple[Quota, ...]:
-    quotas = table.array(key, QUOTA, default=default)
+    quotas = table.array(key, or_none(QUOTA), default=default)
     seen = set()
     for index, quota in enumerate(quotas):
+        if quota is None:
+            continue
         if key in table and quota.period in seen:
             table.report_as(f"{key}[{index}]", "one quota a period", f"a second one a {quota.period}")
         seen.add(quota.period)
-    return quotas
+    return tuple(quota for quota in quotas if quota is not None)
 
 
 def _origin(table: Table) -> Origin:
@@ -398,5 +401,6 @@ _DURATION_OR_INFINITE = text_kind(_parse_duration_or_infinite, DURATION_OR_OFF.e
 _SESSIONS = kinds.or_off(integer(1, 1_000_000))
 _RATE_OR_OFF = kinds.or_off(RATE)
 _BANDWIDTH_OR_OFF = kinds.or_off(BANDWIDTH)
-_EXPECT: Kind[Literal["allow", "deny"]] = choice("allow", "deny")
-_REASON = choice(*DECIDED_REASONS)
+_EXPECTED_WORD: Kind[Literal["allow", "deny"]] = choice("allow", "deny")
+_EXPECT = or_none(_EXPECTED_WORD)
+_REASON = or_none(choice(*DECIDED_REASONS))

@@ -76,6 +76,14 @@ def text_kind(parse: Callable[[str], V], expected: str, blank: V, *, secret: boo
     return Kind(expected, convert, blank, secret)
 
 
+def or_none(kind: Kind[V]) -> Kind[V | None]:
+    """The same kind with None for what cannot be read, for values that are compared with others afterwards.
+
+    Any other blank would be compared too, and blamed for what no file holds.
+    """
+    return Kind(kind.expected, kind.convert, None, kind.secret)
+
+
 def integer(minimum: int, maximum: int) -> Kind[int]:
     """A whole number, both bounds included."""
     expected = f"an integer, {minimum} to {maximum}"

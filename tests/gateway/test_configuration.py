@@ -273,6 +273,11 @@ def test_a_file_that_is_no_toml_is_one_problem():
             'trust_domain = "spiffe://x"',
             "trusts.local.trust_domain: expected a trust domain of lower-case letters",
         ),
+        (
+            'identity = "spiffe"\ntrust_domain = "bastion.example.com"',
+            'identity = "cn"\ntrust_domain = "spiffe://x"',
+            "trusts.local.trust_domain: expected a trust domain of lower-case letters",
+        ),
     ],
 )
 def test_a_wrong_value_is_one_problem(old, new, problem):

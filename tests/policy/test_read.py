@@ -407,6 +407,29 @@ def test_a_test_that_makes_no_sense_is_told(keys, problem):
     assert found[0].startswith(f"1.toml: {problem}")
 
 
+@pytest.mark.parametrize(
+    ("keys", "problem"),
+    [
+        ('expect = "denied"\nreason = "no_role"', 'tests[0].expect: expected "allow" or "deny", got "denied"'),
+        ('reason = "no_role"', 'tests[0].expect: expected "allow" or "deny", got nothing'),
+        ('expect = "allow"\nreason = "no-role"', 'tests[0].reason: expected "denied", "no_role", '),
+    ],
+)
+def test_a_word_that_is_none_is_not_judged_as_if_it_were_another(keys, problem):
+    (found,) = problems(SERVICE + f'[[tests]]\nidentity = "alice"\nservice = "db"\n{keys}\n')
+    assert found.startswith(f"1.toml: {problem}")
+
+
+def test_a_quota_that_is_none_is_not_a_second_one():
+    quota = 'quota = ["20 GB/day", "5GB/hour", "6GB/day"]\n'
+    (found,) = problems(SERVICE + ROLE + quota)
+    assert found.startswith("1.toml: roles[0].quota[0]: expected a quota")
+    assert found.endswith('got "20 GB/day"')
+    assert problems(SERVICE + ROLE + quota.replace("20 GB", "20GB")) == [
+        "1.toml: roles[0].quota[2]: expected one quota a period, got a second one a day"
+    ]
+
+
 def test_what_a_broken_file_may_hold_is_not_missed_in_the_others():
     assert problems("[services.db]\nupstream = [", ROLE) == [
         "1.toml: expected TOML, got an error at the end of the file: Invalid value"
