@@ -21,9 +21,10 @@ from portguard.identity.names import Identity, Malformed
 from portguard.identity.pem import parse_certificates
 from portguard.identity.trust import Trusts
 from portguard.policy import checks
+from portguard.policy.addresses import ListenAddress
 from portguard.policy.decide import Policy
 from portguard.policy.model import UpstreamTls
-from portguard.policy.read import PolicyFile, read_policy
+from portguard.policy.read import PolicyFile, nameless_problems, read_policy
 
 # The keys of the configuration without which the names in a policy cannot be told.
 _NAMING_KEYS = re.compile(r"|trusts(\..*\.(identity|trust_domain|default)|\.[^.]*)?")
@@ -108,11 +109,14 @@ def build_policy(bundle: Bundle) -> tuple[Configuration, Policy]:
 
 def policy_by(configuration: Configuration, files: Sequence[PolicyFile]) -> Policy:
     """Read a policy as that of the configuration, whose addresses no service may have. Raises ConfigurationError."""
-    occupied = [(address, "that of gateway.listen") for address in configuration.gateway.listen]
-    occupied.append((configuration.metrics.listen, "that of metrics.listen"))
-    return read_policy(
-        files, configuration.namespace, gateway_name=configuration.gateway.name or None, occupied=occupied
-    )
+    name = configuration.gateway.name or None
+    return read_policy(files, configuration.namespace, gateway_name=name, occupied=_occupied(configuration))
+
+
+def _occupied(configuration: Configuration) -> list[tuple[ListenAddress, str]]:
+    """What the gateway listens on itself, for `read_policy`."""
+    listen = [(address, "that of gateway.listen") for address in configuration.gateway.listen]
+    return [*listen, (configuration.metrics.listen, "that of metrics.listen")]
 
 
 def _trusts_revision(configuration: Configuration, files: Mapping[str, bytes]) -> str:
@@ -134,8 +138,12 @@ def _policy(bundle: Bundle, configuration: Configuration, problems: list[Problem
     """The policy; None where it, or what names in it mean, cannot be read."""
     files = policy_files(configuration, bundle.files)
     of_configuration = [problem.key for problem in problems if problem.file == configuration.path]
-    # Where the trusts are in doubt, every member of the policy would be reported as wrong too.
-    if not files or any(map(_NAMING_KEYS.fullmatch, of_configuration)):
+    if not files:
+        return None
+    if any(map(_NAMING_KEYS.fullmatch, of_configuration)):
+        # Where the trusts are in doubt, every member of the policy would be reported as wrong too.
+        name = configuration.gateway.name or None
+        problems += nameless_problems(files, gateway_name=name, occupied=_occupied(configuration))
         return None
     try:
         return policy_by(configuration, files)

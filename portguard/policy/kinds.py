@@ -22,6 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,62})", re.ASCII)
 _SERVICE_GLOB = re.compile(r"[a-z0-9*-]{1,63}", re.ASCII)
 # sun_path of unix(7), less the final NUL.
 _LONGEST_SOCKET_PATH_BYTES = 107
+_NOBODY = Identity("", "")
 # Far from the borders of datetime, where arithmetic with time zones overflows.
 _FIRST_YEAR, _LAST_YEAR = 1970, 9000
 
@@ -110,8 +111,8 @@ def parse_own_group(text: str, identity: Identity, namespace: Namespace) -> Grou
     return group
 
 
-def member_kind(namespace: Namespace) -> Kind[Member]:
-    """Members of roles and denies."""
+def member_kind(namespace: Namespace | None) -> Kind[Member]:
+    """Members of roles and denies. `namespace` None: names are not read, and any text stands for the blank."""
 
     def parse(text: str) -> Member:
         if text.startswith("@") and ":" not in text:
@@ -120,11 +121,11 @@ def member_kind(namespace: Namespace) -> Kind[Member]:
             return PolicyGroup(text[1:])
         return _plain_member(text, namespace)
 
-    return text_kind(parse, _MEMBER_EXPECTED, Identity("", ""))
+    return text_kind(parse, _MEMBER_EXPECTED, _NOBODY)
 
 
-def group_member_kind(namespace: Namespace) -> Kind[Identity | Pattern | Group]:
-    """Members of the policy's groups."""
+def group_member_kind(namespace: Namespace | None) -> Kind[Identity | Pattern | Group]:
+    """Members of the policy's groups; `namespace` as for `member_kind`."""
 
     def parse(text: str) -> Identity | Pattern | Group:
         if text.startswith("@") and ":" not in text:
@@ -132,19 +133,21 @@ def group_member_kind(namespace: Namespace) -> Kind[Identity | Pattern | Group]:
             raise Unexpected("no group of [groups] inside another, only identities, patterns and @TRUST:GROUP")
         return _plain_member(text, namespace)
 
-    return text_kind(parse, _MEMBER_EXPECTED, Identity("", ""))
+    return text_kind(parse, _MEMBER_EXPECTED, _NOBODY)
 
 
-def identity_kind(namespace: Namespace) -> Kind[Identity]:
-    """One identity, no pattern."""
+def identity_kind(namespace: Namespace | None) -> Kind[Identity]:
+    """One identity, no pattern; `namespace` as for `member_kind`."""
     return text_kind(
-        _well_formed(lambda text: parse_identity(text, namespace)),
+        _well_formed(lambda text: parse_identity(text, namespace) if namespace is not None else _NOBODY),
         'an identity such as "alice" or "corp:alice@example.com"',
-        Identity("", ""),
+        _NOBODY,
     )
 
 
-def _plain_member(text: str, namespace: Namespace) -> Identity | Pattern | Group:
+def _plain_member(text: str, namespace: Namespace | None) -> Identity | Pattern | Group:
+    if namespace is None:
+        return _NOBODY
     try:
         if text.startswith("@"):
             if "*" in text:

@@ -89,16 +89,7 @@ def read_policy(
     something else listens on, with what it is, for a person. Raises ConfigurationError with everything wrong in all
     files, or with all tests that failed. Warnings are for `checks.warnings`.
     """
-    problems: list[Problem] = []
-    roots = [parse(file, content, problems) for file, content in files]
-    reading = _Reading(roots, namespace)
-    for root in roots:
-        root.finish()
-    if all(root.readable for root in roots):
-        # Else what is missing may well be in the file that cannot be read.
-        reading.check_references()
-    problems += checks.name_collisions(reading.services, gateway_name)
-    problems += checks.port_collisions(reading.services, occupied)
+    reading, problems = _read(files, namespace, gateway_name, occupied)
     if problems:
         raise ConfigurationError(problems)
     policy = Policy(
@@ -113,6 +104,39 @@ def read_policy(
     if failures := list(checks.failed_tests(policy)):
         raise ConfigurationError(failures)
     return policy
+
+
+def nameless_problems(
+    files: Sequence[PolicyFile],
+    *,
+    gateway_name: str | None = None,
+    occupied: Sequence[tuple[ListenAddress, str]] = (),
+) -> list[Problem]:
+    """What is wrong in a policy whose names cannot be read yet, because the trusts are in doubt.
+
+    It is all that `read_policy` would tell but what depends on what names mean: members, and how the tests come out.
+    """
+    _, problems = _read(files, None, gateway_name, occupied)
+    return problems
+
+
+def _read(
+    files: Sequence[PolicyFile],
+    namespace: Namespace | None,
+    gateway_name: str | None,
+    occupied: Sequence[tuple[ListenAddress, str]],
+) -> tuple["_Reading", list[Problem]]:
+    problems: list[Problem] = []
+    roots = [parse(file, content, problems) for file, content in files]
+    reading = _Reading(roots, namespace)
+    for root in roots:
+        root.finish()
+    if all(root.readable for root in roots):
+        # Else what is missing may well be in the file that cannot be read.
+        reading.check_references()
+    problems += checks.name_collisions(reading.services, gateway_name)
+    problems += checks.port_collisions(reading.services, occupied)
+    return reading, problems
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +164,7 @@ class _ServiceTerms:
 class _Reading:
     """All files together. Problems are noted in the tables; entries keep theirs for what is checked later."""
 
-    def __init__(self, roots: Sequence[Table], namespace: Namespace):
+    def __init__(self, roots: Sequence[Table], namespace: Namespace | None):
         self._namespace = namespace
         self.zone = self._zone(roots)
         self.groups = self._groups(roots)
@@ -237,6 +261,8 @@ class _Reading:
             table.report_as("reason", 'no reason, as expect is "allow"', f'"{reason}"')
         groups = set()
         for index, text in enumerate(table.array("groups", STRING)):
+            if self._namespace is None:
+                continue
             try:
                 groups.add(kinds.parse_own_group(text, identity, self._namespace))
             except Unexpected as error:

@@ -159,6 +159,38 @@ def test_where_trusts_are_in_doubt_members_are_not_blamed(folder, spoil):
     assert len(problems) == 1
 
 
+def test_where_trusts_are_in_doubt_the_rest_of_the_policy_is_checked_all_the_same(folder):
+    text = (folder.path / "portguard.toml").read_text()
+    folder.write("portguard.toml", text.replace('identity = "spiffe"', 'identity = "mail"'))
+    folder.add(
+        "policy.toml",
+        """
+        [services.x]
+        idle = "8 h"
+        [[roles]]
+        name = "x"
+        members = ["corp:x", "@corp:y", "corp:*", "spiffe://z/z", "alice", "@nobody", 5]
+        services = ["orders"]
+        [[tests]]
+        identity = "corp:x"
+        groups = ["@corp:y"]
+        service = "order"
+        expect = "allow"
+        at = 2026-03-02T07:00:00
+        """,
+    )
+    assert [problem.split(": expected")[0] for problem in problems_of(folder)] == [
+        "policy.toml: roles[1].members[5]",
+        "policy.toml: roles[1].members[6]",
+        "policy.toml: roles[1].services[0]",
+        "policy.toml: services.x.idle",
+        "policy.toml: services.x.upstream",
+        "policy.toml: tests[0].at",
+        "policy.toml: tests[0].service",
+        "portguard.toml: trusts.local.identity",
+    ]
+
+
 def test_where_trusts_are_known_members_are_checked(folder):
     folder.add("portguard.toml", 'groups = "x"\ncrl_expired = "never"\n')
     folder.add("policy.toml", '[[roles]]\nname = "x"\nmembers = ["corp:x"]\nservices = ["orders-db"]\n')
