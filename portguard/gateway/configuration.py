@@ -190,21 +190,25 @@ def read_configuration(path: str, content: bytes, problems: list[Problem]) -> Co
 
 
 def _gateway(table: Table, folder: str) -> GatewaySettings:
+    def path(key: str, default: str) -> str:
+        # Of a file that cannot be read nobody knows which files it names, and the default ones may well be missing.
+        return _joined(folder, table.get(key, PATH, default if table.readable else ""))
+
     listen = table.array("listen", LISTEN_ADDRESS, default=_BOTH_FAMILIES, minimum=1)
     for index, address in enumerate(listen):
         if any(address.overlaps(other) for other in listen[:index]):
             table.report(f"listen[{index}]", "an address that no other one overlaps", str(address))
-    control = _joined(folder, table.get("control", PATH, "/run/portguard/control.sock"))
+    control = path("control", "/run/portguard/control.sock")
     if len(control.encode()) > LONGEST_SOCKET_PATH_BYTES:
         # bind() would say only "AF_UNIX path too long".
         table.report("control", f"a path of at most {LONGEST_SOCKET_PATH_BYTES} bytes", control)
     return GatewaySettings(
         name=table.get("name", _GATEWAY_NAME),
         listen=listen,
-        certificate=_joined(folder, table.get("certificate", PATH, "tls/gateway.crt")),
-        key=_joined(folder, table.get("key", PATH, "tls/gateway.key")),
-        policy=_joined(folder, table.get("policy", PATH, "policy.toml")),
-        state=_joined(folder, table.get("state", PATH, "/var/lib/portguard")),
+        certificate=path("certificate", "tls/gateway.crt"),
+        key=path("key", "tls/gateway.key"),
+        policy=path("policy", "policy.toml"),
+        state=path("state", "/var/lib/portguard"),
         control=control,
         workers=table.get("workers", integer(0, 256), 0),
         accept_proxy_protocol_from=table.array("accept_proxy_protocol_from", NETWORK),

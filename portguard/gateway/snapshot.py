@@ -27,7 +27,7 @@ from portguard.policy.model import UpstreamTls
 from portguard.policy.read import PolicyFile, nameless_problems, read_policy
 
 # The keys of the configuration without which the names in a policy cannot be told.
-_NAMING_KEYS = re.compile(r"|trusts(\..*\.(identity|trust_domain|default)|\.[^.]*)?")
+_NAMING_KEYS = re.compile(r"trusts(\..*\.(identity|trust_domain|default)|\.[^.]*)?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,33 @@ def test_a_missing_configuration_is_one_problem(folder):
     assert problem.startswith("portguard.toml: expected a file that can be read")
 
 
+@pytest.mark.parametrize(
+    ("spoiled", "problem"),
+    [
+        ("[gateway\n", "portguard.toml: expected TOML, got an error at line 1"),
+        ('# "\xe4"\n', "portguard.toml: expected UTF-8, got byte 0xe4 at line 1"),
+        ("gateway = 1\n", "portguard.toml: gateway: expected a table, got 1"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_names_no_files(folder, spoiled, problem):
+    for name in ("policy.toml", "tls/gateway.crt", "tls/gateway.key"):
+        (folder.path / name).unlink()
+    _, _, trusts = (folder.path / "portguard.toml").read_text().partition("[trusts")
+    folder.write("portguard.toml", f"{spoiled}[trusts{trusts}".encode("latin-1"))
+    (found,) = problems_of(folder)
+    assert found.startswith(problem)
+
+
+def test_a_configuration_that_names_no_files_has_default_ones(folder):
+    for name in ("policy.toml", "tls/gateway.crt", "tls/gateway.key"):
+        (folder.path / name).unlink()
+    assert [problem.partition(":")[0] for problem in problems_of(folder)] == [
+        "policy.toml",
+        "tls/gateway.crt",
+        "tls/gateway.key",
+    ]
+
+
 def test_a_missing_policy_is_a_problem_beside_others(folder):
     (folder.path / "policy.toml").unlink()
     (folder.path / "ca.crt").unlink()
