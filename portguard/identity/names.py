@@ -89,9 +89,14 @@ class Namespace:
                 raise Malformed(f'a trust before the first ":" ({_listed(self.sources)})', repr(text))
             return before, after
         if self.default is None:
-            trusts = _listed(self.sources)
-            raise Malformed(f"a trust and a colon before the name, as no trust is the default ({trusts})", repr(text))
+            raise Malformed(self.prefix_expected, repr(text))
         return self.default, text
+
+    @property
+    def prefix_expected(self) -> str:
+        """What is expected of a name without a prefix where no trust is the default."""
+        known = _listed(self.sources)
+        return f'a trust and a colon before the name, as no trust has "default = true" ({known})'
 
 
 def parse_identity(text: str, namespace: Namespace) -> Identity:

@@ -7,7 +7,7 @@ the order of the files. What can be there only once (the time zone, defaults, a 
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, tzinfo
 from difflib import get_close_matches
 from typing import Literal
@@ -91,7 +91,7 @@ def read_policy(
     """
     reading, problems = _read(files, namespace, gateway_name, occupied)
     if problems:
-        raise ConfigurationError(problems)
+        raise ConfigurationError(_joined_alike(problems, namespace.prefix_expected))
     policy = Policy(
         services=reading.services,
         groups=reading.groups,
@@ -405,6 +405,19 @@ def _quotas(table: Table, key: str, default: tuple[Quota, ...]) -> tuple[Quota, 
 
 def _origin(table: Table) -> Origin:
     return Origin(table.file, table.path)
+
+
+def _joined_alike(problems: Sequence[Problem], expected: str) -> Iterator[Problem]:
+    """The problems, of those that expect `expected` the first one with the number of the others.
+
+    One line too little in the configuration is the cause of all of them, and would hide what else there is.
+    """
+    alike = sorted(problem for problem in problems if problem.expected == expected)
+    yield from (problem for problem in problems if problem.expected != expected)
+    if alike:
+        others = len(alike) - 1
+        more = f" and {others} more name{'s' * (others != 1)} without one" if others else ""
+        yield replace(alike[0], found=alike[0].found + more)
 
 
 def _joined(folder: str, path: str | None) -> str | None:

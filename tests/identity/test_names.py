@@ -39,7 +39,7 @@ def test_a_name_without_prefix_is_of_the_default_trust() -> None:
 def test_without_a_default_trust_every_name_needs_a_prefix() -> None:
     namespace = Namespace({"a": "cn", "b": "cn"}, None, {})
     assert complaint("alice", namespace) == (
-        "expected a trust and a colon before the name, as no trust is the default (known: a, b), got 'alice'"
+        "expected a trust and a colon before the name, as no trust has \"default = true\" (known: a, b), got 'alice'"
     )
     assert read("a:alice", namespace) == Identity("a", "alice")
 

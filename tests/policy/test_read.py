@@ -420,6 +420,23 @@ def test_a_word_that_is_none_is_not_judged_as_if_it_were_another(keys, problem):
     assert found.startswith(f"1.toml: {problem}")
 
 
+@pytest.mark.parametrize(
+    ("names", "more"), [(1, ""), (2, " and 1 more name without one"), (9, " and 8 more names without one")]
+)
+def test_that_no_trust_is_the_default_is_told_once(names, more):
+    two = Namespace({"local": "spiffe", "corp": "email"}, None, {})
+    members = ", ".join(f'"somebody-{number}"' for number in range(names))
+    files = [("1.toml", (SERVICE + ROLE.replace('"alice"', f'{members}, "crop:x"')).encode())]
+    with pytest.raises(ConfigurationError) as caught:
+        read_policy(files, two)
+    first, other = map(str, caught.value.problems)
+    assert first == (
+        "1.toml: roles[0].members[0]: expected a trust and a colon before the name, "
+        f'as no trust has "default = true" (known: corp, local), got "somebody-0"{more}'
+    )
+    assert other.startswith(f"1.toml: roles[0].members[{names}]: expected a trust before the first")
+
+
 def test_a_quota_that_is_none_is_not_a_second_one():
     quota = 'quota = ["20 GB/day", "5GB/hour", "6GB/day"]\n'
     (found,) = problems(SERVICE + ROLE + quota)
