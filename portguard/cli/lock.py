@@ -16,7 +16,9 @@ from portguard.errors import UsageError
 _HEADER = ("LOCKED", "SINCE (UTC)", "UNTIL (UTC)", "BY", "REASON")
 
 certificate_option = click.option(
-    "--certificate", metavar="SHA256:HEX|TRUST:SERIAL", help="One certificate instead of an identity."
+    "--certificate",
+    metavar="FINGERPRINT|TRUST:SERIAL",
+    help="One certificate instead of an identity: by its SHA-256 in hex, or its serial number.",
 )
 
 

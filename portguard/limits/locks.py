@@ -4,6 +4,7 @@ Time is seconds since the epoch. A lock acts from the moment it is here until it
 takes it away then. Supervisor and workers each have such a table; the ledger has the supervisor's.
 """
 
+import re
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 
@@ -14,6 +15,10 @@ from portguard.reasons import Reason
 
 _FINGERPRINT = "SHA256:"
 _FINGERPRINT_DIGITS = 64
+# As `portguard cert show` writes one, as a lock is written, and as openssl does: `sha256 Fingerprint=1B:F5:…`.
+_WRITTEN_FINGERPRINT = re.compile(
+    r"(?:sha256:|sha256 fingerprint=)?([0-9a-f]{64}|[0-9a-f]{2}(?::[0-9a-f]{2}){31})", re.IGNORECASE | re.ASCII
+)
 _MOST_SERIAL_DIGITS = 40  # RFC 5280 4.1.2.2: 20 bytes
 
 _HEX = frozenset("0123456789abcdef")
@@ -94,15 +99,15 @@ def parse_identity_target(text: str, namespace: Namespace) -> LockTarget:
 
 
 def parse_certificate_target(text: str, namespace: Namespace) -> LockTarget:
-    """Read `SHA256:` and a fingerprint, or a trust, a colon and a serial number. Raises Malformed.
+    """Read the fingerprint of a certificate, or a trust, a colon and a serial number. Raises Malformed.
 
-    Both in hex, as portguard or openssl write them: in either case, with or without colons in between.
+    Both in hex, as portguard or openssl write them: in either case, with or without colons in between. The fingerprint
+    may have `SHA256:` or `sha256 Fingerprint=` before it. No serial number is as long as one.
     """
+    if (written := _WRITTEN_FINGERPRINT.fullmatch(text)) is not None:
+        return LockTarget("fingerprint", "", written[1].replace(":", "").lower())
     if text.startswith(_FINGERPRINT):
-        digits = _digits(text.removeprefix(_FINGERPRINT))
-        if digits is None or len(digits) != _FINGERPRINT_DIGITS:
-            raise Malformed(f'{_FINGERPRINT_DIGITS} hex digits after "{_FINGERPRINT}"', repr(text))
-        return LockTarget("fingerprint", "", digits)
+        raise Malformed(f'{_FINGERPRINT_DIGITS} hex digits after "{_FINGERPRINT}"', repr(text))
     trust, colon, serial = text.partition(":")
     if not colon or trust not in namespace.sources:
         known = ", ".join(sorted(namespace.sources))
