@@ -30,6 +30,8 @@ from portguard.policy.replay import Becomes, Prospect
 
 CSV_HEADER = ("change", "identity", "kind", "service", "old", "new")
 
+# "hours … -> none" would be read as a role that lets nobody in any more, while it is one that always does.
+_WITHOUT = {"from": "any", "hours": "any", "expires": "never", "local_port": "any"}
 _SERVICE_KEYS = {"upstreams": "upstream", "idle_s": "idle"}
 _TOLD = {
     Kind.GAINED: "gained access",
@@ -247,7 +249,8 @@ def _changed_role(change: RoleChange) -> str:
         return f"+ {role_text(change.new)}" if change.new is not None else f"- {change.name}"
     old, new = term_texts(change.old), term_texts(change.new)
     keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
-    return f"{change.name}: " + "; ".join(f"{key} {old.get(key, 'none')} -> {new.get(key, 'none')}" for key in keys)
+    values = {key: [terms.get(key, _WITHOUT.get(key, "none")) for terms in (old, new)] for key in keys}
+    return f"{change.name}: " + "; ".join(f"{key} {before} -> {after}" for key, (before, after) in values.items())
 
 
 def _verb(change: RoleChange | ServiceChange) -> str:
@@ -271,7 +274,7 @@ def _value(service: object, key: str) -> str:
         case tuple():
             return ", ".join(map(str, value)) or "none"
         case None | "":
-            return "none"
+            return _WITHOUT.get(key, "none") if service is not None else "none"
         case float():
             return format_duration(None if math.isinf(value) else value)
         case _:

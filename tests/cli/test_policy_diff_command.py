@@ -237,6 +237,33 @@ def test_a_deny_that_takes_or_took_access_is_told(folder, diff):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("term", "change"),
+    [
+        ('hours = ["00:00-22:27"]', "hours 00:00-22:27 UTC -> any"),
+        ('from = ["10.0.0.0/8"]', "from 10.0.0.0/8 -> any"),
+        ("expires = 2999-01-01T00:00:00Z", "expires 2999-01-01T00:00:00Z -> never"),
+        ('session = "2h"', "session 2h -> none"),
+    ],
+)
+def test_a_condition_that_goes_is_not_told_as_one_that_nobody_meets(folder, diff, term, change):
+    text = OLD.replace("max_sessions = 4", term)
+    folder.write("policy.toml", text)
+    folder.write("new.toml", text.replace(term, ""))
+    assert f"  role     ops: {change}" in diff("new.toml")[1].splitlines()
+    before, after = change.removeprefix(change.partition(" ")[0] + " ").split(" -> ")
+    out = diff("policy.toml", "--against", "new.toml")[1]
+    assert f"  role     ops: {change.partition(' ')[0]} {after} -> {before}" in out.splitlines()
+
+
+def test_a_service_of_all_ports_is_told_as_that(folder, diff):
+    folder.write("new.toml", OLD)
+    folder.write("policy.toml", OLD.replace("[services.metrics]", "[services.metrics]\nlocal_port = 90"))
+    assert "           local_port: 90 -> any" in diff("new.toml")[1].splitlines()
+    folder.write("policy.toml", OLD.partition("[services.metrics]")[0] + "[[roles]]" + OLD.partition("[[roles]]")[2])
+    assert "           upstream: none -> 10.0.3.8:9090" in diff("new.toml")[1].splitlines()
+
+
 def test_roles_in_another_order_are_told_to_those_who_have_both(folder, diff):
     services, _, roles = OLD.partition("[[roles]]")
     one, _, other = roles.replace("@local:ops", "alice").partition("[[roles]]")
