@@ -59,7 +59,8 @@ def show(identity: str | None, role: str | None, configuration_path: str, as_jso
         quotas = sorted(document["quotas"], key=_order)
         rows = [_row(each, zone) for each in quotas]
     if not rows:
-        click.echo("portguard: no identity has used anything yet", err=True)
+        who = "no identity has used anything yet" if identity is None else f"{identity} has used nothing yet"
+        click.echo(printable(f"portguard: {who}{f' in role {role}' if role is not None else ''}"), err=True)
         return
     header = ("ROLE", "IDENTITY", "PERIOD", "USED", "LEFT", "LIMIT", f"ENDS ({zone})")
     click.echo("\n".join(table_lines(header, rows, right=_RIGHT)))

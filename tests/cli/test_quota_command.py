@@ -76,8 +76,19 @@ def test_a_program_gets_json(gateway, portguard):
     ]
 
 
-def test_nothing_to_show_is_said(gateway, portguard):
-    assert portguard("show", "carol") == (0, "", "portguard: no identity has used anything yet\n")
+def test_that_an_identity_has_used_nothing_says_nothing_of_others(gateway, portguard):
+    assert portguard("show", "carol") == (0, "", "portguard: carol has used nothing yet\n")
+    told = "portguard: carol has used nothing yet in role dba\n"
+    assert portguard("show", "carol", "--role", "dba") == (0, "", told)
+
+
+def test_that_nobody_has_used_anything_is_said(configuration, portguard):
+    accounts = Accounts({"dba": Limits()}, ZONE, NOW_S)
+    desk = QuotaDesk(accounts, lambda: RULES, lambda _role: None, lambda: NOW_S)
+    with ControlDouble(configuration.parent / "c.sock", desk.routes):
+        assert portguard("show") == (0, "", "portguard: no identity has used anything yet\n")
+        told = "portguard: no identity has used anything yet in role dba\n"
+        assert portguard("show", "--role", "dba") == (0, "", told)
 
 
 def test_a_reset_is_done_and_told(gateway, portguard, accounts):
