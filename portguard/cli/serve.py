@@ -15,8 +15,9 @@ from portguard.errors import ConfigurationError, UsageError
 def serve(context: click.Context, configuration_path: str, check: bool, as_json: bool) -> None:
     """Run the gateway until it is told to end.
 
-    With --check, nothing is started: everything that serving would read is read and checked. The exit code is 0 when
-    the gateway would take it, 2 when not; warnings do not change it.
+    With --check, nothing is started: everything that serving would read is read and checked, and so is whether
+    this host has the folders and open files that it needs. The exit code is 0 when the gateway would take it, 2 when
+    not; warnings do not change it.
     """
     if check:
         _check(configuration_path, as_json=as_json)
@@ -32,11 +33,14 @@ def serve(context: click.Context, configuration_path: str, check: bool, as_json:
 def _check(configuration_path: str, *, as_json: bool) -> None:
     """Print warnings, problems and the verdict. Raises ConfigurationError, with --json ends with its exit code."""
     from portguard.gateway.bundle import read_bundle  # noqa: PLC0415
+    from portguard.gateway.host import host_problems  # noqa: PLC0415
     from portguard.gateway.snapshot import build  # noqa: PLC0415
 
     bundle = read_bundle(configuration_path)
     try:
         snapshot = build(bundle)
+        if of_host := host_problems(snapshot.configuration):
+            raise ConfigurationError(of_host)
     except ConfigurationError as error:
         tell_unusable(bundle.configuration_path, error, as_json=as_json)
     tell_usable(

@@ -13,6 +13,7 @@ from portguard.errors import ConfigurationError, Problem
 
 _BACKLOG = 64
 _KEY = "gateway.control"
+_EXPECTED = "a path of its own for the control socket"
 _FOLDER = 0o755
 _FOR_OWNER, _FOR_GROUP = 0o600, 0o660
 
@@ -77,6 +78,30 @@ def listen(path: str, group: str, file: str) -> ControlSocket:
     return ControlSocket(sock, path, found.st_dev, found.st_ino, warning)
 
 
+def check_place(path: str, file: str) -> None:
+    """See whether `listen` could make a socket at `path`, and make nothing. Raises ConfigurationError as it does.
+
+    That a gateway listens there is no objection: it may be the one whose configuration is looked at.
+    """
+    folder = os.path.dirname(path)
+    try:
+        try:
+            _require_folder(folder)
+        except FileNotFoundError:
+            _require_folder(os.path.dirname(folder))
+        _is_socket(path, file)
+    except PermissionError:
+        pass  # the gateway's user may be let in where this one is not
+    except OSError as error:
+        raise _unusable(file, path, error) from error
+
+
+def _require_folder(path: str) -> None:
+    """Raise OSError unless it is one."""
+    if not stat.S_ISDIR(os.stat(path).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+
+
 def _give(name: str, directory: int, group: str) -> str | None:
     """Open the socket to the group; return why that was not possible, None when it was. Raises OSError."""
     only = "the control socket is for its owner alone, mode 0600"
@@ -94,13 +119,8 @@ def _give(name: str, directory: int, group: str) -> str | None:
 
 def _refuse_taken(path: str, file: str) -> None:
     """Raise ConfigurationError unless nothing is at `path`, or a socket that nobody listens on. Raises OSError."""
-    expected = "a path of its own for the control socket"
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
+    if not _is_socket(path, file):
         return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigurationError([Problem(file, _KEY, expected, f"{path}, which is no socket")])
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -109,7 +129,18 @@ def _refuse_taken(path: str, file: str) -> None:
             return
         except BlockingIOError:
             pass  # so many are waiting that no more fit: somebody listens
-    raise ConfigurationError([Problem(file, _KEY, expected, f"{path}, on which a gateway listens already")])
+    raise ConfigurationError([Problem(file, _KEY, _EXPECTED, f"{path}, on which a gateway listens already")])
+
+
+def _is_socket(path: str, file: str) -> bool:
+    """Return False where nothing is. Raises ConfigurationError for anything else than a socket. Raises OSError."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(mode):
+        raise ConfigurationError([Problem(file, _KEY, _EXPECTED, f"{path}, which is no socket")])
+    return True
 
 
 def _unusable(file: str, path: str, error: OSError) -> ConfigurationError:

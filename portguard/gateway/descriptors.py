@@ -13,19 +13,26 @@ _PER_SESSION = 2
 
 
 def raise_descriptor_limit(capacity: Capacity, file: str) -> None:
-    """Take all descriptors that the system gives.
+    """Take all descriptors that the system gives. Raises ConfigurationError as `descriptor_problem` says."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if (problem := descriptor_problem(capacity, file)) is not None:
+        raise ConfigurationError([problem])
 
-    Raises ConfigurationError naming `file` when the capacity does not fit in them. Any worker may come to carry all
-    sessions, when the others have died.
+
+def descriptor_problem(capacity: Capacity, file: str) -> Problem | None:
+    """A problem of `file` when the capacity does not fit in what the system gives to a process that is started here.
+
+    Any worker may come to carry all sessions, when the others have died.
     """
     beside = capacity.pending_handshakes + MOST_LINGERING + _BESIDE
     needed = capacity.max_sessions * _PER_SESSION + beside
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard != resource.RLIM_INFINITY and needed > hard:
-        room = (hard - beside) // _PER_SESSION
-        expected = f"at most {max(room, 0)}, which is what the limit of {hard} open files allows"
-        raise ConfigurationError([Problem(file, "capacity.max_sessions", expected, str(capacity.max_sessions))])
+    if hard == resource.RLIM_INFINITY or needed <= hard:
+        return None
+    room = (hard - beside) // _PER_SESSION
+    expected = f"at most {max(room, 0)}, which is what the limit of {hard} open files allows"
+    return Problem(file, "capacity.max_sessions", expected, str(capacity.max_sessions))
 
 
 def seal_size(descriptor: int) -> None:

@@ -55,6 +55,17 @@ def test_problems_go_to_standard_error_all_of_them(folder, portguard):
     assert second.startswith(f"portguard: {folder.configuration}: log.level: expected")
 
 
+def test_what_serving_here_would_refuse_is_told(folder, portguard):
+    text = (folder.path / "portguard.toml").read_text()
+    folder.write("portguard.toml", text.replace("[trusts", 'state = "policy.toml/state"\n[trusts', 1))
+    code, out, err = portguard("serve", "--check", "-c", folder.configuration)
+    assert (code, out) == (2, f"{folder.configuration}: not usable, 1 problem\n")
+    assert err == (
+        f"portguard: {folder.path}/policy.toml/state: expected a folder that can be written (gateway.state), "
+        "got not a directory\n"
+    )
+
+
 def test_a_program_gets_json_of_a_right_configuration(folder, portguard):
     folder.add("policy.toml", ODDITY)
     code, out, err = portguard("serve", "--check", "--json", "-c", folder.configuration)

@@ -1,0 +1,111 @@
+"""Whether a gateway could begin here: what serving would trip over, found without leaving a trace."""
+
+import os
+import resource
+import socket
+
+import pytest
+
+from portguard.gateway.configuration import read_configuration
+from portguard.gateway.host import host_problems
+
+PATH = "/etc/portguard/portguard.toml"
+LEAST = """
+[gateway]
+name = "bastion.example.com"
+state = "{folder}/{state}"
+control = "{folder}/{control}"
+[trusts.local]
+ca = "ca.crt"
+identity = "cn"
+[audit]
+path = "{audit}"
+"""
+
+
+@pytest.fixture
+def found(tmp_path):
+    """`found(state="a/b")` tells the problems, with paths from the folder, and looks that nothing was made."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "there").mkdir()
+
+    def look(*, state="state", control="run/c.sock", audit="audit/audit.jsonl", more=""):
+        problems = []
+        text = LEAST.format(folder=tmp_path, state=state, control=control, audit=audit) + more
+        configuration = read_configuration(PATH, text.encode(), problems)
+        assert problems == []
+        before = sorted(tmp_path.rglob("*"))
+        told = [str(problem).replace(f"{tmp_path}/", "") for problem in host_problems(configuration)]
+        assert sorted(tmp_path.rglob("*")) == before
+        return told
+
+    return look
+
+
+@pytest.mark.parametrize("state", ["there", "missing", "missing/below/that", "there/missing"])
+@pytest.mark.parametrize("audit", ["audit/audit.jsonl", "-", "../elsewhere/audit.jsonl"])
+def test_folders_that_serving_would_make_are_no_problem(found, state, audit):
+    assert found(state=state, audit=audit) == []
+
+
+@pytest.mark.parametrize("state", ["file", "file/below", "file/below/that"])
+def test_a_state_that_cannot_be_a_folder_is_one_problem(found, state):
+    assert found(state=state) == [
+        f"{state}: expected a folder that can be written (gateway.state), got not a directory"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("audit", "problem"),
+    [
+        ("../file/audit.jsonl", "../file: expected a folder that can be written (audit.path), got not a directory"),
+        ("../there", "../there: expected a file that can be appended to (audit.path), got is a directory"),
+    ],
+)
+def test_an_audit_that_cannot_be_a_file_is_told(found, audit, problem):
+    assert found(state="there", audit=audit) == [f"there/{problem}"]
+
+
+@pytest.mark.parametrize("control", ["c.sock", "there/c.sock", "missing/c.sock"])
+def test_a_control_socket_needs_no_more_than_the_folder_above_its_own(found, control):
+    assert found(control=control) == []
+
+
+@pytest.mark.parametrize(
+    ("control", "problem"),
+    [
+        ("a/b/c.sock", "a path where a socket can be made, got a/b/c.sock: no such folder"),
+        ("file/c.sock", "a path where a socket can be made, got file/c.sock: not a directory"),
+        ("file/a/c.sock", "a path where a socket can be made, got file/a/c.sock: not a directory"),
+        ("file", "a path of its own for the control socket, got file, which is no socket"),
+        ("there", "a path of its own for the control socket, got there, which is no socket"),
+    ],
+)
+def test_a_place_where_no_control_socket_can_be_is_told(found, control, problem):
+    assert found(control=control) == [f"{PATH}: gateway.control: expected {problem}"]
+
+
+def test_the_socket_of_the_gateway_that_runs_is_none(found, tmp_path):
+    with socket.socket(socket.AF_UNIX) as running:
+        running.bind(str(tmp_path / "there/c.sock"))
+        running.listen()
+        assert found(control="there/c.sock") == []
+
+
+def test_what_this_user_may_not_see_is_left_to_the_gateways(found, monkeypatch):
+    stat = os.stat
+
+    def refuse(path, **more):
+        if str(path).endswith("/file"):
+            raise PermissionError
+        return stat(path, **more)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert found(state="file/below", control="file/c.sock") == []
+
+
+@pytest.mark.parametrize(("most", "problems"), [(100, []), (101, ["capacity.max_sessions: expected at most 100, "])])
+def test_sessions_that_the_open_files_do_not_hold_are_told(found, monkeypatch, most, problems):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64, 200 + 1 + 1024 + 64))
+    told = found(more=f"[capacity]\nmax_sessions = {most}\npending_handshakes = 1\n")
+    assert [text.removeprefix(f"{PATH}: ").partition("which")[0] for text in told] == problems
