@@ -33,7 +33,7 @@ def serve(context: click.Context, configuration_path: str, check: bool, as_json:
 def _check(configuration_path: str, *, as_json: bool) -> None:
     """Print warnings, problems and the verdict. Raises ConfigurationError, with --json ends with its exit code."""
     from portguard.gateway.bundle import read_bundle  # noqa: PLC0415
-    from portguard.gateway.host import host_problems  # noqa: PLC0415
+    from portguard.gateway.host import host_problems, host_warnings  # noqa: PLC0415
     from portguard.gateway.snapshot import build  # noqa: PLC0415
 
     bundle = read_bundle(configuration_path)
@@ -50,7 +50,7 @@ def _check(configuration_path: str, *, as_json: bool) -> None:
             "role": len(snapshot.policy.roles),
             "trust": len(snapshot.configuration.trusts),
         },
-        warnings=snapshot.warnings,
+        warnings=[*snapshot.warnings, *host_warnings(snapshot.configuration)],
         more={"revision": snapshot.revision},
         as_json=as_json,
     )

@@ -38,6 +38,8 @@ LONGEST_GATEWAY_NAME = 189
 LEAST_ROTATE_BYTES = 64 * 1024
 # sun_path of unix(7), less the final NUL.
 LONGEST_SOCKET_PATH_BYTES = 107
+DEFAULT_OPERATORS = (Principal("group", "portguard"),)
+DEFAULT_ADMINS = (Principal("user", "root"),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,8 +312,8 @@ def _control(table: Table) -> ControlSettings:
     return ControlSettings(
         group=table.get("group", _ACCOUNT, "portguard"),
         viewers=table.array("viewers", _PRINCIPAL),
-        operators=table.array("operators", _PRINCIPAL, default=[Principal("group", "portguard")]),
-        admins=table.array("admins", _PRINCIPAL, default=[Principal("user", "root")]),
+        operators=table.array("operators", _PRINCIPAL, default=DEFAULT_OPERATORS),
+        admins=table.array("admins", _PRINCIPAL, default=DEFAULT_ADMINS),
     )
 
 

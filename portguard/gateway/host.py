@@ -3,14 +3,17 @@
 Serving finds out by doing it. Rights are not looked at: whoever checks may be another user than the gateway's.
 """
 
+import grp
 import os
+import pwd
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from portguard.control.access import Principal
 from portguard.control.listening import check_place
 from portguard.errors import ConfigurationError, Problem
-from portguard.gateway.configuration import Configuration
+from portguard.gateway.configuration import DEFAULT_ADMINS, DEFAULT_OPERATORS, Configuration
 from portguard.gateway.descriptors import descriptor_problem
 
 
@@ -27,6 +30,32 @@ def host_problems(configuration: Configuration) -> list[Problem]:
     except ConfigurationError as error:
         problems += error.problems
     return problems
+
+
+def host_warnings(configuration: Configuration) -> Iterator[str]:
+    """Users and groups that are given a level and that this host does not know, which is most likely a slip.
+
+    Those that are given one by default are passed over: they come with an installation, which not every host has.
+    """
+    control = configuration.control
+    for key in ("viewers", "operators", "admins"):
+        for index, principal in enumerate(getattr(control, key)):
+            if principal not in (*DEFAULT_OPERATORS, *DEFAULT_ADMINS) and not _is_known(principal):
+                kind, name = principal.kind, principal.name
+                yield f"{configuration.path}: control.{key}[{index}]: expected a {kind} of this host, got {name}"
+
+
+def _is_known(principal: Principal) -> bool:
+    try:
+        if principal.kind == "user":
+            pwd.getpwnam(principal.name)
+        else:
+            grp.getgrnam(principal.name)
+    except KeyError:
+        return False
+    except OSError:
+        pass  # a directory that does not answer says nothing about who is in it
+    return True
 
 
 def _audit_problems(path: str) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ from portguard.gateway.bundle import read_bundle
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.descriptors import raise_descriptor_limit, seal_size
 from portguard.gateway.handover import Handover
+from portguard.gateway.host import host_warnings
 from portguard.gateway.listeners import listen, listeners
 from portguard.gateway.notify import Notifier
 from portguard.gateway.reloading import InForce
@@ -42,7 +43,7 @@ def _begin(configuration_path: str) -> int:
     snapshot = build(bundle)
     configuration = snapshot.configuration
     log.configure(json_lines=configuration.log.format == "json", level=configuration.log.level)
-    for warning in snapshot.warnings:
+    for warning in (*snapshot.warnings, *host_warnings(configuration)):
         log.event("warning", "configuration.warning", message=warning)
     raise_descriptor_limit(configuration.capacity, configuration_path)
     bound, metrics = listen(configuration, snapshot.policy, handed_over)

@@ -66,6 +66,14 @@ def test_what_serving_here_would_refuse_is_told(folder, portguard):
     )
 
 
+def test_who_is_given_a_level_and_is_not_there_is_warned_of(folder, portguard):
+    folder.add("portguard.toml", '[control]\noperators = ["user:nobodyx"]\n')
+    code, out, err = portguard("serve", "--check", "-c", folder.configuration)
+    assert (code, out) == (0, f"{folder.configuration}: ok, 1 service, 1 role, 1 trust, 1 warning\n")
+    told = "control.operators[0]: expected a user of this host, got nobodyx"
+    assert err == f"portguard: warning: {folder.configuration}: {told}\n"
+
+
 def test_a_program_gets_json_of_a_right_configuration(folder, portguard):
     folder.add("policy.toml", ODDITY)
     code, out, err = portguard("serve", "--check", "--json", "-c", folder.configuration)

@@ -62,6 +62,11 @@ def test_curl_is_told_the_state(start_gateway, echo, real_program):
     assert not (gateway.folder / "control.sock").exists()
 
 
+def test_who_is_given_a_level_and_is_not_there_is_warned_of_at_the_start(start_gateway, echo):
+    gateway = start_gateway({"echo": echo}, configuration='[control]\noperators = ["user:nobodyx"]\n')
+    gateway.wait_for_log(r"configuration\.warning .*control\.operators\[0\]: expected a user of this host, got nobodyx")
+
+
 def test_what_is_wrong_is_refused(start_gateway, echo, real_program):
     real_program("curl")
     gateway = start_gateway({"echo": echo})

@@ -1,13 +1,15 @@
 """Whether a gateway could begin here: what serving would trip over, found without leaving a trace."""
 
+import grp
 import os
+import pwd
 import resource
 import socket
 
 import pytest
 
 from portguard.gateway.configuration import read_configuration
-from portguard.gateway.host import host_problems
+from portguard.gateway.host import host_problems, host_warnings
 
 PATH = "/etc/portguard/portguard.toml"
 LEAST = """
@@ -102,6 +104,37 @@ def test_what_this_user_may_not_see_is_left_to_the_gateways(found, monkeypatch):
 
     monkeypatch.setattr(os, "stat", refuse)
     assert found(state="file/below", control="file/c.sock") == []
+
+
+def warnings(control):
+    text = LEAST.format(folder="/run", state="s", control="c.sock", audit="-")
+    return list(host_warnings(read_configuration(PATH, f"{text}[control]\n{control}".encode(), [])))
+
+
+def test_users_and_groups_that_the_host_does_not_know_are_warned_of():
+    known = f'"user:{pwd.getpwuid(os.getuid()).pw_name}", "group:{grp.getgrgid(os.getgid()).gr_name}"'
+    assert warnings(f'viewers = [{known}, "user:nobodyx"]\nadmins = ["group:no-such-group", {known}]\n') == [
+        f"{PATH}: control.viewers[2]: expected a user of this host, got nobodyx",
+        f"{PATH}: control.admins[0]: expected a group of this host, got no-such-group",
+    ]
+
+
+def test_those_that_have_a_level_by_default_need_not_be_there(monkeypatch):
+    def unknown(name):
+        raise KeyError(name)
+
+    monkeypatch.setattr(pwd, "getpwnam", unknown)
+    monkeypatch.setattr(grp, "getgrnam", unknown)
+    assert warnings("") == warnings('operators = ["user:root", "group:portguard"]') == []
+    assert len(warnings('operators = ["group:root", "user:portguard"]')) == 2
+
+
+def test_a_directory_that_does_not_answer_is_no_warning(monkeypatch):
+    def silent(name):
+        raise OSError("no answer")
+
+    monkeypatch.setattr(pwd, "getpwnam", silent)
+    assert warnings('operators = ["user:anna"]') == []
 
 
 @pytest.mark.parametrize(("most", "problems"), [(100, []), (101, ["capacity.max_sessions: expected at most 100, "])])
