@@ -4,8 +4,11 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
+from cryptography import x509
+
 from portguard.errors import Problem
 from portguard.gateway.configuration import Configuration, TrustSettings
+from portguard.identity.authorities import UNREADABLE
 from portguard.identity.names import Malformed
 from portguard.identity.pem import parse_certificates
 from portguard.identity.revocation import RevocationList, parse_revocation_lists
@@ -41,10 +44,17 @@ def read_trusts(
 
 
 def trust_warnings(path: str, trusts: tuple[Trust, ...], at: datetime) -> Iterator[str]:
-    """What is out of date at `at` (aware), or will be soon. `path` is the configuration's."""
+    """What is out of date at `at` (aware), or will be soon, and trust domains that are not the authorities' own.
+
+    `path` is the configuration's.
+    """
     for trust in trusts:
         subject = f"{path}: trusts.{trust.name}"
         for anchor in trust.anchors:
+            domain = _own_trust_domain(anchor)
+            if trust.trust_domain is not None and domain not in {None, trust.trust_domain}:
+                name = anchor.subject.rfc4514_string()
+                yield f"{subject}.trust_domain: expected {domain}, as {name} has it, got {trust.trust_domain}"
             start, end, name = anchor.not_valid_before_utc, anchor.not_valid_after_utc, anchor.subject.rfc4514_string()
             if at < start:
                 yield f"{subject}.ca: {name} is not valid before {_written(start)}; its clients are refused until then"
@@ -59,6 +69,17 @@ def trust_warnings(path: str, trusts: tuple[Trust, ...], at: datetime) -> Iterat
             if not crl.is_current(at):
                 staleness = _staleness(crl, at)
                 yield f"{subject}.crl: the list of {crl.issuer_name} is {staleness}; its clients {consequence}"
+
+
+def _own_trust_domain(anchor: x509.Certificate) -> str | None:
+    """The domain of an authority's own SPIFFE ID, X509-SVID 3.1; None where it has none, or several."""
+    try:
+        names = anchor.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, *UNREADABLE):
+        return None
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    domains = {uri.removeprefix("spiffe://").partition("/")[0] for uri in uris if uri.startswith("spiffe://")}
+    return domains.pop() if len(domains) == 1 else None
 
 
 def _read_trust(settings: TrustSettings, files: Mapping[str, bytes], problems: list[Problem]) -> Trust | None:

@@ -8,7 +8,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from portguard.errors import Problem
 from portguard.gateway.configuration import read_configuration
 from portguard.gateway.trust_files import read_trusts, trust_warnings
-from tests.certificates import Authority, common_name, now
+from portguard.pki import profiles
+from tests.certificates import Authority, common_name, new_key, now
 
 PATH = "/etc/portguard/portguard.toml"
 GATEWAY = '[gateway]\nname = "bastion.example.com"\n'
@@ -143,6 +144,28 @@ def test_authorities_out_of_date_are_warned_of(root):
     assert over == f"{PATH}: trusts.local.ca: CN=Root expired on {end:%Y-%m-%d %H:%M:%S} UTC; its clients are refused"
     (early,) = warnings(LOCAL, files, start - second)
     assert early.startswith(f"{PATH}: trusts.local.ca: CN=Root is not valid before ")
+
+
+@pytest.fixture
+def spiffe_root():
+    """The root of a portguard CA, which is of the trust domain `bastion.example.com` by its own SPIFFE ID."""
+    validity = profiles.Validity.starting(now(), timedelta(days=30))
+    certificate = profiles.root(new_key(), "bastion.example.com", validity, path_length=0)
+    return certificate.public_bytes(Encoding.PEM)
+
+
+def test_a_trust_domain_that_is_not_the_authoritys_own_is_warned_of(spiffe_root):
+    at = now() + timedelta(hours=1)
+    (warning,) = warnings(LOCAL, {"/ca.crt": spiffe_root}, at)
+    assert warning.startswith(f"{PATH}: trusts.local.trust_domain: expected bastion.example.com, as CN=")
+    assert warning.endswith(" has it, got gateway.test")
+
+
+def test_a_trust_domain_that_is_its_own_or_that_nobody_says_is_none(spiffe_root, root):
+    at = now() + timedelta(hours=1)
+    assert warnings(LOCAL.replace("gateway.test", "bastion.example.com"), {"/ca.crt": spiffe_root}, at) == []
+    assert warnings(LOCAL, {"/ca.crt": root.pem}, at) == []
+    assert warnings(CORP, {"/corp.crt": spiffe_root}, at) == []
 
 
 @pytest.mark.parametrize(
