@@ -433,7 +433,7 @@ class Connection:
 
 def _check_port(service: Service, port: int | None) -> None:
     if port is not None and service.local_port is not None and port != service.local_port:
-        raise Refused(Reason.UNKNOWN_SERVICE, f"service {service.name}: expected port {service.local_port}, got {port}")
+        raise Refused(Reason.UNKNOWN_SERVICE, f"expected port {service.local_port}, got {port}")
 
 
 async def _within(seconds: float, late: Reason, step: Coroutine[None, None, _T]) -> _T:
