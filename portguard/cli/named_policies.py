@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
+from ipaddress import IPv6Address
 from pathlib import Path
 
 from portguard.errors import ConfigurationError, Problem, UsageError
@@ -125,9 +126,10 @@ def since_instant(text: str, now: datetime) -> datetime:
 
 
 def source_address(text: str | None) -> Address | None:
-    """`--from`. Raises UsageError."""
+    """`--from`, an IPv4-mapped address as the IPv4 address that it is compared as. Raises UsageError."""
     try:
-        return parse_address(text) if text is not None else None
+        address = parse_address(text) if text is not None else None
+        return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
     except Unexpected as error:
         raise UsageError(f"--from: expected {error}, got {text}") from None
 

@@ -218,6 +218,15 @@ def test_who_is_refused_is_told_how_far_each_entry_got(folder, explain):
     assert lines[-1] == "refused: source_not_allowed, the role does not allow this source address (role dba)"
 
 
+@pytest.mark.parametrize("arguments", [("::ffff:11.1.2.3",), ("::ffff:b01:203",)])
+def test_a_mapped_address_is_shown_as_what_it_is_compared_as(explain, arguments):
+    code, out, _ = explain("alice", "orders-db", "--from", *arguments, *MONDAY)
+    assert code == 3
+    assert "from 10.0.0.0/8; it is 11.1.2.3" in out
+    assert out.splitlines()[0].startswith("alice to orders-db from 11.1.2.3, ")
+    assert "; it is 2001:db8::1\n" in explain("alice", "orders-db", "--from", "2001:db8::1", *MONDAY)[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "verdict"),
     [
