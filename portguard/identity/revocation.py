@@ -96,7 +96,8 @@ class Standing:
         for issuer, lists in self.needed:
             if not any(each.is_current(at) for each in lists):
                 spans = ", ".join(_span(each) for each in lists)
-                message = f"{issuer}: expected a revocation list that is current at {at.isoformat()}, got {spans}"
+                then = at.isoformat(timespec="seconds")
+                message = f"{issuer}: expected a revocation list that is current at {then}, got {spans}"
                 raise Refused(Reason.CRL_EXPIRED, message)
 
 

@@ -170,10 +170,12 @@ class Trusts:
         if isinstance(verdict, Refused):
             raise _again(verdict)
         if at < verdict.not_before:
-            message = f"chain: expected a time from {verdict.not_before.isoformat()}, got {at.isoformat()}"
+            found = at.isoformat(timespec="seconds")
+            message = f"chain: expected a time from {verdict.not_before.isoformat()}, got {found}"
             raise Refused(Reason.CERTIFICATE_NOT_YET_VALID, message)
         if at > verdict.not_after:
-            message = f"chain: expected a time until {verdict.not_after.isoformat()}, got {at.isoformat()}"
+            found = at.isoformat(timespec="seconds")
+            message = f"chain: expected a time until {verdict.not_after.isoformat()}, got {found}"
             raise Refused(Reason.CERTIFICATE_EXPIRED, message)
         verdict.standing.check(at)
         # Only now: a cross certificate that its trust has revoked makes nothing ambiguous.

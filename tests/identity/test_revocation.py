@@ -103,9 +103,13 @@ def test_the_anchor_itself_is_on_nobodys_list() -> None:
 def test_a_list_that_is_out_of_date_refuses_everybody_below_its_issuer() -> None:
     crls = [ROOT.crl(), ISSUING.crl(next_update=NOW)]
     check(crls)
-    refused = refusal(crls, at=NOW + timedelta(seconds=1))
+    refused = refusal(crls, at=NOW + timedelta(seconds=1, microseconds=5))
     assert refused.reason is Reason.CRL_EXPIRED
-    assert refused.message.startswith("CN=Issuing: expected a revocation list that is current at ")
+    # In whole seconds, as the list's own times are.
+    then = (NOW + timedelta(seconds=1)).isoformat()
+    assert refused.message.startswith(
+        f"CN=Issuing: expected a revocation list that is current at {then}, got one from "
+    )
 
 
 def test_a_list_of_the_anchor_that_is_out_of_date_refuses_too() -> None:

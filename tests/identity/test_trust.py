@@ -185,6 +185,21 @@ def test_dates_of_the_whole_chain_hold_at_every_look() -> None:
     assert refusal(trusts, chain, at=end + second).reason is Reason.CERTIFICATE_EXPIRED
 
 
+def test_times_are_told_in_whole_seconds_as_certificates_have_them() -> None:
+    start, end = NOW - timedelta(minutes=1), NOW + timedelta(minutes=1)
+    chain = [A.issue(not_before=start, not_after=end), A]
+    later, earlier = (
+        end + timedelta(seconds=1, microseconds=5),
+        start - timedelta(seconds=1) + timedelta(microseconds=5),
+    )
+    assert refusal(both(), chain, at=later).message == (
+        f"chain: expected a time until {end.isoformat()}, got {later.replace(microsecond=0).isoformat()}"
+    )
+    assert refusal(both(), chain, at=earlier).message == (
+        f"chain: expected a time from {start.isoformat()}, got {earlier.replace(microsecond=0).isoformat()}"
+    )
+
+
 def test_an_authority_that_expired_takes_its_clients_with_it() -> None:
     end = A.certificate.not_valid_after_utc
     long_lived = A.issue(not_after=end + timedelta(days=365))
