@@ -18,6 +18,7 @@ from portguard.errors import UsageError
 from portguard.pki.errors import PkiError
 from portguard.pki.keys import PrivateKey
 from portguard.pki.names import ATTRIBUTE_MAX, spiffe_id
+from portguard.policy.quantities import format_duration
 
 # A verifier whose clock is this far behind still accepts a certificate that was made a moment ago.
 CLOCK_SKEW = timedelta(minutes=5)
@@ -49,7 +50,8 @@ class Validity:
         if at.tzinfo is None:
             raise ValueError("at: expected an aware datetime")
         if not timedelta(seconds=1) <= valid_for <= VALID_FOR_MAX:
-            raise UsageError(f"validity: expected 1 second to {VALID_FOR_MAX.days} days, got {valid_for}")
+            found = format_duration(valid_for.total_seconds())
+            raise UsageError(f"validity: expected 1 second to {VALID_FOR_MAX.days} days, got {found}")
         at = at.astimezone(UTC).replace(microsecond=0)
         not_before, not_after = at - CLOCK_SKEW, at + valid_for
         if issuer is not None:

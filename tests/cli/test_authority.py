@@ -397,6 +397,8 @@ def test_issue_beyond_the_authority_is_shortened_and_said(made: Portguard, tmp_p
         (["x" * 201], "client name: expected at most 200 characters, got 201"),
         (["alice", "--valid-for", "30"], "Invalid value for '--valid-for': expected a duration"),
         (["alice", "--valid-for", "0s"], "validity: expected 1 second to"),
+        (["alice", "--valid-for", "0d"], "validity: expected 1 second to 36525 days, got 0s"),
+        (["alice", "--valid-for", "20ms"], "validity: expected 1 second to 36525 days, got 20ms"),
         (["alice", "--pkcs12-passphrase-file", "x"], "expected --pkcs12 beside it, got none"),
         (["alice", "--pkcs12"], "--pkcs12-passphrase-file: expected a file, as there is no terminal"),
         ([], "Missing argument 'NAME'"),
