@@ -337,6 +337,9 @@ def _parse_rotate_size(text: str) -> int | None:
 
 def _parse_gateway_name(text: str) -> str:
     name = parse_host_name(text)
+    if "_" in name:
+        # OpenSSL matches no wildcard below such a name, and `cert gateway` issues nothing for it.
+        raise Unexpected('a host name of letters, digits, "-" and "." such as "bastion.example.com"')
     if len(name) > LONGEST_GATEWAY_NAME:
         raise Unexpected(f"a host name of at most {LONGEST_GATEWAY_NAME} characters")
     return name

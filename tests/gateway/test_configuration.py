@@ -5,6 +5,7 @@ from ipaddress import ip_network
 import pytest
 
 from portguard.control.access import Principal
+from portguard.errors import UsageError
 from portguard.gateway.configuration import (
     AuditSettings,
     Capacity,
@@ -16,6 +17,7 @@ from portguard.gateway.configuration import (
     read_configuration,
 )
 from portguard.identity.names import Namespace
+from portguard.pki.names import gateway as certificate_names
 from portguard.policy.addresses import ListenAddress
 
 PATH = "/etc/portguard/portguard.toml"
@@ -224,6 +226,20 @@ def test_another_ledger_than_sqlite_is_refused_and_its_password_is_not_shown(url
     assert problems_of(content) == [f'ledger.url: expected "sqlite", as this version has no other ledger, got {found}']
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["bastion", "Bastion.example.com.", "b-1.x", "1.x", "b_1.x", "-b.x", "b-.x", "_b", "b..x", "bä.x", "a b", "1"],
+)
+def test_a_gateway_takes_the_names_that_its_certificate_can_be_issued_for(name):
+    problems = problems_of(changed('name = "bastion.example.com"', f'name = "{name}"'))
+    try:
+        certificate_names([name])
+    except UsageError:
+        assert [problem.partition(":")[0] for problem in problems] == ["gateway.name"]
+    else:
+        assert problems == []
+
+
 def test_an_empty_file_lacks_only_what_has_no_default():
     assert problems_of("") == [
         'gateway.name: expected a host name such as "bastion.example.com", got nothing',
@@ -240,6 +256,11 @@ def test_a_file_that_is_no_toml_is_one_problem():
     ("old", "new", "problem"),
     [
         ('name = "bastion.example.com"\n', 'name = "10.0.0.1"\n', "gateway.name: expected a host name such as"),
+        (
+            'name = "bastion.example.com"\n',
+            'name = "Bastion_test"\n',
+            "gateway.name: expected a host name of letters, d",
+        ),
         ('name = "bastion.example.com"\n', f'name = "{"a." * 95}b"\n', "gateway.name: expected a host name of at most"),
         (
             'name = "bastion.example.com"\n',
