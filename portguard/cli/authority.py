@@ -260,7 +260,7 @@ def gateway(
 
     It goes to gateway.crt, with the authority's intermediate if there is one, and its key to gateway.key.
     """
-    names.gateway(gateway_names)
+    covered = [str(name.value) for name in names.gateway(gateway_names) if isinstance(name, x509.DNSName)]
     _expect_room(out, list(pem_paths(out, GATEWAY_STEM)), force=force)
     authority = _unlocked(directory, passphrase_file)
     now = datetime.now(UTC)
@@ -268,6 +268,9 @@ def gateway(
     certificate, key = issued.write(out, GATEWAY_STEM, overwrite=force)
     written = {"names": list(gateway_names), "certificate": str(certificate), "key": str(key)}
     _report(authority, issued, written, now + valid_for, as_json)
+    # No wildcard can be issued below a single label.
+    if (name := next((each for each in covered if "." in each), None)) and not any(map(_is_wildcard, covered)):
+        _note(f"services that clients name by SNI need *.{name} too; those by CONNECT or on ports of their own do not")
 
 
 @cert.command("list")
@@ -358,6 +361,10 @@ def _expect_room(out: Path, paths: list[Path], *, force: bool) -> None:
     files.make_directory(out, 0o777)
     if not force:
         files.refuse_existing(paths)
+
+
+def _is_wildcard(name: str) -> bool:
+    return name.startswith("*.")
 
 
 def _report(

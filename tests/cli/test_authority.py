@@ -488,6 +488,22 @@ def test_gateway_writes_a_certificate_for_its_names(made: Portguard, tmp_path: P
     assert stat.S_IMODE((tmp_path / "tls" / "gateway.key").stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("names", [[DOMAIN], ["127.0.0.1", DOMAIN.upper(), "orders.example.com"]])
+def test_gateway_says_which_wildcard_services_need(made: Portguard, names: list[str]) -> None:
+    outcome = made("cert", "gateway", *names)
+    assert outcome.code == 0
+    assert outcome.err == (
+        f"portguard: services that clients name by SNI need *.{DOMAIN} too; "
+        "those by CONNECT or on ports of their own do not\n"
+    )
+
+
+@pytest.mark.parametrize("names", [[DOMAIN, f"*.{DOMAIN}"], ["*.example.com"], ["127.0.0.1"], ["localhost"]])
+def test_gateway_says_nothing_where_no_wildcard_is_missing(made: Portguard, names: list[str]) -> None:
+    outcome = made("cert", "gateway", *names)
+    assert (outcome.code, outcome.err) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
