@@ -37,12 +37,14 @@ def _check(configuration_path: str, *, as_json: bool) -> None:
     from portguard.gateway.snapshot import build  # noqa: PLC0415
 
     bundle = read_bundle(configuration_path)
+    of_host = host_problems(bundle)
     try:
         snapshot = build(bundle)
-        if of_host := host_problems(snapshot.configuration):
+        if of_host:
             raise ConfigurationError(of_host)
     except ConfigurationError as error:
-        tell_unusable(bundle.configuration_path, error, as_json=as_json)
+        every = ConfigurationError(dict.fromkeys([*error.problems, *of_host]))
+        tell_unusable(bundle.configuration_path, every, as_json=as_json)
     tell_usable(
         bundle.configuration_path,
         counts={

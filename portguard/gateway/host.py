@@ -13,12 +13,20 @@ from pathlib import Path
 from portguard.control.access import Principal
 from portguard.control.listening import check_place
 from portguard.errors import ConfigurationError, Problem
-from portguard.gateway.configuration import DEFAULT_ADMINS, DEFAULT_OPERATORS, Configuration
+from portguard.gateway.bundle import Bundle
+from portguard.gateway.configuration import DEFAULT_ADMINS, DEFAULT_OPERATORS, Configuration, read_configuration
 from portguard.gateway.descriptors import descriptor_problem
 
 
-def host_problems(configuration: Configuration) -> list[Problem]:
-    """What would keep a gateway of this configuration, which is right by itself, from serving here."""
+def host_problems(bundle: Bundle) -> list[Problem]:
+    """What would keep a gateway from serving here; nothing where its configuration is wrong by itself."""
+    path = bundle.configuration_path
+    of_configuration: list[Problem] = []
+    if path not in bundle.files:
+        return []
+    configuration = read_configuration(path, bundle.files[path], of_configuration)
+    if of_configuration:
+        return []
     state, audit = configuration.gateway.state, configuration.audit.path
     problems = list(_folder_problems(state, "gateway.state"))
     if audit != "-" and not problems:

@@ -64,6 +64,9 @@ def test_what_serving_here_would_refuse_is_told(folder, portguard):
         f"portguard: {folder.path}/policy.toml/state: expected a folder that can be written (gateway.state), "
         "got not a directory\n"
     )
+    # In one go with what is wrong in other files.
+    folder.add("policy.toml", "[services.x]\n")
+    assert "not usable, 2 problems" in portguard("serve", "--check", "-c", folder.configuration)[1]
 
 
 def test_who_is_given_a_level_and_is_not_there_is_warned_of(folder, portguard):

@@ -5,9 +5,11 @@ import os
 import pwd
 import resource
 import socket
+from datetime import UTC, datetime
 
 import pytest
 
+from portguard.gateway.bundle import Bundle
 from portguard.gateway.configuration import read_configuration
 from portguard.gateway.host import host_problems, host_warnings
 
@@ -32,12 +34,10 @@ def found(tmp_path):
     (tmp_path / "there").mkdir()
 
     def look(*, state="state", control="run/c.sock", audit="audit/audit.jsonl", more=""):
-        problems = []
         text = LEAST.format(folder=tmp_path, state=state, control=control, audit=audit) + more
-        configuration = read_configuration(PATH, text.encode(), problems)
-        assert problems == []
+        bundle = Bundle(PATH, {PATH: text.encode()}, datetime.now(UTC))
         before = sorted(tmp_path.rglob("*"))
-        told = [str(problem).replace(f"{tmp_path}/", "") for problem in host_problems(configuration)]
+        told = [str(problem).replace(f"{tmp_path}/", "") for problem in host_problems(bundle)]
         assert sorted(tmp_path.rglob("*")) == before
         return told
 
@@ -66,6 +66,11 @@ def test_a_state_that_cannot_be_a_folder_is_one_problem(found, state):
 )
 def test_an_audit_that_cannot_be_a_file_is_told(found, audit, problem):
     assert found(state="there", audit=audit) == [f"there/{problem}"]
+
+
+def test_a_configuration_that_is_wrong_by_itself_is_not_looked_at_further(found):
+    assert found(state="file", more="[log]\nlevel = 1\n") == []
+    assert host_problems(Bundle(PATH, {}, datetime.now(UTC))) == []
 
 
 @pytest.mark.parametrize("control", ["c.sock", "there/c.sock", "missing/c.sock"])
