@@ -44,9 +44,10 @@ def nginx(start_for_module, free_port, real_program, tmp_path_factory, folder):
 def shared(start_gateway_for_module, nginx, free_port):
     """Alice may reach all of the services but `hidden`."""
     services = {
-        "web": f'upstream = ["{nginx}"]\nlocal_port = 8080\ndescription = "the “front” page"\nalpn = ["http/1.1"]',
+        "web": f'upstream = ["{nginx}"]\nlocal_port = 8080\ndescription = "the “front” page"\nalpn = ["http/1.1"]\n'
+        'aliases = ["www.example.com"]',
         "any-port": nginx,
-        "hidden": nginx,
+        "hidden": f'upstream = ["{nginx}"]\naliases = ["hidden.example.com"]',
         "down": f"127.0.0.1:{free_port()}",
     }
     role = '[[roles]]\nname = "team"\nmembers = ["alice"]\nservices = ["web", "any-port", "down"]'
@@ -128,6 +129,28 @@ def test_by_connect_the_tunnel_leads_to_the_service_and_the_answer_names_the_ses
     [session] = re.findall(r"^Portguard-Session: ([0-9a-f]{32})$", head, re.MULTILINE)
     gateway.wait_for_log(f"session.open session={session} identity=alice .*service=web ")
     gateway.wait_for_log(f"session.close session={session} identity=alice ")
+
+
+@pytest.mark.parametrize("name", ["WEB", "web.", "web.gw.localhost", "www.example.com", "WWW.Example.com."])
+def test_by_connect_a_service_goes_by_each_of_its_names(gateway, name):
+    assert curl_by_connect(gateway, "alice", f"http://{name}:8080/hello").stdout == "hello from nginx\n"
+    gateway.wait_for_log("session.open .*identity=alice .*service=web ")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("hidden.gw.localhost", "service_not_granted"),
+        ("hidden.example.com", "service_not_granted"),
+        ("web.example.com", "unknown_service"),
+        ("web.gw.localhost.example.com", "unknown_service"),
+    ],
+)
+def test_by_connect_no_other_name_leads_to_a_service(gateway, name, reason):
+    answer = curl_by_connect(gateway, "alice", f"http://{name}/hello")
+    assert answer.stdout == ""
+    assert answer.returncode == _TUNNEL_FAILED
+    gateway.wait_for_log(f"session.refuse .*identity=alice .*reason={reason}")
 
 
 @pytest.mark.parametrize("target", ["any-port", "any-port:12345", "ANY-PORT.:80"])

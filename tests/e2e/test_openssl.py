@@ -178,8 +178,16 @@ def test_the_service_s_own_protocol_is_selected(gateway, s_client):
         assert "+PONG" in other.stdout
 
 
-def test_the_gateway_s_own_name_speaks_http(gateway, s_client):
-    done = s_client(gateway, "alice", "-servername", "gw.localhost", "-alpn", "h2,http/1.1")
+@pytest.mark.parametrize("name", ["CACHE.gw.LocalHost", "cache.gw.localhost.", "Cache.Example.COM."])
+def test_a_service_s_name_has_no_case_and_no_final_dot(gateway, s_client, name):
+    done = s_client(gateway, "alice", "-servername", name)
+    assert "+PONG" in done.stdout
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["gw.localhost", "GW.LocalHost", "gw.localhost."])
+def test_the_gateway_s_own_name_speaks_http(gateway, s_client, name):
+    done = s_client(gateway, "alice", "-servername", name, "-alpn", "h2,http/1.1")
     assert "ALPN protocol: http/1.1" in done.stdout
     assert "HTTP/1.1 400 Bad Request" in done.stdout
     assert "PONG" not in done.stdout
