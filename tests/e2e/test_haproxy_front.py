@@ -13,12 +13,12 @@ from tests.nginx import start_nginx
 
 _INSIDE, _OUTSIDE = "127.0.0.5", "127.0.0.6"
 
-# Only whoever is at _INSIDE may reach `web`; nobody is who could come from HAProxy's own address.
+# Only whoever is at _INSIDE may reach `web` and `told`; nobody is who could come from HAProxy's own address.
 _POLICY = f"""
 [[roles]]
 name = "office"
 members = ["alice"]
-services = ["web"]
+services = ["web", "told"]
 from = ["{_INSIDE}/32"]
 """
 
@@ -26,12 +26,19 @@ from = ["{_INSIDE}/32"]
 @pytest.fixture(scope="module")
 def shared(start_for_module, start_gateway_for_module, free_port, real_program, tmp_path_factory):
     real_program("curl")
-    port = free_port()
-    http = f'server {{ listen 127.0.0.1:{port}; location / {{ return 200 "hello\\n"; }} }}'
+    port, told = free_port(), free_port()
+    http = f"""
+  server {{ listen 127.0.0.1:{port}; location / {{ return 200 "hello\\n"; }} }}
+  server {{
+    listen 127.0.0.1:{told} proxy_protocol;
+    location / {{ return 200 "$proxy_protocol_addr $proxy_protocol_server_addr $proxy_protocol_server_port\\n"; }}
+  }}"""
     nginx = start_nginx(start_for_module, real_program("nginx"), tmp_path_factory.mktemp("nginx") / "files", http)
     nginx.wait_until_it_listens(("127.0.0.1", port))
     return start_gateway_for_module(
-        {"web": f"127.0.0.1:{port}"}, policy=_POLICY, gateway='accept_proxy_protocol_from = ["127.0.0.1/32"]'
+        {"web": f"127.0.0.1:{port}", "told": f'upstream = ["127.0.0.1:{told}"]\nproxy_protocol = "v2"'},
+        policy=_POLICY,
+        gateway='accept_proxy_protocol_from = ["127.0.0.1/32"]',
     )
 
 
@@ -74,6 +81,14 @@ def test_the_client_s_address_comes_through_and_the_policy_decides_by_it(gateway
     assert refused.stdout == ""
     assert refused.returncode != 0
     gateway.wait_for_log(f"session.refuse .*identity=alice source={_OUTSIDE} .*reason=source_not_allowed")
+
+
+@pytest.mark.parametrize("option", ["send-proxy", "send-proxy-v2"])
+def test_a_service_is_told_where_the_client_is_and_what_it_called_at_the_balancer(gateway, haproxy, option):
+    port = haproxy(option)
+    for called in (port, gateway.port):  # by the balancer, and past it
+        answer = curl(gateway, "alice", f"https://told.gw.localhost:{called}/", "--interface", _INSIDE)
+        assert answer.stdout == f"{_INSIDE} 127.0.0.1 {called}\n"
 
 
 def test_who_is_calling_still_takes_a_certificate(gateway, haproxy):
