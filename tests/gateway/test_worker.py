@@ -140,7 +140,9 @@ class Supervising:
                 await self._said_more.wait()
         return found[-1]
 
-    async def connection(self, name="alice", server_name="orders-db." + NAME, seen=lambda _accepted: None):
+    async def connection(
+        self, name="alice", server_name="orders-db." + NAME, seen=lambda _accepted: None, session=None
+    ):
         """A client whose handshake is complete, as far as it can tell; and the number of its connection."""
         sock = socket.create_connection(self._listening.getsockname(), timeout=_PATIENCE_S)
         accepted, address = self._listening.accept()
@@ -149,7 +151,9 @@ class Supervising:
         seen(accepted)
         self.channel.send(Accepted(number, 0, *address), accepted.detach())
         shake_hands = self._context(name).wrap_socket
-        client = await asyncio.to_thread(shake_hands, sock, server_hostname=server_name, suppress_ragged_eofs=False)
+        client = await asyncio.to_thread(
+            shake_hands, sock, server_hostname=server_name, suppress_ragged_eofs=False, session=session
+        )
         self._clients.append(client)
         return client, number
 
@@ -595,6 +599,22 @@ async def test_a_client_that_came_before_the_options_were_set_has_them_once_it_i
     (sock,) = kept
     with sock:
         assert tcp_options(sock) == WANTED_TCP_OPTIONS
+
+
+async def test_a_session_of_tls_that_is_resumed_is_refused(worker, supervisor):
+    # Tickets are not given. Should they ever be: a resumed session has no verified chain.
+    worker.setup.contexts.by_name.num_tickets = 2
+    first, _ = await supervisor.connection()
+    await echoed(first)
+    assert first.session.has_ticket
+    again, _ = await supervisor.connection(session=first.session)
+    assert again.session_reused
+    await ends(again)
+    refused = await supervisor.hears(TurnedAway)
+    assert (refused.reason, refused.name) == (Reason.HANDSHAKE_FAILED, None)
+    assert "resumed" in refused.message
+    other, _ = await supervisor.connection()
+    await echoed(other)
 
 
 async def test_a_message_that_nobody_knows_is_a_fault_and_the_next_one_is_heard(worker, supervisor, lines):
