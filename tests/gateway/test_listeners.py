@@ -7,7 +7,7 @@ import pytest
 from portguard.errors import ConfigurationError
 from portguard.gateway.activation import HandedOver
 from portguard.gateway.bundle import read_bundle
-from portguard.gateway.listeners import listen, written_address
+from portguard.gateway.listeners import bind_address, listen, written_address
 from portguard.gateway.snapshot import build
 from portguard.policy.addresses import ListenAddress
 from tests.gateway_folder import GatewayFolder
@@ -49,6 +49,21 @@ def test_without_systemd_everything_is_bound(snapshot):
     for sock in (*(sock for _, sock in bound), metrics):
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         sock.close()
+
+
+def test_a_socket_for_ipv6_is_for_nothing_else(monkeypatch):
+    # Else [::]:8443 would take what is 0.0.0.0:8443's, and clients over IPv4 would have mapped addresses.
+    seen = []
+
+    class Watched(socket.socket):
+        def bind(self, address):
+            # Looked at before: of a socket bound to one address, unlike to all, the kernel says so in any case.
+            seen.append(self.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY))
+            super().bind(address)
+
+    monkeypatch.setattr(socket, "socket", Watched)
+    bind_address(ListenAddress("::1", 0), "portguard.toml", "gateway.listen").close()
+    assert seen == [1]
 
 
 @pytest.mark.parametrize(("name", "place"), [("gateway", 0), ("orders-db", 1), ("metrics", 2)])
