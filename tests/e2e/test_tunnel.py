@@ -47,3 +47,16 @@ def test_a_client_without_a_role_is_refused_and_the_log_says_why(start_gateway, 
     with gateway.connect("echo", "bob") as client, pytest.raises(ssl.SSLError):
         client.recv(100)
     gateway.wait_for_log("session.refuse .*identity=bob .*service=echo reason=no_role")
+
+
+def test_what_is_odd_is_told_at_the_start(start_gateway, echo):
+    roles = "".join(
+        f'[[roles]]\nname = "{name}"\nmembers = ["alice"]\nservices = ["echo"]\n' for name in ("first", "second")
+    )
+    gateway = start_gateway({"echo": echo}, policy=roles)
+    gateway.wait_for_log("warning configuration.warning .*role second can never decide, role first covers it")
+    assert gateway.log.index(" configuration.warning ") < gateway.log.index(" gateway.listen ")
+
+
+def test_what_is_not_odd_is_not_told(start_gateway, echo):
+    assert " configuration.warning " not in start_gateway({"echo": echo}).log
