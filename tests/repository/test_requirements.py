@@ -1,0 +1,62 @@
+"""What pip installs beside portguard is what portguard imports.
+
+Tests run where their own requirements are installed too, so a requirement that is missing would be met by chance.
+"""
+
+import ast
+import configparser
+import re
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+_REPOSITORY = Path(__file__).parents[2]
+_DATA = {"tzdata"}  # imported by zoneinfo, where the system has no time zones
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _required() -> set[str]:
+    """The distributions that every installation has."""
+    setup = configparser.ConfigParser()
+    setup.read(_REPOSITORY / "setup.cfg")
+    lines = setup["options"]["install_requires"].split("\n")
+    return {_canonical(re.split(r"[ <>=!~;\[]", line)[0]) for line in lines if line}
+
+
+def _imported(file: Path) -> set[str]:
+    """The packages of others that a module imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module is not None:
+            names.add(node.module.partition(".")[0])
+    return names - sys.stdlib_module_names - {"portguard"}
+
+
+def _distributions(folder: str) -> dict[str, str]:
+    """The distributions that the modules of a folder import, each with a module that does."""
+    found: dict[str, Path] = {}
+    for file in sorted((_REPOSITORY / folder).rglob("*.py")):
+        found |= dict.fromkeys(_imported(file) - {"bench"}, file)
+    provided = packages_distributions()
+    return {_canonical(name): str(file) for package, file in found.items() for name in provided[package]}
+
+
+def test_what_portguard_imports_is_installed_with_it() -> None:
+    imported = _distributions("portguard")
+    assert len(imported) > 5
+    missing = {name: file for name, file in imported.items() if name not in _required()}
+    assert missing == {}, "expected each in install_requires of setup.cfg"
+
+
+def test_the_bench_runs_where_only_portguard_is_installed() -> None:
+    assert _distributions("bench").keys() - _required() == set()
+
+
+def test_nothing_is_installed_that_nothing_imports() -> None:
+    imported = _distributions("portguard").keys() | _distributions("bench").keys()
+    assert _required() - imported == _DATA
