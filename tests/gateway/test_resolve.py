@@ -1,5 +1,6 @@
 import asyncio
 import socket
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,19 @@ async def test_the_systems_resolver_knows_localhost_and_not_every_name() -> None
     assert set(await names.resolve("localhost")) <= {(V4, ("127.0.0.1", 0)), (V6, ("::1", 0, 0, 0))}
     with pytest.raises(Unresolved):
         await names.resolve("nobody.invalid")
+
+
+async def test_asking_the_system_does_not_hold_up_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_by = []
+    getaddrinfo = socket.getaddrinfo
+
+    def watched(*args: Any, **options: Any) -> Any:
+        asked_by.append(threading.current_thread())
+        return getaddrinfo(*args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", watched)
+    assert await Names().resolve("localhost")
+    assert threading.main_thread() not in asked_by  # uvloop asks without Python's function
 
 
 @pytest.mark.parametrize("host", ["a" * 64 + ".test", "a..test", "\udcff"])
