@@ -3,6 +3,7 @@
 The service is a Redis, which answers PING with +PONG and closes after QUIT.
 """
 
+import re
 import subprocess
 from datetime import UTC, datetime
 
@@ -61,12 +62,15 @@ def by_name(service):
     return "-servername", f"{service}.gw.localhost", "-verify_hostname", f"{service}.gw.localhost"
 
 
-def test_a_client_with_a_role_reaches_the_service_by_its_name(gateway, s_client):
+def test_a_client_with_a_role_reaches_the_service_by_its_name(gateway, s_client, redis):
     done = s_client(gateway, "alice", *by_name("cache"))
     assert "+PONG" in done.stdout
     assert done.returncode == 0
-    gateway.wait_for_log("session.open .*identity=alice source=127.0.0.1 service=cache role=team")
-    gateway.wait_for_log("session.close .*received=12 sent=12 .*reason=upstream_closed")
+    of_hers = r"session=[0-9a-f]{32} identity=alice"
+    upstream = rf"role=team upstream={re.escape(redis)}"
+    gateway.wait_for_log(rf"info session\.open {of_hers} source=127\.0\.0\.1 service=cache {upstream}$")
+    moved = r"received=12 sent=12 duration=\d+\.\d{3} reason=upstream_closed"
+    gateway.wait_for_log(rf"info session\.close {of_hers} service=cache {upstream} {moved}$")
 
 
 def test_a_client_without_a_role_sees_the_connection_break(gateway, s_client):
