@@ -17,7 +17,7 @@ from portguard.gateway.condition import Failing
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.credentials import AUDIT_KEY, credential
 from portguard.gateway.kept_policies import keep_policy, record_load
-from portguard.gateway.messages import Admit, TurnedAway
+from portguard.gateway.messages import CLAIM_FIELDS, Admit, TurnedAway
 from portguard.gateway.snapshot import Snapshot
 from portguard.limits.accounts import Warned
 from portguard.limits.ledger import LockRow
@@ -346,6 +346,7 @@ class AuditTrail:
         held_back = self._gates.admit(key, about, now_s)
         if held_back is None:
             return
+        claimed = dict(zip(CLAIM_FIELDS, refusal.claim, strict=True)) if refusal.claim is not None else {}
         fields: Fields = {
             "session": refusal.session,
             **about,
@@ -356,6 +357,7 @@ class AuditTrail:
             "service": refusal.service,
             "reason": refusal.reason,
             "message": refusal.message,
+            **claimed,
             "policy": self._policy,
             "held_back": held_back or None,
         }

@@ -29,17 +29,18 @@ from portguard.gateway.http_response import RefusedRequest, established
 from portguard.gateway.http_response import refusal as http_refusal
 from portguard.gateway.lingering import Lingering
 from portguard.gateway.live import Live, finite, now
-from portguard.gateway.messages import Accepted, Admit, Ticket, TurnedAway
+from portguard.gateway.messages import CLAIM_FIELDS, Accepted, Admit, Ticket, TurnedAway
 from portguard.gateway.relay import Relay
 from portguard.gateway.self_service import Visitor, answer
 from portguard.gateway.setup import is_own_name
 from portguard.gateway.slots import CONNECTED, UPSTREAM
 from portguard.gateway.tcp_options import ensure_tcp_options
+from portguard.identity.claim import Claim, read_claim
 from portguard.observe import log
 from portguard.policy.decide import Grant, Request, decide
 from portguard.reasons import Reason
-from portguard.tls.peer import sent_chain, server_name, verified_chain
-from portguard.tls.tls_socket import wrap
+from portguard.tls.peer import begun_chain, sent_chain, server_name, verified_chain
+from portguard.tls.tls_socket import TlsSocket, wrap
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from portguard.identity.names import Group
     from portguard.identity.trust import Caller
     from portguard.policy.model import Service
-    from portguard.tls.tls_socket import TlsSocket
 
 _T = TypeVar("_T")
 
@@ -347,10 +347,12 @@ class Connection:
         event = "session.refuse" if self._caller is not None else "handshake.fail"
         # Which addresses were tried, and what names they bear, is for the operator's eyes, not for the client's.
         detail = refused.detail if isinstance(refused, DialFailed | FailedUpstream) else refused.message
-        self._log("warning", event, reason=refused.reason, message=detail)
+        claim = self._claim()
+        claimed = dict(zip(CLAIM_FIELDS, claim, strict=True)) if claim is not None else {}
+        self._log("warning", event, reason=refused.reason, message=detail, **claimed)
         if self._ticket is None:
             # Else there is a session, and its end has the reason.
-            self._worker.turned_away(self._turned_away(refused.reason, detail))
+            self._worker.turned_away(self._turned_away(refused.reason, detail, claim))
         if not self._http:
             # By SNI there is no word for it. Without close_notify the client can tell it from an empty answer.
             self._last_words(b"", clean=False, reason=refused.reason)
@@ -394,7 +396,7 @@ class Connection:
         else:
             self._worker.gone(self._accepted.connection, self._handshake_s)
 
-    def _turned_away(self, reason: Reason, message: str) -> TurnedAway:
+    def _turned_away(self, reason: Reason, message: str, claim: Claim | None) -> TurnedAway:
         caller, service, source = self._caller, self._service, self._source
         return TurnedAway(
             session=self._session,
@@ -407,7 +409,15 @@ class Connection:
             service=service.name if service is not None else None,
             reason=reason,
             message=message[:_LONGEST_MESSAGE],
+            claim=claim,
         )
+
+    def _claim(self) -> Claim | None:
+        """What the certificate of a client without an identity says; None when it has one, or showed none."""
+        if self._caller is not None or not isinstance(self._sock, TlsSocket):
+            return None
+        chain = begun_chain(self._sock)
+        return read_claim(chain[0]) if chain else None
 
     def _identity(self) -> str | None:
         """The identity as people write it; None while it is not known."""

@@ -17,6 +17,8 @@ _BY_VERIFY_CODE = {
     10: Reason.CERTIFICATE_EXPIRED,
     26: Reason.CERTIFICATE_USAGE,
 }
+# Where OpenSSL's own words leave the most common cause to be guessed.
+_HINT_BY_VERIFY_CODE = {20: "; it is of no trust, or the client sent it without its intermediate"}
 # Reasons of OpenSSL's sslerr.h, likewise.
 _BY_REASON = {
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": Reason.CERTIFICATE_MISSING,
@@ -93,6 +95,7 @@ def refusal(error: ssl.SSLError) -> Refused:
     """Return why a client's handshake was refused, with OpenSSL's own words as the message."""
     if isinstance(error, ssl.SSLCertVerificationError):
         reason = _BY_VERIFY_CODE.get(error.verify_code, Reason.CERTIFICATE_UNTRUSTED)
-        return Refused(reason, error.verify_message)
+        hint = _HINT_BY_VERIFY_CODE.get(error.verify_code, "")
+        return Refused(reason, f"{error.verify_message}{hint}")
     word = error.reason or "unknown"
     return Refused(_BY_REASON.get(word, Reason.HANDSHAKE_FAILED), word.lower().replace("_", " "))

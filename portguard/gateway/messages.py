@@ -9,9 +9,10 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
+from portguard.identity.claim import Claim
 from portguard.reasons import Reason
 
-VERSION = 3
+VERSION = 4
 
 MOST_ROLES = 10
 """In one `StandingWanted`: its answer has up to eight quotas for each."""
@@ -30,6 +31,10 @@ SessionId = Annotated[str, msgspec.Meta(max_length=32)]
 
 Direction = Annotated[int, msgspec.Meta(ge=0, le=1)]
 """0 is from clients, 1 to them."""
+
+
+CLAIM_FIELDS = ("claimed_subject", "claimed_issuer", "claimed_serial", "claimed_fingerprint")
+"""What the parts of a `Claim` are called in log and audit: never to be taken for what was verified."""
 
 
 class Misconduct(ValueError):
@@ -279,7 +284,10 @@ class PastRefusalsWanted(_Message, frozen=True):
 
 
 class TurnedAway(_Message, frozen=True):
-    """Somebody was refused a session, or the handshake. What is not known is None."""
+    """Somebody was refused a session, or the handshake. What is not known is None.
+
+    `claim` is what the certificate says of one who is nobody to us.
+    """
 
     session: SessionId
     trust: str | None
@@ -291,6 +299,7 @@ class TurnedAway(_Message, frozen=True):
     service: str | None
     reason: Reason
     message: str
+    claim: Claim | None = None
 
 
 class Gone(_Message, frozen=True):

@@ -23,6 +23,15 @@ def verified_chain(tls: ssl.SSLObject | ssl.SSLSocket) -> tuple[bytes, ...]:
     return _chain(tls, "get_verified_chain")
 
 
+def begun_chain(tls: ssl.SSLObject | ssl.SSLSocket) -> tuple[bytes, ...]:
+    """Return the chain as far as OpenSSL could build it, DER, also after it was refused: *nobody has verified it*.
+
+    The peer's certificate comes first; empty when it sent none. SSL_get0_verified_chain(3): "if peer certificate
+    verification was not successful the chain may be incomplete or invalid". What else the peer sent is not kept then.
+    """
+    return _chain(tls, "get_verified_chain")
+
+
 def sent_chain(tls: ssl.SSLObject | ssl.SSLSocket) -> tuple[bytes, ...]:
     """Return the certificates that the peer sent, DER, in its order. Nobody verified the rest of them."""
     return _chain(tls, "get_unverified_chain")

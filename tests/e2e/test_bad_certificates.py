@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.certificates import SERVER_AUTH, Authority, now, spiffe
@@ -103,6 +103,16 @@ def with_an_extension_that_nobody_knows(authority):
 def test_a_certificate_that_does_not_verify_is_told_so_in_the_handshake(gateway, authority, make, alert, logged):
     assert break_of(gateway, make(authority)) == alert
     gateway.wait_for_log(f"handshake.fail .*source=127.0.0.1 reason={logged}")
+
+
+def test_the_log_says_whose_certificate_was_refused_as_it_claims(gateway, authority):
+    leaf = expired(authority)
+    break_of(gateway, leaf)
+    serial, fingerprint = f"{leaf.certificate.serial_number:x}", leaf.certificate.fingerprint(hashes.SHA256()).hex()
+    gateway.wait_for_log(
+        "handshake.fail .*reason=certificate_expired .*claimed_subject=spiffe://gateway.test/alice "
+        f'claimed_issuer="CN=.*" claimed_serial={serial} claimed_fingerprint={fingerprint}'
+    )
 
 
 def test_a_client_without_a_certificate_is_asked_for_one(gateway):

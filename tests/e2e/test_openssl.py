@@ -114,6 +114,27 @@ def test_the_same_name_from_another_authority_is_refused(gateway, s_client, tmp_
     gateway.wait_for_log("handshake.fail .*reason=certificate_untrusted")
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["whole chain", "leaf alone"])
+def test_below_an_intermediate_the_whole_chain_must_be_sent(start_gateway, redis, s_client, tmp_path, whole):
+    authority = Authority.create(
+        tmp_path / "ca", trust_domain="two.test", at=datetime.now(UTC), root_directory=tmp_path / "stick"
+    )
+    certificate, key = authority.issue_client("alice", at=datetime.now(UTC)).write(tmp_path, "alice")
+    trust = f'ca = "{authority.directory / "ca.crt"}"\nidentity = "spiffe"\ntrust_domain = "two.test"'
+    role = '[[roles]]\nname = "team"\nmembers = ["two:alice"]\nservices = ["cache"]'
+    gateway = start_gateway({"cache": redis}, policy=role, configuration=f"[trusts.two]\n{trust}")
+    chain = ("-cert_chain", str(certificate)) if whole else ()
+    done = s_client(gateway, None, *by_name("cache"), "-cert", str(certificate), "-key", str(key), *chain)
+    if whole:
+        assert "+PONG" in done.stdout
+    else:
+        assert "tlsv1 alert unknown ca" in done.stderr
+        gateway.wait_for_log(
+            'handshake.fail .*reason=certificate_untrusted message=".*the client sent it without its intermediate" '
+            'claimed_subject=spiffe://two.test/alice claimed_issuer="CN=portguard issuing CA '
+        )
+
+
 def test_a_client_that_trusts_another_authority_does_not_trust_the_gateway(gateway, s_client, tmp_path):
     other = Authority.create(tmp_path / "other", trust_domain="gateway.test", at=datetime.now(UTC))
     done = s_client(gateway, "alice", *by_name("cache"), "-CAfile", str(other.directory / "ca.crt"))

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from portguard.control.access import Peer
@@ -14,6 +15,7 @@ from portguard.gateway.connection import _MOST_GROUPS_BYTES, _listed
 from portguard.gateway.kept_policies import recorded_loads
 from portguard.gateway.messages import TurnedAway
 from portguard.gateway.snapshot import build
+from portguard.identity.claim import Claim
 from portguard.identity.names import Group
 from portguard.limits.accounts import Warned
 from portguard.limits.ledger import Owner
@@ -167,6 +169,21 @@ async def test_refusals_name_who_is_known_and_strangers_share_one_bound(trail, w
     trail.tick(0.0)
     trail.tick(60.0)
     assert (writer.entries[-1].event, writer.entries[-1].fields) == ("handshake.fail.flood", {"held_back": 40})
+
+
+async def test_what_a_stranger_claims_is_recorded_as_claimed(writer, trail):
+    trail = trail()
+    trail.refused(msgspec.structs.replace(STRANGER, claim=Claim("spiffe://x/alice", "CN=Other", "1f", "aa" * 32)), 0.0)
+    trail.refused(STRANGER, 0.0)
+    with_claim, without = (entry.fields for entry in writer.entries)
+    assert {name: value for name, value in with_claim.items() if name.startswith("claimed_")} == {
+        "claimed_subject": "spiffe://x/alice",
+        "claimed_issuer": "CN=Other",
+        "claimed_serial": "1f",
+        "claimed_fingerprint": "aa" * 32,
+    }
+    assert with_claim["serial"] is with_claim["fingerprint"] is None
+    assert not any(name.startswith("claimed_") for name in without)
 
 
 def test_very_many_groups_are_cut_and_counted():

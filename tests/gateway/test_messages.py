@@ -28,6 +28,7 @@ from portguard.gateway.messages import (
     decode,
     encode,
 )
+from portguard.identity.claim import Claim
 from portguard.reasons import Reason
 
 MESSAGES = [
@@ -49,6 +50,7 @@ MESSAGES = [
     Ticket(7, 3, 5, True, False, 2**63 - 1),
     Tried([("10.0.3.7:5432", True)]),
     TurnedAway("ab" * 16, None, None, None, None, None, None, None, Reason.CERTIFICATE_MISSING, "none"),
+    TurnedAway("ab" * 16, *[None] * 7, Reason.CERTIFICATE_EXPIRED, "", Claim("CN=é\n", None, "1f", "ab" * 32)),
 ]
 
 

@@ -2,6 +2,7 @@
 come at the wrong moment."""
 
 import asyncio
+import contextlib
 import gc
 import io
 import json
@@ -11,6 +12,7 @@ import ssl
 import struct
 import time
 import weakref
+from datetime import timedelta
 
 import msgspec
 import pytest
@@ -60,7 +62,7 @@ from portguard.observe import log
 from portguard.reasons import Reason
 from portguard.tls.chain import load_chain
 from portguard.tls.tls_socket import TlsSocket
-from tests.certificates import dns
+from tests.certificates import Authority, common_name, dns, now
 from tests.echo import echo_service
 from tests.gateway_folder import NAME, GatewayFolder
 from tests.tcp_options import WANTED_TCP_OPTIONS, tcp_options
@@ -1058,3 +1060,55 @@ async def test_a_session_that_is_still_dialling_ends_at_once_with_the_reason(sup
     await ends(client)
     assert await supervisor.hears(Ended) == Ended(slot, Reason.LOCKED, None, None)
     assert (worker._admitted, worker._doomed) == ({}, {})
+
+
+async def refused_with(supervisor, holder):
+    """What is told of a client with a certificate that nobody took."""
+    context = ssl.create_default_context(cadata=supervisor._folder.authority.pem.decode())
+    load_chain(context, holder.pem, holder.key_pem)
+    supervisor._contexts["stranger"] = context
+    before = len([message for message in supervisor.said if isinstance(message, TurnedAway)])
+    client, _ = await supervisor.connection("stranger")
+    with contextlib.suppress(ssl.SSLError):
+        await asyncio.to_thread(client.recv, 1)
+    return await supervisor.hears(TurnedAway, before + 1)
+
+
+async def test_whose_certificate_was_refused_is_told_as_it_claims(worker, supervisor, folder, lines):
+    expired = folder.authority.issue("alice", not_before=now() - timedelta(days=2), not_after=now() - timedelta(days=1))
+    impostor = Authority.root("Other Root").issue("alice", sans=[], subject=common_name("al ice\n"))
+    nameless = folder.authority.issue("alice", sans=[dns("alice")])
+    for holder, subject, issuer, reason in (
+        (expired, "spiffe://gateway.test/alice", folder.authority.subject.rfc4514_string(), "certificate_expired"),
+        (impostor, "CN=al ice\n", "CN=Other Root", "certificate_untrusted"),
+        (nameless, "CN=alice", folder.authority.subject.rfc4514_string(), "no_identity"),
+    ):
+        refusal = await refused_with(supervisor, holder)
+        serial, fingerprint = f"{holder.certificate.serial_number:x}", holder.certificate.fingerprint(hashes.SHA256())
+        assert refusal.reason == reason
+        assert refusal.claim == (subject, issuer, serial, fingerprint.hex())
+        assert (refusal.name, refusal.serial, refusal.fingerprint) == (None, None, None)
+        line = lines("handshake.fail")[-1]
+        assert f"claimed_subject={json.dumps(subject) if '=' in subject else subject} " in line
+        assert f"claimed_serial={serial} claimed_fingerprint={fingerprint.hex()}" in line
+
+
+async def test_nothing_is_claimed_by_who_is_known_and_by_who_shows_no_certificate(worker, supervisor, folder):
+    await supervisor.connection("bob")
+    known = await supervisor.hears(TurnedAway)
+    assert (known.name, known.reason, known.claim) == ("bob", "no_role", None)
+    supervisor._contexts["stranger"] = ssl.create_default_context(cadata=folder.authority.pem.decode())
+    await supervisor.connection("stranger")
+    unknown = await supervisor.hears(TurnedAway, 2)
+    assert (unknown.name, unknown.reason, unknown.claim) == (None, "certificate_missing", None)
+
+
+async def test_a_client_that_sent_no_intermediate_is_told_from_others(worker, supervisor, folder):
+    intermediate = folder.authority.intermediate("Issuing")
+    alone = await refused_with(supervisor, intermediate.issue("alice"))
+    assert alone.message == (
+        "unable to get local issuer certificate; it is of no trust, or the client sent it without its intermediate"
+    )
+    assert alone.claim.issuer == "CN=Issuing"
+    expired = folder.authority.issue(not_before=now() - timedelta(days=2), not_after=now() - timedelta(days=1))
+    assert (await refused_with(supervisor, expired)).message == "certificate has expired"
