@@ -15,7 +15,7 @@ from portguard.cli import quickstart_service
 from portguard.cli.quickstart_lines import Paste
 from portguard.cli.rendering import printable
 from portguard.client.credentials import read_credentials
-from portguard.client.forwarding import Forwarding
+from portguard.client.forwarding import Broken, Forwarding
 from portguard.client.gateway import Gateway
 from portguard.client.probe import HTTP, POSTGRESQL, POSTGRESQL_PORT, Exchange, converse
 from portguard.client.profile import read_profile
@@ -204,21 +204,29 @@ class _Demonstration:
             question = POSTGRESQL
         elif service.name == quickstart_service.NAME and service.local_port == _WEB_LOCAL_PORT:
             question = HTTP
-        exchange = None
+        asked = "PostgreSQL's" if question is POSTGRESQL else "an HTTP"
+        exchange, reached = None, False
         for way in ("CONNECT", "name"):
             subject = f"{ALLOWED} by {way}".ljust(19)
             try:
                 if way == "CONNECT":
                     tunnel = await gateway.connect(service.name)
+                    reached = True  # the gateway answers only then
                 else:
                     tunnel = await gateway.connect_by_name(service.name, service.alpn)
                 exchange = await converse(forwarding, tunnel, question)
             except PortguardError as error:
+                if reached and question is not HTTP and isinstance(error, Broken) and error.why is None:
+                    _say(f"  {subject} connected; it broke the connection off at {asked} request")
+                    continue
                 self.failed = True
                 _say(f"  {subject} FAILED: {error}")
                 continue
             if not exchange.received:
-                self.failed = True
+                # Only of the built-in service is it known that it should have answered.
+                self.failed = self.failed or question is HTTP
+                _say(f"  {subject} connected; it said nothing to {asked} request ({exchange.sent_bytes} bytes sent)")
+                continue
             first_line = exchange.received.partition(b"\n")[0][:60].decode("ascii", errors="backslashreplace").rstrip()
             _say(f"  {subject} {exchange.sent_bytes} bytes sent, {len(exchange.received)} received: {first_line}")
         return exchange

@@ -29,10 +29,14 @@ Report = Callable[[str], None]
 
 
 class Broken(PortguardError):
-    """A session ended before both sides had finished. `by_gateway` tells whose connection broke."""
+    """A session ended before both sides had finished. `by_gateway` tells whose connection broke.
 
-    def __init__(self, message: str, *, by_gateway: bool):
+    `why` is the gateway's word for it; None where it has none, as when the service broke its own connection.
+    """
+
+    def __init__(self, message: str, *, by_gateway: bool, why: str | None = None):
         self.by_gateway = by_gateway
+        self.why = why
         super().__init__(message)
 
 
@@ -79,7 +83,7 @@ class Forwarding:
             why = await self._endings.why(tunnel.session)
             session = "" if tunnel.session is None else f" (session {tunnel.session})"
             message = "the gateway ended the session" + (f": {why}" if why else " before it was finished")
-            raise Broken(f"{tunnel.service}: {message}{session}", by_gateway=True)
+            raise Broken(f"{tunnel.service}: {message}{session}", by_gateway=True, why=why)
         if reason is Reason.UPSTREAM_RESET:
             raise Broken(f"{tunnel.service}: the local side ended before the session was finished", by_gateway=False)
 

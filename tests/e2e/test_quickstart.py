@@ -179,6 +179,30 @@ def test_a_service_of_ones_own_is_reached(running: Callable, upstream: Callable)
     assert lines == {}
 
 
+def close_at_once(sock: socket.socket) -> None:
+    sock.recv(100)
+
+
+def reset(sock: socket.socket) -> None:
+    sock.recv(4)  # what is left unread makes it a reset
+
+
+@pytest.mark.parametrize(
+    ("serve", "words"),
+    [
+        (close_at_once, r"connected; it said nothing to an HTTP request \(43 bytes sent\)"),
+        (reset, "connected; it broke the connection off at an HTTP request"),
+    ],
+)
+def test_a_service_without_an_answer_for_web_clients_is_reached_all_the_same(
+    folder: Path, upstream: Callable, serve: Callable, words: str
+) -> None:
+    done = once(folder, "--service", f"cache=127.0.0.1:{upstream(serve)}")
+    assert re.search(rf"alice by CONNECT +{words}\n", done.stdout)
+    assert re.search(rf"alice by name +{words}\n", done.stdout)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_several_services_are_reached(folder: Path, upstream: Callable) -> None:
     ports = [upstream(greet), upstream(greet)]
     done = once(folder, "--service", f"mail=127.0.0.1:{ports[0]}", "--service", f"news=127.0.0.1:{ports[1]}")
@@ -192,6 +216,7 @@ def test_a_service_that_is_down_is_told_and_no_success(folder: Path) -> None:
     done = once(folder, "--service", f"mail=127.0.0.1:{port}")
     assert done.returncode == 1
     assert re.search(r"alice by CONNECT +FAILED: mail: upstream_unreachable: ", done.stdout)
+    assert re.search(r"alice by name +FAILED: mail: the gateway ended the session", done.stdout)
     assert re.search(r"bob +refused: no_role", done.stdout)
 
 
