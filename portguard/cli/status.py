@@ -44,7 +44,7 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     problems = document["problems"]
     if len(problems) > 1:
         for problem in problems:
-            yield f"{_GAP}since {_local(problem['since'])}: {problem['detail']}"
+            yield f"{_GAP}since {_local(problem['since'])}: {problem['code']} ({problem['detail']})"
     yield ""
     rows = [
         ("sessions", f"{document['sessions']} of {document['sessions_limit']}"),

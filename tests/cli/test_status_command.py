@@ -117,8 +117,8 @@ def test_what_is_wrong_is_told_first_and_all_of_it_and_the_exit_code_is_1(gatewa
     lines = out.splitlines()
     assert lines[:3] == [
         "REFUSING ALL since 02:51: audit_unavailable (no space left\\x1b[2J); and 1 more",
-        "  since 2026-11-24 02:51: no space left",
-        "  since 2026-11-24 02:52: 1 of 2 serve",
+        "  since 2026-11-24 02:51: audit_unavailable (no space left)",
+        "  since 2026-11-24 02:52: workers_missing (1 of 2 serve)",
     ]
     assert "workers         1 of 2, 3 restarted" in lines
     assert "policy          5f2c0b91e7aa, loaded 2026-11-20 15:40 by uid 1001 (anna): CHG-123" in lines
