@@ -70,9 +70,11 @@ class ControlClient:
             if response.length and len(content) <= _LONGEST_ANSWER_BYTES:
                 raise self._silent("an answer of portguard's", "one that breaks off")
         except FileNotFoundError as error:
-            raise self._silent("a gateway's control socket", "no such file; the gateway does not run") from error
+            # A gateway that runs has the path that the configuration had when it started.
+            found = "no such file; does the gateway run, or did gateway.control change since it started?"
+            raise self._silent("a gateway's control socket", found) from error
         except ConnectionRefusedError as error:
-            raise self._silent("a gateway that listens", "a socket without one; the gateway does not run") from error
+            raise self._silent("a gateway that listens", "a socket without one; does the gateway run?") from error
         except PermissionError as error:
             raise self._silent("a socket that you may connect to", self._who_may()) from error
         except TimeoutError as error:

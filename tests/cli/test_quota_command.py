@@ -155,7 +155,7 @@ def test_without_a_gateway_it_is_unreachable(configuration, portguard):
     assert (code, out) == (4, "")
     assert err == (
         f"portguard: {configuration.parent}/c.sock: expected a gateway's control socket, "
-        "got no such file; the gateway does not run\n"
+        "got no such file; does the gateway run, or did gateway.control change since it started?\n"
     )
 
 

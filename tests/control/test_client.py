@@ -72,9 +72,10 @@ def test_post_sends_json(answering):
     assert json.loads(body) == {"identity": "é", "period": None}
 
 
-def test_without_a_socket_the_gateway_does_not_run(folder):
+def test_without_a_socket_it_is_not_known_whether_the_gateway_runs(folder):
     assert unreachable(folder / "none.sock") == (
-        "expected a gateway's control socket, got no such file; the gateway does not run"
+        "expected a gateway's control socket, got no such file; "
+        "does the gateway run, or did gateway.control change since it started?"
     )
 
 
@@ -82,7 +83,7 @@ def test_with_a_socket_of_a_dead_gateway_likewise(folder):
     path = folder / "dead.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    assert unreachable(path) == ("expected a gateway that listens, got a socket without one; the gateway does not run")
+    assert unreachable(path) == "expected a gateway that listens, got a socket without one; does the gateway run?"
 
 
 def test_who_may_not_connect_is_told_who_may(folder, monkeypatch):
