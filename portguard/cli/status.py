@@ -50,6 +50,7 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
         ("sessions", f"{document['sessions']} of {document['sessions_limit']}"),
         *_workers(document),
         ("policy", f"{document['policy'][:_SHOWN_DIGITS]}, {_loaded(document['loaded'])}"),
+        *_waiting_for_a_restart(document),
         ("expires first", _expires(document["expires"])),
         ("audit", _store(document["audit"])),
         ("ledger", _store(document["ledger"])),
@@ -74,6 +75,12 @@ def _workers(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         word = "" if each["serving"] else " (retiring)" if each["retiring"] else " (starting)"
         up = written_age(each["uptime"])
         yield f"{_GAP}worker {each['worker']}", f"pid {each['pid']}, {each['connections']} connections, up {up}{word}"
+
+
+def _waiting_for_a_restart(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    # A gateway of the version before has not the field.
+    if keys := document.get("needs_restart"):
+        yield "needs a restart", ", ".join(map(str, keys))
 
 
 def _loaded(loaded: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from portguard.errors import ConfigurationError, PortguardError
@@ -38,6 +38,9 @@ _NEEDS_RESTART = (
     "control.group",
 )
 """What stays as it was when the gateway started."""
+
+_OUTLASTS_REEXEC = {"gateway.control", "capacity.max_sessions", "control.group"}
+"""What also another version of the program takes over as it was."""
 
 _WRITTEN = {"audit.rotate_age_s": "audit.rotate_age"}
 
@@ -102,6 +105,7 @@ class Reloader:
         self.in_force = in_force
         self.last_read = in_force.bundle  # by the last attempt, whatever came of it
         self.failed: FailedReload | None = None  # the last one, unless one has succeeded since
+        self.needs_restart: tuple[str, ...] = ()  # keys that the files have otherwise than it is, since the last reload
         self.loaded_by: str | None = None  # who had what is in force loaded, and why; None: it was there at the start
         self.loaded_message: str | None = None
         self._workers = workers
@@ -153,7 +157,7 @@ class Reloader:
                 raise
             finally:
                 self._notifier.reloaded()
-            self.failed = None
+            self.failed, self.needs_restart = None, reloaded.needs_restart
             log.event(
                 "info",
                 "gateway.reload",
@@ -165,6 +169,10 @@ class Reloader:
                 needs_restart=", ".join(reloaded.needs_restart) or None,
             )
             return reloaded
+
+    def still_needs_restart(self, keys: Iterable[str]) -> None:
+        """Say that to the program whose place this one has taken these keys needed a restart."""
+        self.needs_restart = tuple(key for key in keys if key in _OUTLASTS_REEXEC)
 
     async def _reload(self, by: str, message: str | None) -> Reloaded:
         before = self.in_force

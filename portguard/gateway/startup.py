@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import uvloop
 
@@ -54,12 +55,22 @@ def _begin(configuration_path: str) -> int:
 
 def _take_over(handover: Handover) -> int:
     snapshot = build(handover.bundle)
-    configuration = snapshot.configuration
+    configuration = _as_taken_over(snapshot.configuration, handover)
+    snapshot = replace(snapshot, configuration=configuration)
     log.configure(json_lines=configuration.log.format == "json", level=configuration.log.level)
     clients, metrics = handover.sockets()
     bound = tuple(zip(listeners(configuration, snapshot.policy), clients, strict=True))
     in_force = InForce(handover.bundle, snapshot, bound, metrics)
     return _serve(in_force, SlotTable(*handover.slots), Notifier(*handover.notifier), handover)
+
+
+def _as_taken_over(configuration: Configuration, handover: Handover) -> Configuration:
+    """What the files say now, but for what stays as the first program has made it: that needs a restart still."""
+    return replace(
+        configuration,
+        gateway=replace(configuration.gateway, control=handover.control["path"]),
+        capacity=replace(configuration.capacity, max_sessions=handover.slots[1]),
+    )
 
 
 def _serve(in_force: InForce, slots: SlotTable, notifier: Notifier, handover: Handover | None) -> int:

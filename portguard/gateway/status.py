@@ -164,6 +164,7 @@ class StatusDesk:
                 "by": watched.reloader.loaded_by,
                 "message": watched.reloader.loaded_message,
             },
+            "needs_restart": list(watched.reloader.needs_restart),
             "expires": _soonest(loaded, now_s),
             "refusals": {
                 "seconds": SPAN_S,

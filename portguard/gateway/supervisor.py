@@ -355,6 +355,7 @@ class Supervisor:
             "drain": self._drain.state(),
             "refusals": self._standings.book.state(),
             "loaded": [self._reloader.loaded_by, self._reloader.loaded_message],
+            "needs_restart": list(self._reloader.needs_restart),
         }
         return Handover.of(self._reloader.in_force, self._operators, self._slots, self._notifier, state)
 
@@ -369,6 +370,7 @@ class Supervisor:
         self._drain.restore(state["drain"])
         self._standings.book.restore(state["refusals"])
         self._reloader.loaded_by, self._reloader.loaded_message = state["loaded"]
+        self._reloader.still_needs_restart(state.get("needs_restart", ()))  # versions before 0.1.0 did not say
         self._status.forget_refusals()
         self._accounting.restore(state["accounting"], self._admission.sessions)
         self._acceptor.start()  # the workers that are here serve until ours do

@@ -24,6 +24,7 @@ WELL = {
     "worker_restarts": 0,
     "policy": "5f2c0b91e7aa" + "0" * 52,
     "loaded": {"at": "2026-11-20T15:40:00Z", "by": None, "message": None},
+    "needs_restart": [],
     "expires": {"use": "gateway", "at": "2027-02-01T11:00:00Z", "seconds": 5_912_000},
     "refusals": {"seconds": 300.0, "reasons": []},
     "audit": {"ok": True, "failing": None, "message": None, "errors": 0},
@@ -125,6 +126,15 @@ def test_what_is_wrong_is_told_first_and_all_of_it_and_the_exit_code_is_1(gatewa
     assert "expires first   crl:local, 2026-11-01 00:00 (EXPIRED)" in lines
     assert "audit           NOT WRITTEN for 12m31s: no space left" in lines
     assert lines[-1] == "refused, 5 min  audit_unavailable 48, no_role 3"
+
+
+def test_what_needs_a_restart_is_told_for_as_long_as_it_does(gateway, portguard):
+    gateway.status = {**WELL, "needs_restart": ["gateway.state", "gateway.workers"]}
+    code, out, _ = portguard("status")
+    assert (code, out.splitlines()[0]) == (0, "SERVING")
+    assert "needs a restart  gateway.state, gateway.workers" in out.splitlines()
+    gateway.status = {name: value for name, value in WELL.items() if name != "needs_restart"}  # of a version before
+    assert "restart" not in portguard("status")[1]
 
 
 @pytest.mark.parametrize("state", ["degraded", "draining", "refusing", "something new"])

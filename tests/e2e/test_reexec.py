@@ -160,6 +160,28 @@ def test_what_an_identity_was_refused_is_remembered(gateway):
     assert json.loads(run(gateway, "status", "--json"))["loaded"]["message"] == "CHG-8"
 
 
+def test_what_needs_a_restart_is_told_until_it_is_so_no_more(gateway):
+    def waiting():
+        return json.loads(run(gateway, "status", "--json"))["needs_restart"]
+
+    assert waiting() == []
+    configuration = gateway.folder / "portguard.toml"
+    text = configuration.read_text()
+    path = gateway.folder / "control.sock"
+    assert f'control = "{path.name}"' in text
+    changed = re.sub(r"workers = \d+", "workers = 1", text)
+    configuration.write_text(f"{changed}\n[capacity]\nmax_sessions = 77\n")
+    assert "needs a restart: gateway.workers, capacity.max_sessions" in run(gateway, "reload")
+    assert waiting() == ["gateway.workers", "capacity.max_sessions"]
+    run(gateway, "reexec")
+    assert waiting() == ["capacity.max_sessions"]
+    assert json.loads(run(gateway, "status", "--json"))["sessions_limit"] != 77
+    assert "needs a restart: capacity.max_sessions" in run(gateway, "reload")
+    configuration.write_text(changed)
+    run(gateway, "reload")
+    assert waiting() == []
+
+
 def test_it_can_be_done_again_and_again(gateway):
     with transfers(gateway, 2) as running:
         for _ in range(3):

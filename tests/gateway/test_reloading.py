@@ -256,6 +256,7 @@ async def test_exactly_what_needs_a_restart_is_named_and_stays_as_it_was(stage, 
     configure(folder, gateway, more)
     for _ in range(2):  # it is named for as long as it is so
         assert (await stage.reload()).needs_restart == named
+        assert stage.reloader.needs_restart == named
     before, after = stage.before.snapshot.configuration, stage.reloader.in_force.snapshot.configuration
     assert (after.gateway.workers, after.gateway.control) == (before.gateway.workers, before.gateway.control)
     assert after.capacity.max_sessions == before.capacity.max_sessions
@@ -267,7 +268,21 @@ async def test_exactly_what_needs_a_restart_is_named_and_stays_as_it_was(stage, 
     assert after.control.group == before.control.group
     assert (after.timeouts.idle_s, after.audit.required) == ((3600, True) if named else (60, False))
     configure(folder)
-    assert (await stage.reload()).needs_restart == ()
+    assert (await stage.reload()).needs_restart == stage.reloader.needs_restart == ()
+
+
+async def test_a_reload_that_fails_leaves_what_needs_a_restart_as_it_was(stage, folder):
+    configure(folder, "workers = 3")
+    await stage.reload()
+    folder.write("portguard.toml", "[[")
+    with pytest.raises(ConfigurationError):
+        await stage.reload()
+    assert stage.reloader.needs_restart == ("gateway.workers",)
+
+
+async def test_of_what_needed_a_restart_another_program_has_done_the_most_part(stage):
+    stage.reloader.still_needs_restart(["gateway.workers", "gateway.control", "capacity.max_sessions", "ledger.url"])
+    assert stage.reloader.needs_restart == ("gateway.control", "capacity.max_sessions")
 
 
 async def test_of_another_state_the_path_of_the_audit_is_no_second_change(stage, folder):

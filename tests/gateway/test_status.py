@@ -41,7 +41,7 @@ class Desk:
         self.accounting = SimpleNamespace(failing=None, refuses=None, errors=0)
         self.trail = SimpleNamespace(failing=None, refuses=False, failures=4)
         self.drain = SimpleNamespace(drained=None)
-        self.reloader = SimpleNamespace(failed=None, loaded_by="uid 0 (root)", loaded_message="CHG-7")
+        self.reloader = SimpleNamespace(failed=None, loaded_by="uid 0 (root)", loaded_message="CHG-7", needs_restart=())
         self.meter = SimpleNamespace(totals=Totals())
         self.certificates = {"gateway": NOW_S + DAY_S, "trust:local": NOW_S + 9 * DAY_S}
         self.crls = {"local": NOW_S + 2 * DAY_S}
@@ -107,6 +107,7 @@ async def test_viewers_see_it_all(desk):
         "worker_restarts": 0,
         "policy": "ab" * 32,
         "loaded": {"at": "2026-11-18T11:05:40Z", "by": "uid 0 (root)", "message": "CHG-7"},
+        "needs_restart": [],
         "expires": {"use": "gateway", "at": "2026-11-19T11:06:40Z", "seconds": DAY_S},
         "refusals": {"seconds": 300.0, "reasons": [{"reason": "no_role", "count": 2}]},
         "audit": {**stored, "errors": 4},
@@ -115,6 +116,13 @@ async def test_viewers_see_it_all(desk):
     }
     with pytest.raises(BadArgument):
         await desk.show(x="1")
+
+
+async def test_what_needs_a_restart_is_told_and_is_no_trouble(desk):
+    desk.reloader.needs_restart = ("gateway.state", "gateway.workers")
+    document = await desk.show()
+    assert document["needs_restart"] == ["gateway.state", "gateway.workers"]
+    assert document["verdict"] == "SERVING"
 
 
 def lose(count):
