@@ -137,15 +137,19 @@ class Workers:
                 [worker.number, worker.process.pid, worker.channel.descriptor, worker.number in self.serving]
                 for worker in self
             ],
+            # Beside the list: the version before takes that apart into four.
+            "started": [[worker.number, worker.started_s] for worker in self],
         }
 
     def adopt(self, state: Mapping[str, Any]) -> None:
         """Go on with another program's workers, whose `state` this is: until ours serve, and their sessions end."""
         self._next_number = state["next"]
+        started_s = dict(state.get("started", ()))  # which the version before did not tell
         for number, pid, descriptor, serves in state["workers"]:
             os.set_inheritable(descriptor, False)
             worker = self._add(Worker(number, Adopted(pid)), socket.socket(fileno=descriptor))
             worker.retiring = True
+            worker.started_s = started_s.get(number, worker.started_s)  # the clock is the host's, and this its process
             worker.bundle = self._bundle
             if serves:
                 self.serving[number] = worker

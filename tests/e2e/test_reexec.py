@@ -13,6 +13,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from pathlib import Path
 
@@ -158,6 +159,24 @@ def test_what_an_identity_was_refused_is_remembered(gateway):
             answer += data
     assert b'"no_role"' in answer
     assert json.loads(run(gateway, "status", "--json"))["loaded"]["message"] == "CHG-8"
+
+
+def test_old_workers_are_as_old_as_they_were(gateway):
+    def uptimes():
+        return {each["pid"]: each["uptime"] for each in json.loads(run(gateway, "status", "--json"))["workers"]}
+
+    with gateway.connect("echo") as client:
+        gateway.wait_for_log("session.open")
+        before = uptimes()
+        began_s = time.monotonic()
+        run(gateway, "reexec")
+        between_s = time.monotonic() - began_s
+        after = uptimes()
+        old = before.keys() & after.keys()
+        assert old, "expected the worker that has the session"
+        for pid in old:
+            assert after[pid] >= before[pid] + between_s - 0.01  # they are rounded
+        client.unwrap()
 
 
 def test_what_needs_a_restart_is_told_until_it_is_so_no_more(gateway):

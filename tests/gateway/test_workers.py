@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import io
+import json
 import os
 import re
 import socket
@@ -589,3 +590,22 @@ async def test_without_memory_for_the_bundle_nobody_makes_ready(workers, process
     with pytest.raises(NotPrepared, match="expected memory for the configuration, got Too many open files"):
         await workers.prepare(other_bundle)
     assert processes[0].heard == []
+
+
+def spawned():
+    """A child process, which is about to end."""
+    return os.posix_spawn("/bin/true", ["true"], {})
+
+
+@pytest.mark.parametrize("told_of", [True, False], ids=["told", "by a version that did not tell"])
+async def test_the_workers_of_another_program_are_as_old_as_they_are(workers, told_of):
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = spawned()
+    state = {"next": 8, "workers": [[7, pid, near.detach(), True]]}
+    if told_of:
+        state["started"] = [[7, 12.5]]
+    with far:
+        workers.adopt(json.loads(json.dumps(state)))
+        [worker] = workers
+        assert (worker.started_s == 12.5) is told_of
+        assert (workers.state()["started"], workers.state()["workers"]) == ([[7, worker.started_s]], state["workers"])
