@@ -15,6 +15,7 @@ _COMMANDS = {
     "audit": "portguard.cli.audit:audit",
     "ca": "portguard.cli.authority:ca",
     "cert": "portguard.cli.authority:cert",
+    "completion": "portguard.cli.completion:completion",
     "connect": "portguard.cli.connect:connect",
     "drain": "portguard.cli.drain:drain",
     "lock": "portguard.cli.lock:lock",

@@ -23,6 +23,8 @@ def configuration_option(command: _Command) -> _Command:
         "--config",
         "configuration_path",
         metavar="FILE",
+        # Shells complete it. What is wrong with the file is told by who reads it.
+        type=click.Path(readable=False),
         callback=_configuration_path,
         help=f"The gateway's configuration; else $PORTGUARD_CONFIG, else {DEFAULT_CONFIGURATION}.",
     )(command)
