@@ -172,6 +172,7 @@ def init(
 @json_option
 def show_authority(directory: Path, pem: bool, as_json: bool) -> None:
     """Show the authority, and how many certificates it issued."""
+    _expect_one_form(pem=pem, as_json=as_json)
     authority = Authority.open(directory)
     if pem:
         click.echo(authority.certificate_pem.decode(), nl=False)
@@ -296,6 +297,7 @@ def list_certificates(directory: Path, as_json: bool) -> None:
 @json_option
 def show_certificate(what: str, directory: Path, pem: bool, as_json: bool) -> None:
     """Show a certificate: the first one in FILE, or the one that the authority issued under SERIAL (hex)."""
+    _expect_one_form(pem=pem, as_json=as_json)
     now = datetime.now(UTC)
     is_file = os.path.exists(what)
     # A foreign certificate's lapses, such as a negative serial, are no news of this program's code.
@@ -308,6 +310,11 @@ def show_certificate(what: str, directory: Path, pem: bool, as_json: bool) -> No
         click.echo(certificates[0].public_bytes(Encoding.PEM).decode(), nl=False)
         return
     _print(fields, as_json)
+
+
+def _expect_one_form(*, pem: bool, as_json: bool) -> None:
+    if pem and as_json:
+        raise UsageError("--pem: expected not to be given beside --json")
 
 
 def _issued_under(text: str, directory: Path) -> x509.Certificate:

@@ -1,13 +1,16 @@
-"""What `serve --check` and `policy check` say of what they have read, to people and to programs alike."""
+"""What commands that check say of files that they have read, to people and to programs alike."""
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar, cast
 
 import click
 
 from portguard.cli.rendering import counted, plural, printable
 from portguard.errors import ConfigurationError
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def tell_unusable(subject: str, error: ConfigurationError, *, as_json: bool) -> NoReturn:
@@ -18,6 +21,25 @@ def tell_unusable(subject: str, error: ConfigurationError, *, as_json: bool) -> 
     if not as_json:
         click.echo(printable(f"{subject}: not usable, {counted(len(error.problems), 'problem')}"))
         raise error
+    _print_problems(error)
+
+
+def problems_as_json(command: _Command) -> _Command:
+    """Have a command with `json_option` tell programs what is wrong in files, as `tell_unusable` does."""
+
+    @functools.wraps(command)
+    def telling(*arguments: Any, as_json: bool, **options: Any) -> Any:
+        try:
+            return command(*arguments, as_json=as_json, **options)
+        except ConfigurationError as error:
+            if not as_json:
+                raise
+            _print_problems(error)
+
+    return cast("_Command", telling)
+
+
+def _print_problems(error: ConfigurationError) -> NoReturn:
     problems = [
         {"file": problem.file, "key": problem.key, "expected": problem.expected, "found": problem.found}
         for problem in error.problems

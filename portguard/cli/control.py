@@ -1,8 +1,12 @@
 """How commands reach a gateway that runs: over its control socket."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
+
+import click
+import msgspec
 
 from portguard.cli.configuration_file import configuration_at
 from portguard.control.client import ANSWER_S, ControlClient
@@ -22,6 +26,14 @@ def control_client(configuration_path: str, *, timeout_s: float = ANSWER_S) -> C
     """
     configuration = configuration_at(configuration_path, needed=_NEEDED)
     return ControlClient(Path(configuration.gateway.control), timeout_s=timeout_s)
+
+
+def print_large(document: object) -> None:
+    """Print an answer that may tell of ten thousand sessions as JSON.
+
+    It looks as json.dumps(indent=2) would have it, which Python writes without the help of C.
+    """
+    click.echo(msgspec.json.format(json.dumps(document), indent=2))
 
 
 @contextlib.contextmanager

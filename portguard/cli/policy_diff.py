@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from portguard.cli.check_verdict import problems_as_json
 from portguard.cli.configuration_file import configuration_at
 from portguard.cli.named_policies import (
     NamedPolicy,
@@ -51,6 +52,7 @@ from portguard.policy.replay import Live, Outcome, prospects, replayed
 @json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print a row for each identity and service.")
 @click.pass_context
+@problems_as_json
 def diff(
     context: click.Context,
     new: str,

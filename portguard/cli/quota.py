@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from portguard.cli.control import control_client, understanding
+from portguard.cli.control import control_client, print_large, understanding
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.rendering import printable
 from portguard.cli.tables import table_lines
@@ -52,7 +52,7 @@ def show(identity: str | None, role: str | None, configuration_path: str, as_jso
     """
     document = control_client(configuration_path).get("/v1/quotas", identity=identity, role=role)
     if as_json:
-        click.echo(json.dumps(document))  # in one line: with ten thousand identities that takes a tenth of the time
+        print_large(document)
         return
     with understanding():
         zone = zone_here(document["timezone"])

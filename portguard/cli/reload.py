@@ -4,6 +4,7 @@ import json
 
 import click
 
+from portguard.cli.check_verdict import problems_as_json
 from portguard.cli.control import control_client, understanding
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.rendering import printable
@@ -15,6 +16,7 @@ _LONGEST_S = 300.0  # a very large policy is read for a while
 @click.option("--message", metavar="TEXT", help='Why, for the audit: "CHG-123".')
 @configuration_option
 @json_option
+@problems_as_json
 def reload(message: str | None, configuration_path: str, as_json: bool) -> None:
     """Have the gateway work by what its files say now: all of it, or nothing when anything in them is wrong.
 

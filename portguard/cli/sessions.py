@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from portguard.cli.ages import written_age
-from portguard.cli.control import control_client, understanding
+from portguard.cli.control import control_client, print_large, understanding
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.tables import table_lines
 from portguard.control.client import ControlClient, NotDone
@@ -54,7 +54,7 @@ def list_sessions(
         "/v1/sessions", identity=identity, service=service, role=role, sort=sort, limit=limit
     )
     if as_json:
-        click.echo(json.dumps(document))  # in one line: with ten thousand sessions that takes a tenth of the time
+        print_large(document)
         return
     with understanding():
         rows = [_row(each) for each in document["sessions"]]

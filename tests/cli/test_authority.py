@@ -316,6 +316,8 @@ def test_show_of_a_single_certificate(made: Portguard, tmp_path: Path) -> None:
     root = _load(tmp_path / "ca" / "ca.crt")
     assert shown["root"]["sha256"] == root.fingerprint(hashes.SHA256()).hex()
     assert made("ca", "show", "--pem").out == (tmp_path / "ca" / "ca.crt").read_text()
+    both = made("ca", "show", "--pem", "--json")
+    assert (both.code, both.out, both.err) == (2, "", "portguard: --pem: expected not to be given beside --json\n")
     text = made("ca", "show").out
     assert "none yet" in text
     assert "issuing certificate" not in text
@@ -568,6 +570,7 @@ def test_show_by_file_and_by_serial(made: Portguard, tmp_path: Path) -> None:
     for written in (serial, serial.upper(), f"0x{serial}", colons):
         assert made("cert", "show", written, "--json").json == by_file
     assert made("cert", "show", serial, "--pem").out == (tmp_path / "alice.crt").read_text()
+    assert "--pem: expected not to be given beside --json" in made("cert", "show", serial, "--pem", "--json").err
     assert "subject     CN=alice\n" in made("cert", "show", serial).out
 
 

@@ -1,9 +1,12 @@
 """What commands over the control socket have in common."""
 
+import json
+
 import pytest
 
 from portguard.control.access import Level
 from portguard.control.routes import Route
+from portguard.errors import ConfigurationError, Problem
 from tests.control_double import ControlDouble
 
 
@@ -32,3 +35,53 @@ def test_an_answer_that_is_not_understood_is_told_in_a_sentence(configuration, r
         code, out, err = run_portguard(*command)
     assert (code, out) == (1, "")
     assert err == "portguard: the gateway: expected an answer that this version understands, got another one\n"
+
+
+PROBLEM = {"file": "policy.toml", "key": "roles[0].name", "expected": "a name", "found": "nothing"}
+
+
+@pytest.mark.parametrize("command", ["reload", "reexec"])
+def test_a_program_is_told_what_is_wrong_in_files_as_by_a_check(configuration, run_portguard, command):
+    async def status(_peer, _given):
+        return {"generation": 1}
+
+    async def reply(_peer, _given):
+        raise ConfigurationError([Problem(**PROBLEM)])
+
+    routes = [Route("GET", "/v1/status", Level.VIEWER, status), Route("POST", f"/v1/{command}", Level.ADMIN, reply)]
+    with ControlDouble(configuration.parent / "c.sock", routes):
+        code, out, err = run_portguard(command, "--json")
+        assert (code, json.loads(out), err) == (2, {"ok": False, "problems": [PROBLEM], "warnings": []}, "")
+        assert run_portguard(command) == (
+            2,
+            "",
+            "portguard: policy.toml: roles[0].name: expected a name, got nothing\n",
+        )
+
+
+def test_a_program_is_told_who_has_taken_over(configuration, run_portguard):
+    generations = iter([1, 2])
+
+    async def status(_peer, _given):
+        return {"generation": next(generations), "version": "9.9\x1b", "sessions": 3}
+
+    async def reply(_peer, _given):
+        return {"trial": "passed"}
+
+    routes = [Route("GET", "/v1/status", Level.VIEWER, status), Route("POST", "/v1/reexec", Level.ADMIN, reply)]
+    with ControlDouble(configuration.parent / "c.sock", routes):
+        code, out, err = run_portguard("reexec", "--json")
+        assert (code, json.loads(out), err) == (0, {"version": "9.9\x1b", "sessions": 3}, "")
+        generations = iter([1, 2])
+        assert run_portguard("reexec") == (0, "version 9.9\\x1b has taken over; sessions: 3\n", "")
+
+
+@pytest.mark.parametrize(("command", "path"), [("quota show", "/v1/quotas"), ("sessions list", "/v1/sessions")])
+def test_long_answers_are_indented_like_all_others(configuration, run_portguard, command, path):
+    answer = {"é": [{"a": 1.5, "b": None, "c": [], "d": {}}], "e": "\u202e"}
+
+    async def reply(_peer, _given):
+        return answer
+
+    with ControlDouble(configuration.parent / "c.sock", [Route("GET", path, Level.VIEWER, reply)]):
+        assert run_portguard(*command.split(), "--json") == (0, json.dumps(answer, indent=2) + "\n", "")

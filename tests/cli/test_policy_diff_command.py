@@ -77,6 +77,18 @@ def keep(folder, text):
     return bundle.revision
 
 
+@pytest.mark.parametrize("spoiled", ["new.toml", "policy.toml"])
+def test_a_program_is_told_which_policy_cannot_be_used(folder, diff, spoiled):
+    folder.write(spoiled, "rolse = 1")
+    code, out, err = diff("new.toml", "--json")
+    verdict = json.loads(out)
+    assert (code, verdict["ok"], verdict["warnings"], err) == (2, False, [], "")
+    assert [problem for problem in verdict["problems"] if problem["key"] == "rolse"]
+    code, out, err = diff("new.toml")
+    assert (code, out) == (2, "")
+    assert "rolse: expected a known key" in err
+
+
 def test_a_reviewer_reads_what_changes_for_whom(folder, diff):
     code, out, err = diff("new.toml")
     assert (code, err) == (1, "")
