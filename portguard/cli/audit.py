@@ -23,6 +23,8 @@ from portguard.observe.audit.verifying import Finding, Report
 from portguard.observe.audit.verifying import verify as verify_files
 
 _SHOWN_FINDINGS = 20
+_SHORTENED = {"policy", "fingerprint", "claimed_fingerprint"}  # for people; --json has all 64 digits
+_SHOWN_DIGITS = 12
 
 
 @click.group()
@@ -99,6 +101,8 @@ def tail(
 ) -> None:
     """Print the last lines of the audit.
 
+    Revisions and fingerprints are cut short, and what is empty is left out; --json has all.
+
     Conditions are joined: a line is shown when it fits all options; of one option given twice, either.
     """
     path = _path(configuration_at(configuration_path))
@@ -153,8 +157,10 @@ def _show(record: Record, *, as_json: bool) -> None:
         return
     words = [record.time, record.event]
     for key, value in record.fields.items():
-        if key not in {"time", "event", "prev", "signature"}:
-            words.append(f"{key}={_text(value)}")
+        if key in {"time", "event", "prev", "signature"} or value in ([], {}, "", None):
+            continue
+        shown = value[:_SHOWN_DIGITS] if key in _SHORTENED and isinstance(value, str) else value
+        words.append(f"{key}={_text(shown)}")
     click.echo(printable(" ".join(words)))
 
 

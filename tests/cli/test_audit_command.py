@@ -150,6 +150,18 @@ def test_a_log_that_has_no_lines_yet_is_one(log, portguard):
     assert portguard("tail") == (0, "", "")
 
 
+def test_people_get_long_digits_short_and_nothing_empty(log, portguard):
+    digits = {"policy": "ab" * 32, "fingerprint": "cd" * 32, "claimed_fingerprint": "ef" * 32, "session": "01" * 16}
+    log.add("session.open", **digits, groups=[], message="", service="0", received=0, clean=False)
+    out = portguard("tail", "-n", "1")[1]
+    assert out.endswith(
+        f" policy=abababababab fingerprint=cdcdcdcdcdcd claimed_fingerprint=efefefefefef session={'01' * 16}"
+        " service=0 received=0 clean=false\n"
+    )
+    whole = json.loads(portguard("tail", "-n", "1", "--json")[1])
+    assert whole.items() >= (digits | {"groups": [], "message": "", "received": 0, "clean": False}).items()
+
+
 def test_a_program_gets_the_lines_as_json(log, portguard):
     code, out, _ = portguard("tail", "--json", "--event", "session", "-n", "1")
     assert code == 0

@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,8 @@ class Selection:
     """Which records to show: all that fit every condition that is given.
 
     `identities` are names, or names with their trust, `corp:alice@example.com`; a bare name is looked for in all
-    trusts. `events` are whole, `session.open`, or the part before the dot. `since` is aware.
+    trusts. Acts on an identity, such as a lock, count as its own, also where one of the two leaves the trust open.
+    `events` are whole, `session.open`, or the part before the dot. `since` is aware.
     """
 
     identities: Sequence[str] = ()
@@ -31,13 +32,23 @@ class Selection:
         """Whether to show it."""
         fields = record.fields
         name = fields.get("identity")
-        if self.identities and not {name, f"{fields.get('trust')}:{name}"} & set(self.identities):
+        if self.identities and not (
+            {name, f"{fields.get('trust')}:{name}"} & set(self.identities) or self._acts(fields)
+        ):
             return False
         if self.services and fields.get("service") not in self.services:
             return False
         if self.events and not {record.event, record.event.partition(".")[0]} & set(self.events):
             return False
         return self.since is None or _is_since(record.time, self.since)
+
+    def _acts(self, fields: Mapping[str, object]) -> bool:
+        """Whether somebody acted on one of the identities, which stands in the record as that person wrote it."""
+        arguments = fields.get("arguments")
+        name = arguments.get("identity") if isinstance(arguments, dict) else None
+        if not isinstance(name, str):
+            return False
+        return any(name == wanted or _bare(name) == wanted or name == _bare(wanted) for wanted in self.identities)
 
 
 def last(path: Path, selection: Selection, count: int | None) -> list[Record]:
@@ -114,6 +125,11 @@ def _fitting(of_file: Iterator[Line], selection: Selection) -> Iterator[Record]:
             continue
         if selection.fits(record):
             yield record
+
+
+def _bare(name: str) -> str:
+    """An identity without its trust."""
+    return name.partition(":")[2] or name
 
 
 def _is_since(time: str, since: datetime) -> bool:

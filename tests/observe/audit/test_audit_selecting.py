@@ -43,6 +43,21 @@ def test_a_line_is_shown_when_it_fits_every_condition(log, conditions, expected)
     assert shown(log, **conditions) == expected
 
 
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [(["alice"], [1, 2, 4]), (["corp:alice"], [1, 2]), (["local:alice"], [1, 4]), (["bob"], [3]), (["corp"], [])],
+)
+def test_acts_on_an_identity_are_its_own_too(tmp_path, wanted, expected):
+    log = Log(tmp_path / "audit.jsonl")
+    log.add("admin.lock", user="root", arguments={"identity": "alice", "reason": "bob"})
+    log.add("admin.unlock", user="root", arguments={"identity": "corp:alice"})
+    log.add("admin.quota.reset", user="alice", arguments={"identity": "corp:bob"})
+    log.add("admin.lock", user="root", arguments={"identity": "local:alice"})
+    log.add("admin.lock", user="alice", arguments={"certificate": "alice"})
+    log.add("admin.reload", user="alice", arguments=None)
+    assert shown(log, identities=wanted) == expected
+
+
 @pytest.mark.parametrize(("count", "expected"), [(0, []), (1, [7]), (3, [5, 6, 7]), (100, [1, 2, 3, 4, 5, 6, 7])])
 def test_the_last_lines_are_taken_across_files(log, count, expected):
     assert shown(log, count) == expected
