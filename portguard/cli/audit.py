@@ -9,6 +9,7 @@ import click
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from portguard.cli.configuration_file import configuration_at
+from portguard.cli.groups import CommandGroup
 from portguard.cli.named_policies import since_instant
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.rendering import printable
@@ -27,7 +28,7 @@ _SHORTENED = {"policy", "fingerprint", "claimed_fingerprint"}  # for people; --j
 _SHOWN_DIGITS = 12
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def audit() -> None:
     """Look into the audit, and verify it."""
 

@@ -26,6 +26,7 @@ from portguard.cli.certificates import (
     table,
     time_text,
 )
+from portguard.cli.groups import CommandGroup
 from portguard.cli.options import json_option
 from portguard.cli.rendering import printable
 from portguard.errors import UsageError
@@ -96,12 +97,12 @@ def _issue_options(command: _Command) -> _Command:
     return command
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def ca() -> None:
     """Make a certificate authority, and look at it."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def cert() -> None:
     """Issue certificates to clients and gateways, and look at them."""
 
@@ -243,7 +244,7 @@ def issue(
     _report(authority, issued, {**identity, **written}, now + valid_for, as_json)
 
 
-@cert.command("gateway")
+@cert.command("gateway", short_help="Issue a gateway's certificate.")
 @click.argument("gateway_names", metavar="NAME...", nargs=-1, required=True)
 @_valid_for_option(GATEWAY_VALID_FOR)
 @_issue_options
@@ -290,7 +291,7 @@ def list_certificates(directory: Path, as_json: bool) -> None:
         click.echo(line)
 
 
-@cert.command("show")
+@cert.command("show", short_help="Show a certificate, of a file or by its serial.")
 @click.argument("what", metavar="FILE|SERIAL")
 @_authority_option
 @click.option("--pem", is_flag=True, help="Print the certificate itself.")

@@ -29,7 +29,7 @@ def drain(ends: bool, configuration_path: str, as_json: bool) -> None:
     click.echo(f"sessions left: {sessions}")
 
 
-@click.command()
+@click.command(short_help="Have the gateway take new sessions again.")
 @configuration_option
 @json_option
 def resume(configuration_path: str, as_json: bool) -> None:

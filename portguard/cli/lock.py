@@ -22,7 +22,7 @@ certificate_option = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="Lock out an identity or a certificate, at once.")
 @click.argument("identity", metavar="[IDENTITY]", required=False)
 @certificate_option
 @click.option(
@@ -66,7 +66,7 @@ def lock(
         click.echo(printable(line))
 
 
-@click.command()
+@click.command(short_help="Take a lock away.")
 @click.argument("identity", metavar="[IDENTITY]", required=False)
 @certificate_option
 @configuration_option

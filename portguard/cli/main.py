@@ -7,6 +7,7 @@ from typing import NoReturn
 import click
 
 from portguard import __version__
+from portguard.cli.groups import CommandGroup
 from portguard.cli.rendering import printable
 from portguard.errors import PortguardError
 
@@ -35,7 +36,7 @@ _COMMANDS = {
 }
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(CommandGroup):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(_COMMANDS)
 

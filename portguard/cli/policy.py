@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from portguard.cli.check_verdict import tell_unusable, tell_usable
 from portguard.cli.client_chain import identify
 from portguard.cli.configuration_file import configuration_at
+from portguard.cli.groups import CommandGroup
 from portguard.cli.named_policies import (
     instant,
     policies_alone,
@@ -35,7 +36,7 @@ from portguard.policy.kinds import parse_own_group
 from portguard.policy.quantities import Unexpected
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def policy() -> None:
     """Check a policy, ask it why, and compare it with another."""
 
@@ -85,7 +86,7 @@ def check(context: click.Context, path: str | None, configuration_path: str, as_
     )
 
 
-@policy.command()
+@policy.command(short_help="Say why an identity may reach a service or not.")
 @click.argument("words", metavar="[IDENTITY] SERVICE", nargs=-1, required=True)
 @click.option("--cert", "certificate_path", metavar="FILE", help="Take identity and groups from a client certificate.")
 @click.option("--group", "groups", metavar="GROUP", multiple=True, help="A group that the certificate has.")

@@ -38,7 +38,7 @@ from portguard.policy.ladder import Subject
 from portguard.policy.quantities import Unexpected
 
 
-@click.command()
+@click.command(short_help="Say who could reach what.")
 @click.option("--service", "services", metavar="NAME", multiple=True, help="Only this service. Can be given twice.")
 @click.option("--identity", "name", metavar="IDENTITY", help="Only this one, by its name and patterns.")
 @click.option("--group", "groups", metavar="GROUP", multiple=True, help="Whoever a certificate puts in it.")
@@ -85,7 +85,7 @@ def access(
         click.echo(printable(line))
 
 
-@click.command()
+@click.command(short_help="Print a policy that was loaded.")
 @click.argument("revision", metavar="[REVISION]", required=False)
 @click.option("--list", "as_list", is_flag=True, help="List all that were loaded, with when, by whom and why.")
 @configuration_option

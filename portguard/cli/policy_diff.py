@@ -40,7 +40,7 @@ from portguard.policy.diff import differences
 from portguard.policy.replay import Live, Outcome, prospects, replayed
 
 
-@click.command()
+@click.command(short_help="Say what a new policy changes.")
 @click.argument("new", metavar="NEW")
 @click.option("--against", metavar="FILE_OR_REVISION", help="Compare with this policy; else that of the configuration.")
 @click.option(

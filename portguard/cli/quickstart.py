@@ -34,7 +34,10 @@ _PORT = 8443
 _WEB_LOCAL_PORT = 8080
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    short_help="Make a gateway with two clients in a folder, and show it.",
+)
 @click.option(
     "--service",
     "services",

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from portguard.cli.control import control_client, print_large, understanding
+from portguard.cli.groups import CommandGroup
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.rendering import printable
 from portguard.cli.tables import table_lines
@@ -35,7 +36,7 @@ def whose_options(command: _Command) -> _Command:
     return all_option(pool_option(role_option(period_option(command))))
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def quota() -> None:
     """Show what is used and left of quotas, and change it."""
 
@@ -66,7 +67,7 @@ def show(identity: str | None, role: str | None, configuration_path: str, as_jso
     click.echo("\n".join(table_lines(header, rows, right=_RIGHT)))
 
 
-@quota.command()
+@quota.command(short_help="Forget what was used in the running periods.")
 @click.argument("identity", metavar="[IDENTITY]", required=False)
 @whose_options
 @configuration_option
@@ -78,7 +79,7 @@ def reset(identity: str | None, configuration_path: str, as_json: bool, **option
     _tell("reset", document, "reset", as_json=as_json)
 
 
-@quota.command()
+@quota.command(short_help="Give somebody more than the quota in the running period.")
 @click.argument("words", metavar="[IDENTITY] SIZE", nargs=-1, required=True)
 @whose_options
 @configuration_option

@@ -18,7 +18,7 @@ _TAKE_OVER_S = 60.0
 _LOOK_EVERY_S = 0.2
 
 
-@click.command()
+@click.command(short_help="Have the version that is installed now take over.")
 @configuration_option
 @json_option
 @problems_as_json

@@ -12,7 +12,7 @@ from portguard.cli.rendering import printable
 _LONGEST_S = 300.0  # a very large policy is read for a while
 
 
-@click.command()
+@click.command(short_help="Have the gateway work by what its files say now.")
 @click.option("--message", metavar="TEXT", help='Why, for the audit: "CHG-123".')
 @configuration_option
 @json_option

@@ -9,6 +9,7 @@ import click
 
 from portguard.cli.ages import written_age
 from portguard.cli.control import control_client, print_large, understanding
+from portguard.cli.groups import CommandGroup
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.tables import table_lines
 from portguard.control.client import ControlClient, NotDone
@@ -27,7 +28,7 @@ service_option = click.option("--service", metavar="SERVICE", help="Only to this
 role_option = click.option("--role", metavar="ROLE", help="Only in this role.")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def sessions() -> None:
     """Show live sessions, and end some."""
 
@@ -68,7 +69,7 @@ def list_sessions(
         click.echo(f"and {more} more", err=True)
 
 
-@sessions.command()
+@sessions.command(short_help="End sessions at once.")
 @click.argument("ids", metavar="[ID]...", nargs=-1)
 @identity_option
 @service_option

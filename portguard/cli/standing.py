@@ -15,7 +15,7 @@ from portguard.client.gateway import Gateway
 from portguard.errors import PortguardError
 
 
-@click.command()
+@click.command(short_help="Show who you are to the gateway.")
 @profile_option
 @json_option
 def whoami(profile_name: str | None, as_json: bool) -> None:
@@ -26,7 +26,7 @@ def whoami(profile_name: str | None, as_json: bool) -> None:
     _show(profile_name, Gateway.whoami, whoami_lines, as_json=as_json)
 
 
-@click.command()
+@click.command(short_help="Show which services you may reach now.")
 @profile_option
 @json_option
 def services(profile_name: str | None, as_json: bool) -> None:

@@ -18,7 +18,7 @@ _SHOWN_DIGITS = 12
 _GAP = " " * 2
 
 
-@click.command()
+@click.command(short_help="Show how the gateway is, and what is wrong.")
 @configuration_option
 @json_option
 def status(configuration_path: str, as_json: bool) -> None:

@@ -22,7 +22,7 @@ _QUIT = "qQ"
 _COLUMNS = 80  # where there is no terminal
 
 
-@click.command()
+@click.command(short_help="Show sessions and rates, every second.")
 @click.option("--identity", metavar="IDENTITY", help='As in a policy: "alice".')
 @click.option("--service", metavar="SERVICE", help="Only to this service.")
 @configuration_option

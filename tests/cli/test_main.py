@@ -53,3 +53,51 @@ def test_what_the_system_refuses_is_a_message_too(run):
 def test_each_line_of_a_message_is_escaped(run):
     _, said = run(UsageError("one\x1b[31m\ntwo\u202e"))
     assert said == "portguard: one\\x1b[31m\nportguard: two\\u202e\n"
+
+
+def command_line_of(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["portguard", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    return ended.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["serv"], "No such command 'serv' (did you mean serve?)."),
+        (["statsu", "--json"], "No such command 'statsu' (did you mean status?)."),
+        (["policy", "chekc"], "No such command 'chekc' (did you mean check?)."),
+        (["policy", "foo"], "No such command 'foo'; expected access, check, diff, explain or show."),
+        (["ca", "shw"], "No such command 'shw' (did you mean show?)."),
+        (["quota", "foo"], "No such command 'foo'; expected grant, reset or show."),
+        (["nothing-like-it"], "No such command 'nothing-like-it'."),
+    ],
+    ids=" ".join,
+)
+def test_a_slip_in_a_command_is_told_with_what_was_meant(monkeypatch, capsys, arguments, told):
+    code, err = command_line_of(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert err.splitlines()[-1] == f"Error: {told}"
+
+
+def test_a_slip_in_an_option_is_clicks_to_tell(monkeypatch, capsys):
+    code, err = command_line_of(monkeypatch, capsys, "--srve")
+    assert (code, "No such option" in err) == (2, True)
+
+
+def groups(command=command_line.portguard, path=()):
+    """Each group, with the words that lead to it."""
+    context = click.Context(command)
+    if isinstance(command, click.Group):
+        yield path, command
+        for name in command.list_commands(context):
+            yield from groups(command.get_command(context, name), (*path, name))
+
+
+@pytest.mark.parametrize(("path", "group"), list(groups()), ids=str)
+def test_no_summary_of_a_command_is_cut(path, group):
+    text = group.get_help(click.Context(group, info_name="portguard", terminal_width=80))
+    commands = text.partition("Commands:\n")[2].splitlines()
+    assert len(commands) == len(group.list_commands(click.Context(group))), "expected a line for each"
+    assert [line for line in commands if "..." in line] == []
