@@ -70,7 +70,7 @@ def _time(record: logging.LogRecord) -> str:
 def _text(value: Field) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
-    text = str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)  # as in JSON
     return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
 

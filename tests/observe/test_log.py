@@ -32,6 +32,11 @@ def test_a_text_line_holds_time_level_event_and_fields(text):
     )
 
 
+def test_yes_and_no_are_written_as_in_json(text):
+    log.event("info", "gateway.reload", changed=False, kept=True, closed=0, by="False")
+    assert text().endswith(" changed=false kept=true closed=0 by=False\n")
+
+
 def test_a_hostile_value_neither_ends_its_line_nor_starts_a_field_nor_reaches_the_terminal(text):
     log.event("warning", "session.refuse", identity=HOSTILE, reason="denied")
     line = text()
