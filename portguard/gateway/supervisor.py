@@ -15,7 +15,7 @@ from typing import Any
 from portguard import __version__
 from portguard.control.access import Access, Peer
 from portguard.control.listening import ControlSocket
-from portguard.control.routes import Arguable
+from portguard.control.routes import Arguable, Forbidden
 from portguard.control.server import ControlServer
 from portguard.gateway.accepting import Acceptor
 from portguard.gateway.accounting import Accounting
@@ -315,7 +315,8 @@ class Supervisor:
         self._trail.quota_warning(warned)
 
     def _on_act(self, peer: Peer, method: str, path: str, given: Arguable, outcome: str) -> None:
-        log.event("info", "control.act", uid=peer.uid, user=peer.name, act=f"{method} {path}", outcome=outcome)
+        level: log.Level = "warning" if outcome == Forbidden.code else "info"
+        log.event(level, "control.act", uid=peer.uid, user=peer.name, act=f"{method} {path}", outcome=outcome)
         self._trail.acted(peer, method, path, given, outcome, now_s=time.monotonic())
 
     # Reload.

@@ -272,3 +272,12 @@ async def test_open_sessions_are_told_to_whom_they_belong(supervisor, trail, wor
         supervisor._on_message(worker, StandingWanted(7, "local", name, [role]))
         assert worker.sent[-1].connection == 7
         assert [standing.sessions for standing in worker.sent[-1].roles] == [expected]
+
+
+@pytest.mark.parametrize(("outcome", "level"), [("done", "info"), ("not_found", "info"), ("forbidden", "warning")])
+async def test_who_tries_what_is_forbidden_is_warned_of(supervisor, monkeypatch, outcome, level):
+    told = []
+    monkeypatch.setattr(log, "event", lambda level, name, **fields: told.append((level, name, fields["outcome"])))
+    monkeypatch.setattr(supervisor._trail, "acted", lambda *_, **__: None, raising=False)
+    supervisor._on_act(ROOT, "POST", "/v1/drain", {}, outcome)
+    assert told == [(level, "control.act", outcome)]
