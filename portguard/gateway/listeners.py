@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
+from typing import Self
 
 from portguard.errors import ConfigurationError, Problem
 from portguard.gateway.activation import GATEWAY, METRICS, HandedOver, Wanted, assign
@@ -41,42 +42,73 @@ def listen(
 ) -> tuple[list[tuple[Listener, socket.socket]], socket.socket]:
     """All `listeners` in their order, each with its socket, and the socket of `[metrics]`.
 
-    They do not block. Raises ConfigurationError.
+    They do not block. Raises ConfigurationError, which tells of every address that cannot be listened on.
     """
     everywhere = listeners(configuration, policy)
     wanted = [Wanted(GATEWAY if one.service is None else one.service.name, one.address) for one in everywhere]
     at = configuration.metrics.listen
     *given, metrics = assign(handed_over, [*wanted, Wanted(METRICS, at)])
-    bound = [
-        (listener, bind(listener, configuration.path) if sock is None else sock)
-        for listener, sock in zip(everywhere, given, strict=True)
-    ]
-    return bound, bind_address(at, configuration.path, "metrics.listen") if metrics is None else metrics
+    with Binding(configuration.path) as binding:
+        bound = [
+            (listener, binding.bind(listener) if sock is None else sock)
+            for listener, sock in zip(everywhere, given, strict=True)
+        ]
+        return bound, binding.bind_metrics(at) if metrics is None else metrics
 
 
-def bind(listener: Listener, file: str) -> socket.socket:
-    """Return a non-blocking socket that listens there. Raises ConfigurationError naming `file` when it cannot."""
-    origin = listener.service.origin if listener.service is not None else None
-    if origin is not None:
-        return bind_address(listener.address, origin.file, f"{origin.key}.listen")
-    return bind_address(listener.address, file, "gateway.listen")
+class Binding:
+    """A block in which non-blocking sockets are made that listen. `file` is the configuration's.
+
+    Raises ConfigurationError at its end, with all that could not be made, and nothing left open. Until then the place
+    of such a one is held by a socket that is closed.
+    """
+
+    def __init__(self, file: str):
+        self._file = file
+        self._made: list[socket.socket] = []
+        self._problems: list[Problem] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._problems or kind is not None:
+            for sock in self._made:
+                sock.close()
+        if self._problems and kind is None:
+            raise ConfigurationError(self._problems)
+
+    def bind(self, listener: Listener) -> socket.socket:
+        """For clients."""
+        origin = listener.service.origin if listener.service is not None else None
+        if origin is not None:
+            return self._bind(listener.address, origin.file, f"{origin.key}.listen")
+        return self._bind(listener.address, self._file, "gateway.listen")
+
+    def bind_metrics(self, address: ListenAddress) -> socket.socket:
+        """For who scrapes."""
+        return self._bind(address, self._file, "metrics.listen")
+
+    def _bind(self, address: ListenAddress, file: str, key: str) -> socket.socket:
+        sock = _socket(address)
+        self._made.append(sock)
+        try:
+            sock.bind((address.host, address.port))
+            sock.listen(_BACKLOG)
+        except OSError as error:
+            sock.close()
+            expected = "an address that can be listened on"
+            self._problems.append(Problem(file, key, expected, f"{address}: {error.strerror}"))
+        return sock
 
 
-def bind_address(address: ListenAddress, file: str, key: str) -> socket.socket:
-    """The same for an address that `key` in `file` names."""
+def _socket(address: ListenAddress) -> socket.socket:
     ipv6 = ip_address(address.host).version == 6
     sock = socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if ipv6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((address.host, address.port))
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        problem = Problem(file, key, "an address that can be listened on", f"{address}: {error.strerror}")
-        raise ConfigurationError([problem]) from error
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if ipv6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     return sock
 
 

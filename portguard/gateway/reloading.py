@@ -18,7 +18,7 @@ from portguard.errors import ConfigurationError, PortguardError
 from portguard.gateway.audit_trail import AuditTrail, Loading
 from portguard.gateway.bundle import Bundle, read_bundle
 from portguard.gateway.configuration import Configuration
-from portguard.gateway.listeners import Listener, bind, bind_address, listeners, written_address
+from portguard.gateway.listeners import Binding, Listener, listeners, written_address
 from portguard.gateway.notify import Notifier
 from portguard.gateway.snapshot import Snapshot, build
 from portguard.gateway.workers import Workers
@@ -226,23 +226,18 @@ def _bind(before: InForce, bundle: Bundle, snapshot: Snapshot) -> InForce:
     configuration = snapshot.configuration
     free = list(before.bound)
     bound: list[tuple[Listener, socket.socket]] = []
-    new: list[socket.socket] = []
-    try:
+    with Binding(configuration.path) as binding:
         for listener in listeners(configuration, snapshot.policy):
             same = next((one for one in free if one[0].address == listener.address), None)
             if same is not None:
                 free.remove(same)
                 bound.append((listener, same[1]))
             else:
-                new.append(bind(listener, configuration.path))
-                bound.append((listener, new[-1]))
+                bound.append((listener, binding.bind(listener)))
         metrics = before.metrics
         if configuration.metrics.listen != before.snapshot.configuration.metrics.listen:
-            metrics = bind_address(configuration.metrics.listen, configuration.path, "metrics.listen")
-    except ConfigurationError:
-        _close(set(new))
-        raise
-    return InForce(bundle, snapshot, tuple(bound), metrics)
+            metrics = binding.bind_metrics(configuration.metrics.listen)
+        return InForce(bundle, snapshot, tuple(bound), metrics)
 
 
 def _sockets(in_force: InForce) -> list[socket.socket]:

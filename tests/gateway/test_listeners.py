@@ -1,5 +1,6 @@
 """Where the gateway listens: on sockets that it was handed, and on those that it binds for the rest."""
 
+import os
 import socket
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from portguard.errors import ConfigurationError
 from portguard.gateway.activation import HandedOver
 from portguard.gateway.bundle import read_bundle
-from portguard.gateway.listeners import bind_address, listen, written_address
+from portguard.gateway.listeners import Binding, listen, written_address
 from portguard.gateway.snapshot import build
 from portguard.policy.addresses import ListenAddress
 from tests.gateway_folder import GatewayFolder
@@ -62,7 +63,8 @@ def test_a_socket_for_ipv6_is_for_nothing_else(monkeypatch):
             super().bind(address)
 
     monkeypatch.setattr(socket, "socket", Watched)
-    bind_address(ListenAddress("::1", 0), "portguard.toml", "gateway.listen").close()
+    with Binding("portguard.toml") as binding:
+        binding.bind_metrics(ListenAddress("::1", 0)).close()
     assert seen == [1]
 
 
@@ -79,3 +81,22 @@ def test_what_is_handed_over_takes_its_place_and_the_rest_is_bound(snapshot, han
 def test_what_has_no_place_is_an_error(snapshot, handed_over):
     with pytest.raises(ConfigurationError, match="socket activation"):
         listening(snapshot, handed_over("invoices-db"))
+
+
+def test_every_address_that_is_taken_is_named_and_nothing_stays_open(tmp_path):
+    folder = GatewayFolder(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        taken = [f"127.0.0.1:{sock.getsockname()[1]}" for sock in (one, other)]
+        text = (folder.path / "portguard.toml").read_text()
+        listen_at = f'listen = ["127.0.0.1:0", "{taken[0]}"]'
+        folder.write("portguard.toml", text.replace('listen = ["127.0.0.1:0"]', listen_at))
+        folder.add("portguard.toml", f'[metrics]\nlisten = "{taken[1]}"\n')
+        snapshot = build(read_bundle(folder.configuration))
+        before = set(os.listdir("/proc/self/fd"))
+        with pytest.raises(ConfigurationError) as caught:
+            listening(snapshot)
+        assert set(os.listdir("/proc/self/fd")) == before
+    assert [(problem.key, problem.found) for problem in caught.value.problems] == [
+        ("gateway.listen", f"{taken[0]}: Address already in use"),
+        ("metrics.listen", f"{taken[1]}: Address already in use"),
+    ]

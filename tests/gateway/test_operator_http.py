@@ -4,7 +4,7 @@ import socket
 import aiohttp
 import pytest
 
-from portguard.gateway.listeners import bind_address
+from portguard.gateway.listeners import Binding
 from portguard.gateway.operator_http import OperatorHttp
 from portguard.observe.metrics import QuotaUse, Reading, Totals
 from portguard.policy.addresses import ListenAddress
@@ -65,7 +65,8 @@ def gateway():
 @pytest.fixture
 async def get(gateway):
     server = OperatorHttp(read=gateway.read, not_ready=gateway.not_ready, faults=gateway)
-    listening = bind_address(ListenAddress("127.0.0.1", 0), "portguard.toml", "metrics.listen")
+    with Binding("portguard.toml") as binding:
+        listening = binding.bind_metrics(ListenAddress("127.0.0.1", 0))
     port = listening.getsockname()[1]
     await server.start(listening)
 
