@@ -21,6 +21,7 @@ from portguard.cli.certificates import (
     lines,
     read_certificates,
     recorded,
+    serial_digits,
     serial_number,
     serial_text,
     table,
@@ -174,7 +175,7 @@ def init(
 def show_authority(directory: Path, pem: bool, as_json: bool) -> None:
     """Show the authority, and how many certificates it issued."""
     _expect_one_form(pem=pem, as_json=as_json)
-    authority = Authority.open(directory)
+    authority = _opened(directory)
     if pem:
         click.echo(authority.certificate_pem.decode(), nl=False)
         return
@@ -281,7 +282,7 @@ def gateway(
 def list_certificates(directory: Path, as_json: bool) -> None:
     """List the certificates that the authority issued, oldest first."""
     now = datetime.now(UTC)
-    rows = [recorded(record, now) for record in Authority.open(directory).store.records()]
+    rows = [recorded(record, now) for record in _opened(directory).store.records()]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -297,7 +298,10 @@ def list_certificates(directory: Path, as_json: bool) -> None:
 @click.option("--pem", is_flag=True, help="Print the certificate itself.")
 @json_option
 def show_certificate(what: str, directory: Path, pem: bool, as_json: bool) -> None:
-    """Show a certificate: the first one in FILE, or the one that the authority issued under SERIAL (hex)."""
+    """Show a certificate: the first one in FILE, or the one that the authority issued under SERIAL.
+
+    SERIAL is hex, whole or as many of its first digits as no other begins with.
+    """
     _expect_one_form(pem=pem, as_json=as_json)
     now = datetime.now(UTC)
     is_file = os.path.exists(what)
@@ -322,16 +326,30 @@ def _issued_under(text: str, directory: Path) -> x509.Certificate:
     serial = serial_number(text)
     if serial is None:
         raise UsageError(f"FILE|SERIAL: expected a file or a serial number in hex, got {text!r}")
-    record = Authority.open(directory).store.get(serial)
-    if record is None:
+    store, digits = _opened(directory).store, serial_digits(text)
+    records = [record for record in [store.get(serial)] if record is not None]
+    if not records and digits:
+        records = [record for record in store.records() if serial_text(record.serial).startswith(digits)]
+    if len(records) != 1:
+        found = f"{len(records)} that begin so" if records else "none"
         raise PkiError(
-            f"serial {serial_text(serial)}", f"a certificate that the authority in {directory} issued", "none"
+            f"serial {serial_text(serial)}", f"a certificate that the authority in {directory} issued", found
         )
-    return x509.load_der_x509_certificate(record.der)
+    return x509.load_der_x509_certificate(records[0].der)
+
+
+def _opened(directory: Path) -> Authority:
+    try:
+        return Authority.open(directory)
+    except PkiError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        hint = "`portguard ca init` makes an authority, --ca or $PORTGUARD_CA names another"
+        raise PkiError(error.subject, error.expected, f"{error.found}; {hint}") from error
 
 
 def _unlocked(directory: Path, passphrase_file: Path | None) -> Authority:
-    authority = Authority.open(directory)
+    authority = _opened(directory)
     passphrase = None
     if passphrase_file is not None:
         passphrase = _read_passphrase(passphrase_file)

@@ -87,6 +87,11 @@ def serial_text(serial: int) -> str:
     return f"{serial:x}"
 
 
+def serial_digits(text: str) -> str:
+    """What stands in a serial, or its beginning, as `serial_text` writes it; whatever stands there."""
+    return text.lower().removeprefix("0x").replace(":", "").lstrip("0")
+
+
 def serial_number(text: str) -> int | None:
     """Read a serial as `serial_text` and openssl write it (upper case, colons, `0x`), None if it is none."""
     digits = text.lower().removeprefix("0x").replace(":", "")

@@ -324,7 +324,17 @@ def test_show_of_a_single_certificate(made: Portguard, tmp_path: Path) -> None:
 
 
 def test_show_without_an_authority(portguard: Portguard) -> None:
-    _failed(portguard("ca", "show"), 1, "ca/ca.crt: expected a CA certificate of portguard, got “No such file")
+    for command in (("ca", "show"), ("cert", "list"), ("cert", "issue", "alice"), ("cert", "show", "abc")):
+        done = portguard(*command)
+        _failed(done, 1, "ca/ca.crt: expected a CA certificate of portguard, got “No such file")
+        assert "; `portguard ca init` makes an authority, --ca or $PORTGUARD_CA names another" in done.err
+
+
+def test_the_hint_at_making_an_authority_is_not_for_one_that_is_damaged(made: Portguard, tmp_path: Path) -> None:
+    (tmp_path / "ca" / "ca.crt").write_text("")
+    done = made("ca", "show")
+    _failed(done, 1, "ca/ca.crt: expected a CA certificate of portguard, got something else")
+    assert "ca init" not in done.err
 
 
 def test_the_authority_is_found_by_option_then_environment_then_custom(
@@ -572,6 +582,21 @@ def test_show_by_file_and_by_serial(made: Portguard, tmp_path: Path) -> None:
     assert made("cert", "show", serial, "--pem").out == (tmp_path / "alice.crt").read_text()
     assert "--pem: expected not to be given beside --json" in made("cert", "show", serial, "--pem", "--json").err
     assert "subject     CN=alice\n" in made("cert", "show", serial).out
+
+
+def test_show_takes_the_beginning_of_a_serial_that_no_other_has(made: Portguard) -> None:
+    serials: list[str] = []
+    while len({serial[0] for serial in serials}) == len(serials):  # until two of them begin alike
+        serials.append(made("cert", "issue", f"client-{len(serials)}", "--json").json["serial"])
+    last = serials[-1]
+    [twin] = [serial for serial in serials[:-1] if serial[0] == last[0]]
+    differ = next(index for index in range(40) if last[index] != twin[index])
+    beginning = last[: differ + 2]  # three digits at least: there is a folder that is called "ca"
+    for written in (beginning, beginning.upper(), f"0x{beginning}"):
+        assert made("cert", "show", written, "--json").json["serial"] == last
+    message = f"serial {last[0]}: expected a certificate that the authority in ca issued, got 2 that begin so"
+    _failed(made("cert", "show", last[0]), 1, message)
+    _failed(made("cert", "show", last[1:]), 1, "got none")
 
 
 def test_show_names_the_certificates_that_follow(portguard: Portguard) -> None:
