@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import click
@@ -13,6 +13,7 @@ from portguard.cli.rendering import printable
 from portguard.cli.tables import table_lines
 from portguard.errors import UsageError
 
+_SHORT = timedelta(minutes=10)
 _HEADER = ("LOCKED", "SINCE (UTC)", "UNTIL (UTC)", "BY", "REASON")
 
 certificate_option = click.option(
@@ -60,7 +61,7 @@ def lock(
         return
     with understanding():
         row, ended = document["lock"], int(document["sessions"])
-        until = f" until {_instant(row['until'])} UTC" if row["until"] is not None else ""
+        until = f" until {_span(row['since'], row['until'])[1]} UTC" if row["until"] is not None else ""
         lines = [f"locked: {_who(row)}{until}", f"sessions closed: {ended}"]
     for line in lines:
         click.echo(printable(line))
@@ -106,13 +107,21 @@ def _list(configuration_path: str, *, as_json: bool) -> None:
 
 
 def _row(each: Mapping[str, Any]) -> tuple[str, ...]:
-    until = _instant(each["until"]) if each["until"] is not None else "unlocked"
-    return _who(each), _instant(each["since"]), until, str(each["by"]), str(each["reason"])
+    since, until = _span(each["since"], each["until"])
+    return _who(each), since, until, str(each["by"]), str(each["reason"])
 
 
 def _who(each: Mapping[str, Any]) -> str:
     return str(each["identity"] if each["identity"] is not None else each["certificate"])
 
 
-def _instant(text: str) -> str:
-    return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M")
+def _span(since: str, until: str | None) -> tuple[str, str]:
+    """Both ends, with seconds where minutes do not tell them apart by much."""
+    if until is None:
+        return _instant(since), "unlocked"
+    short = datetime.fromisoformat(until) - datetime.fromisoformat(since) < _SHORT
+    return _instant(since, seconds=short), _instant(until, seconds=short)
+
+
+def _instant(text: str, *, seconds: bool = False) -> str:
+    return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M")

@@ -76,6 +76,15 @@ def test_a_person_sees_a_table(gateway, portguard):
     assert [("2026-11-18 12:06" in row, "unlocked" in row) for row in rows] == [(False, True), (True, False)]
 
 
+def test_the_two_ends_of_a_short_lock_are_told_apart(gateway, portguard):
+    done = portguard("lock", "alice", "--reason", "INC-1", "--for", "3s")
+    assert done == (0, "locked: alice until 2026-11-18 11:06:43 UTC\nsessions closed: 0\n", "")
+    portguard("lock", "bob", "--reason", "INC-1", "--for", "10m")
+    alice, bob = portguard("lock", "--list")[1].splitlines()[1:]
+    assert alice.split()[1:5] == ["2026-11-18", "11:06:40", "2026-11-18", "11:06:43"]
+    assert bob.split()[1:5] == ["2026-11-18", "11:06", "2026-11-18", "11:16"]
+
+
 def test_a_program_gets_json(gateway, portguard):
     code, out, _ = portguard("lock", "alice", "--reason", "INC-1", "--json")
     document = json.loads(out)
