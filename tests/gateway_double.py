@@ -52,6 +52,7 @@ class Double:
         self.services: dict[str, int] = {}  # upstream ports on 127.0.0.1
         self.local_ports: dict[str, int] = {}
         self.answers: dict[str, bytes] = {}  # in place of a tunnel or a description
+        self.foreseen: dict[str, dict[str, object]] = {}  # the refusals that descriptions tell of
         self.early: dict[str, bytes] = {}  # sent with the answer to CONNECT
         self.requests: list[str] = []
         self.ended: asyncio.Queue[Reason] = asyncio.Queue()
@@ -106,6 +107,7 @@ class Double:
             await self._say(sock, endpoint, self.answers[service])
         elif method == "GET":
             document = {"service": service, "local_port": self.local_ports.get(service), "description": ""}
+            document["refusal"] = self.foreseen.get(service)
             await self._say(sock, endpoint, answer(200, json.dumps(document).encode()))
         else:
             await self._tunnel(sock, endpoint, service)

@@ -51,6 +51,7 @@ def services_lines(document: Mapping[str, Any], now: datetime) -> Iterator[str]:
         yield "No service may be reached now; `portguard whoami` says as whom."
         return
     yield from _table(services)
+    yield from _refused_now(services)
     zone = zone_here(one_line(document["timezone"]))
     for role, service in {one_line(service["role"]): service for service in services}.items():
         facts = list(_limits(service, zone, now))
@@ -71,6 +72,25 @@ def _table(services: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     descriptions = [textwrap.shorten(one_line(service["description"]), room, placeholder="…") for service in services]
     full = [(*row, description) for row, description in zip(rows, descriptions, strict=True)]
     yield from table_lines((*header, "DESCRIPTION" if any(descriptions) else ""), full, right=frozenset({1}))
+
+
+def _refused_now(services: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Why sessions would be refused now, with the services that it is so for. A gateway of before tells of none."""
+    names: dict[tuple[str, str], list[str]] = {}
+    waits_s: dict[tuple[str, str], float | None] = {}  # those of one reason differ by what asking has taken
+    for service in services:
+        if (refusal := service.get("refusal")) is not None:
+            why = one_line(refusal["reason"]), one_line(refusal["message"])
+            names.setdefault(why, []).append(one_line(service["name"]))
+            waits_s[why] = refusal["retry_after_s"]
+    if names:
+        yield ""
+        yield "A new session would be refused now:"
+    for (reason, message), those in names.items():
+        wait_s = waits_s[reason, message]
+        again = f" (try again in {written_wait(max(1, math.ceil(wait_s)))})" if wait_s is not None else ""
+        yield f"  {reason}"
+        yield from _wrapped(f"{', '.join(those)}: {message}{again}")
 
 
 def _limits(service: Mapping[str, Any], zone: tzinfo, now: datetime) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ import h11
 from portguard import __version__
 from portguard.client.credentials import Credentials
 from portguard.client.handshake import handshake
-from portguard.client.refusal import Answer, refused, refused_by_alert, untrusted_gateway
+from portguard.client.refusal import Answer, foreseen_refusal, refused, refused_by_alert, untrusted_gateway
 from portguard.client.tls_end import BufferedTlsEnd
 from portguard.errors import PortguardError, Unreachable
 from portguard.gateway.handshake import receive, send
@@ -70,13 +70,19 @@ class Gateway:
         self._context = credentials.context()
 
     async def describe(self, service: str) -> Description:
-        """Ask about `service`: the gateway decides as for connect(), but dials and counts nothing."""
+        """Ask about `service`: the gateway decides as for connect(), but dials and counts nothing.
+
+        Raises RefusedByGateway also when only its limits, or its state, would refuse a session now.
+        """
         exchange = await self._exchange("GET", f"/v1/services/{service}", self._host)
         exchange.sock.close()
         answer = exchange.answer
         if answer.status != 200:
             raise refused(service, self.address, answer)
-        port = answer.document().get("local_port")
+        document = answer.document()
+        if (foreseen := foreseen_refusal(service, document)) is not None:
+            raise foreseen
+        port = document.get("local_port")
         if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
             port = None
         return Description(service, port)

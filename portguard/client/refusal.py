@@ -1,6 +1,7 @@
 """What a gateway's "no" looks like from outside: its answer over HTTP, and its alert over TLS."""
 
 import json
+import math
 import re
 import ssl
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ _BY_ALERT = {
     "BAD_CERTIFICATE": Reason.CERTIFICATE_UNTRUSTED,
 }
 
+_LONGEST_WAIT_S = 10_000_000
 _RETRY_AFTER = re.compile(r"[0-9]{1,7}")  # a month has 2,678,400 seconds
 
 # What a wait is told in, once it is at least two of them.
@@ -84,6 +86,26 @@ def refused(service: str, gateway: HostPort, answer: Answer) -> PortguardError:
         session=session or None,
         retry_after_s=int(retry_after) if _RETRY_AFTER.fullmatch(retry_after) else None,
     )
+
+
+def foreseen_refusal(service: str, document: Mapping[str, object]) -> RefusedByGateway | None:
+    """Return the refusal that a session with `service` would meet now, as the gateway's description tells it.
+
+    None where it tells none: such as one of before it told any.
+    """
+    refusal = document.get("refusal")
+    if not isinstance(refusal, dict) or not (reason := one_line(refusal.get("reason"))):
+        return None
+    return RefusedByGateway(
+        service, reason, one_line(refusal.get("message")), retry_after_s=_whole_wait_s(refusal.get("retry_after_s"))
+    )
+
+
+def _whole_wait_s(value: object) -> int | None:
+    """Return a wait of JSON in whole seconds, rounded up as in Retry-After; None for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < _LONGEST_WAIT_S:
+        return None
+    return max(1, math.ceil(value))
 
 
 def written_wait(wait_s: int) -> str:

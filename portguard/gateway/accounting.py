@@ -149,10 +149,10 @@ class Accounting:
 
     # Sessions.
 
-    def check(self, owner: Owner) -> None:
+    def check(self, owner: Owner, *, counts: bool = True) -> None:
         """Raise Refused when the role's limits, or the ledger, allow no further session now. *Fails closed*.
 
-        It counts as an attempt at the connect rate when everything else allows it.
+        If it `counts`, it is an attempt at the connect rate when everything else allows it.
         """
         if self.unavailable:
             if self._refuses:
@@ -161,7 +161,9 @@ class Accounting:
         now_s = time.time()
         self._leases.check(owner, now_s)
         rate = self.accounts.limits(owner.role).connect_rate
-        if rate is not None and (wait_s := self._rates.admit(owner, rate, now_s)):
+        if rate is None:
+            return
+        if wait_s := (self._rates.admit if counts else self._rates.wait_s)(owner, rate, now_s):
             raise Refused(Reason.CONNECT_RATE, _too_often(owner.role, rate), retry_after_s=wait_s)
 
     def connect_wait_s(self, owner: Owner) -> float:

@@ -190,6 +190,11 @@ class Admission:
                 f"service {service} allows {_sessions(most_of_service)} at once, and as many are open",
             )
 
+    def check_free(self) -> None:
+        """Raise Refused with `gateway_full` when there is no slot for another session. *Fails closed*."""
+        if not self._free:
+            raise Refused(Reason.GATEWAY_FULL)
+
     def sessions_of(self, owner: Owner) -> int:
         """How many sessions an identity has in a role."""
         return self._per_owner.get(owner, 0)
@@ -211,8 +216,7 @@ class Admission:
         connection that is not pending.
         """
         pending = self._pending[connection]
-        if not self._free:
-            raise Refused(Reason.GATEWAY_FULL)
+        self.check_free()
         self._forget(connection)
         slot = self._free.pop()
         self._slots.open(slot, pending.worker, now_ns)

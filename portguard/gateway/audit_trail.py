@@ -251,8 +251,7 @@ class AuditTrail:
             self._note("session.open", {**about, **more})
             on_decided(True)
             return
-        failing_s = self._writer.failing_s()
-        if failing_s is not None and failing_s > PATIENCE_S:
+        if self.refuses:
             on_decided(False)
             return
         self._sessions[request.session] = about

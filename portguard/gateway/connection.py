@@ -272,12 +272,15 @@ class Connection:
         self._last_words(await answer(request, visitor, self._worker, self._granted), clean=True)
         return True
 
-    def _granted(self, name: str) -> Service:
-        """Return the service that is called so. Raises Refused unless it may be reached now. *Fails closed*."""
+    def _granted(self, name: str) -> tuple[Service, Grant]:
+        """Return the service that is called so, and by what it may be reached now.
+
+        Raises Refused unless the policy lets it be reached. *Fails closed*.
+        """
         service = self._named(name)
-        self._decide(service, name)
+        grant = self._decide(service, name)
         assert service is not None
-        return service
+        return service, grant
 
     def _greet_upstream(self, service: Service, dialed: Dialed) -> Coroutine[None, None, End]:
         """The step that says to the service what it wants to hear first; it raises Refused."""

@@ -17,6 +17,9 @@ VERSION = 4
 MOST_ROLES = 10
 """In one `StandingWanted`: its answer has up to eight quotas for each."""
 
+MOST_FORECAST = 25
+"""Sessions in one `ForecastWanted`: its answer may have a sentence for each."""
+
 LARGEST_BYTES = 16384
 """Of a packet: a name of 2048 bytes, 3000 of groups and 200 characters of a message, and room."""
 
@@ -141,6 +144,21 @@ class Standing(_Message, frozen=True):
 
     connection: Number
     roles: list[RoleStanding]
+
+
+class ForeseenRefusal(NamedTuple):
+    """A session would be refused now, as by a `Refusal`."""
+
+    reason: Reason
+    message: str
+    retry_after_s: float | None
+
+
+class Forecast(_Message, frozen=True):
+    """How each session of a `ForecastWanted` would be answered now; None: it would be admitted."""
+
+    connection: Number
+    refusals: list[ForeseenRefusal | None]
 
 
 class PastRefusal(NamedTuple):
@@ -275,6 +293,20 @@ class StandingWanted(_Message, frozen=True):
     roles: list[str]
 
 
+class ForecastWanted(_Message, frozen=True):
+    """Would these sessions of this identity begin now, each by itself? The policy has said yes.
+
+    `sessions` are pairs of service and role. Nothing is counted.
+    """
+
+    connection: Number
+    trust: str
+    name: str
+    serial: str
+    fingerprint: str
+    sessions: Annotated[list[tuple[str, str]], msgspec.Meta(max_length=MOST_FORECAST)]
+
+
 class PastRefusalsWanted(_Message, frozen=True):
     """What was this identity refused of late?"""
 
@@ -362,6 +394,7 @@ Message = (
     | End
     | Regranted
     | Standing
+    | Forecast
     | PastRefusals
     | Leased
     | Recalled
@@ -378,6 +411,7 @@ Message = (
     | Regrant
     | Admit
     | StandingWanted
+    | ForecastWanted
     | PastRefusalsWanted
     | TurnedAway
     | Gone

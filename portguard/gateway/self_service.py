@@ -4,6 +4,8 @@
     GET /v1/services        what it may reach now, under which limits
     GET /v1/services/NAME   whether it may reach this one
 
+What may be reached says too whether a session would be admitted now, or why it would be refused.
+
 Each answer is about the caller alone. What the supervisor knows of it is asked for there.
 """
 
@@ -16,12 +18,21 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 from portguard.gateway.http_response import RefusedRequest, json_response, json_text, json_text_response
-from portguard.gateway.messages import MOST_ROLES, PastRefusal, PastRefusalsWanted, RoleStanding, StandingWanted
+from portguard.gateway.messages import (
+    MOST_FORECAST,
+    MOST_ROLES,
+    ForecastWanted,
+    ForeseenRefusal,
+    PastRefusal,
+    PastRefusalsWanted,
+    RoleStanding,
+    StandingWanted,
+)
 from portguard.policy.decide import Grant, Request, reachable
 from portguard.policy.quantities import format_rate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from portguard.gateway.http_request import ApiRequest
     from portguard.gateway.snapshot import Snapshot
@@ -35,10 +46,13 @@ _AT_A_TIME = 100  # services, about a millisecond; sessions want to go on in bet
 
 
 class Supervising(Protocol):
-    """What is asked of the supervisor. Both raise Refused when it does not answer."""
+    """What is asked of the supervisor. All raise Refused when it does not answer."""
 
     async def standing(self, request: StandingWanted) -> list[RoleStanding]:
         """How an identity stands, role by role."""
+
+    async def forecast(self, request: ForecastWanted) -> list[ForeseenRefusal | None]:
+        """How sessions would be answered now, one by one; None: admitted."""
 
     async def past_refusals(self, request: PastRefusalsWanted) -> list[PastRefusal]:
         """What an identity was refused of late."""
@@ -55,12 +69,12 @@ class Visitor:
 
 
 async def answer(
-    request: ApiRequest, visitor: Visitor, supervisor: Supervising, granted: Callable[[str], Service]
+    request: ApiRequest, visitor: Visitor, supervisor: Supervising, granted: Callable[[str], tuple[Service, Grant]]
 ) -> bytes:
     """Return the answer to a request, whole. Raises RefusedRequest, and Refused.
 
-    `granted(name)` is the service that is called so, and raises Refused unless the visitor may reach it now.
-    *Fails closed*: what the visitor may not reach is not told of.
+    `granted(name)` is the service that is called so, and the grant; it raises Refused unless the policy lets the
+    visitor reach it now. *Fails closed*: what the visitor may not reach is not told of.
     """
     content = request.method != "HEAD"  # whose answer has none (RFC 9110 9.3.2)
     if request.path not in (_WHOAMI, _SERVICES) and not request.path.startswith(f"{_SERVICES}/"):
@@ -72,9 +86,16 @@ async def answer(
         return json_response(200, await _whoami(visitor, supervisor))
     if request.path == _SERVICES:
         return json_text_response(200, await _services(visitor, supervisor))
-    service = granted(request.path.removeprefix(f"{_SERVICES}/"))
+    service, grant = granted(request.path.removeprefix(f"{_SERVICES}/"))
+    [refusal] = await _forecast(visitor, [(service, grant)], supervisor)
     return json_response(
-        200, {"service": service.name, "local_port": service.local_port, "description": service.description}
+        200,
+        {
+            "service": service.name,
+            "local_port": service.local_port,
+            "description": service.description,
+            "refusal": refusal,
+        },
     )
 
 
@@ -115,9 +136,11 @@ async def _services(visitor: Visitor, supervisor: Supervising) -> str:
             await asyncio.sleep(0)
     grants = {grant.role: grant for _, grant in found}
     limits = await _limits(visitor, grants, supervisor)
+    refusals = await _forecast(visitor, found, supervisor)
     pieces = []
-    for number, (service, grant) in enumerate(found, start=1):
-        pieces.append(json_text(_service(visitor, service, grant) | {"limits": limits[grant.role]}))
+    for number, ((service, grant), refusal) in enumerate(zip(found, refusals, strict=True), start=1):
+        now = {"refusal": refusal, "limits": limits[grant.role]}
+        pieces.append(json_text(_service(visitor, service, grant) | now))
         if number % _AT_A_TIME == 0:
             await asyncio.sleep(0)
     return f'{{"timezone":{json_text(str(policy.zone))},"services":[{",".join(pieces)}]}}'
@@ -148,6 +171,28 @@ async def _limits(visitor: Visitor, grants: dict[str, Grant], supervisor: Superv
         for role, standing in zip(some, await supervisor.standing(wanted), strict=True):
             limits[role] = _limit(grants[role], standing)
     return limits
+
+
+async def _forecast(
+    visitor: Visitor, found: Sequence[tuple[Service, Grant]], supervisor: Supervising
+) -> list[dict[str, object] | None]:
+    """Why a session with each service would be refused now; None where it would not."""
+    caller = visitor.caller
+    foreseen: list[ForeseenRefusal | None] = []
+    for begin in range(0, len(found), MOST_FORECAST):
+        some = [(service.name, grant.role) for service, grant in found[begin : begin + MOST_FORECAST]]
+        who = (caller.identity.trust, caller.identity.name, f"{caller.serial:x}", caller.fingerprint)
+        foreseen += await supervisor.forecast(ForecastWanted(visitor.connection, *who, some))
+    return [_refusal(each) if each is not None else None for each in foreseen]
+
+
+def _refusal(foreseen: ForeseenRefusal) -> dict[str, object]:
+    wait_s = foreseen.retry_after_s
+    return {
+        "reason": foreseen.reason,
+        "message": foreseen.message,
+        "retry_after_s": round(wait_s, 3) if wait_s is not None else None,
+    }
 
 
 def _limit(grant: Grant, standing: RoleStanding) -> dict[str, object]:

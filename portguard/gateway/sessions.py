@@ -16,7 +16,17 @@ from portguard.gateway.admission import Account, Admission, Client, Session
 from portguard.gateway.audit_trail import AuditTrail
 from portguard.gateway.draining import DrainDesk
 from portguard.gateway.ending import Ending
-from portguard.gateway.messages import Admit, End, Ended, Message, Refusal, Regrant
+from portguard.gateway.messages import (
+    Admit,
+    End,
+    Ended,
+    Forecast,
+    ForecastWanted,
+    ForeseenRefusal,
+    Message,
+    Refusal,
+    Regrant,
+)
 from portguard.gateway.meter import Meter
 from portguard.gateway.snapshot import Snapshot
 from portguard.gateway.standing import Standings
@@ -78,19 +88,7 @@ class Sessions:
         self._admission.check_pending(request.connection, worker.number)
         owner, service = Owner(request.role, request.trust, request.name), request.service
         try:
-            identity = Identity(request.trust, request.name)
-            self._locks.refuse(identity, request.fingerprint, request.serial, time.time())
-            # Who was accepted before the gateway began to end still gets in, or a restart would turn clients away.
-            if self._ending.cutting:
-                raise Refused(Reason.DRAINING)
-            self._drain.check()
-            self._admission.check_room(
-                owner,
-                service,
-                most_of_owner=self._accounting.accounts.limits(owner.role).max_sessions,
-                most_of_service=self._most_sessions_of(service),
-            )
-            self._accounting.check(owner)
+            self._check(request, owner, service, counts=True)
             session = self._admission.admit(
                 request.connection,
                 session_id=request.session,
@@ -105,6 +103,43 @@ class Sessions:
         else:
             self._undecided[session.id] = None
             self._trail.opens(request, lambda may: self._on_decided(worker, request, session, may=may))
+
+    def forecast(self, request: ForecastWanted) -> Forecast:
+        """Return how a worker that asked for each of these sessions would be answered now. Nothing is counted.
+
+        What cannot be known before it is tried, such as whether the audit takes one more line, is taken to go well.
+        """
+        refusals: list[ForeseenRefusal | None] = []
+        for service, role in request.sessions:
+            try:
+                self._check(request, Owner(role, request.trust, request.name), service, counts=False)
+                self._admission.check_free()
+                if self._trail.refuses:
+                    raise Refused(Reason.AUDIT_UNAVAILABLE)
+            except Refused as refused:
+                refusals.append(ForeseenRefusal(refused.reason, refused.message, refused.retry_after_s))
+            else:
+                refusals.append(None)
+        return Forecast(request.connection, refusals)
+
+    def _check(self, request: Admit | ForecastWanted, owner: Owner, service: str, *, counts: bool) -> None:
+        """Raise Refused when no session may begin now. *Fails closed*.
+
+        If it `counts`, it is an attempt at the connect rate when everything else allows it.
+        """
+        identity = Identity(request.trust, request.name)
+        self._locks.refuse(identity, request.fingerprint, request.serial, time.time())
+        # Who was accepted before the gateway began to end still gets in, or a restart would turn clients away.
+        if self._ending.cutting:
+            raise Refused(Reason.DRAINING)
+        self._drain.check()
+        self._admission.check_room(
+            owner,
+            service,
+            most_of_owner=self._accounting.accounts.limits(owner.role).max_sessions,
+            most_of_service=self._most_sessions_of(service),
+        )
+        self._accounting.check(owner, counts=counts)
 
     def _most_sessions_of(self, name: str) -> int | None:
         """Raise Refused with `unknown_service` when it is not there any more, which the worker did not know yet."""

@@ -30,6 +30,7 @@ from portguard.gateway.lock_desk import LockDesk
 from portguard.gateway.messages import (
     Admit,
     Ended,
+    ForecastWanted,
     Gone,
     LeaseReturned,
     LeaseWanted,
@@ -275,6 +276,8 @@ class Supervisor:
                 self._trail.refused(message, time.monotonic())
             case StandingWanted() | PastRefusalsWanted():
                 worker.channel.send(self._standings.answer(message))
+            case ForecastWanted():
+                worker.channel.send(self._sessions.forecast(message))
             case Gone():
                 self._admission.gone(message.connection, worker.number)
                 self._meter.gone(message.handshake_s)

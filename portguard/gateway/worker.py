@@ -39,6 +39,9 @@ from portguard.gateway.messages import (
     Drain,
     End,
     Ended,
+    Forecast,
+    ForecastWanted,
+    ForeseenRefusal,
     Gone,
     Hello,
     Leased,
@@ -82,7 +85,8 @@ _ANSWER_S = 10.0  # for the supervisor to decide about a session; the audit has 
 _SWITCH_S = 0.0005  # the usual 5 ms make a round of 20 sessions take up to 100 ms meanwhile, this 15 ms
 _MOST_TRIED = 25  # upstreams in one message: a name may have 253 characters
 
-_Answer = Ticket | Refusal | Standing | PastRefusals
+_Question = Admit | StandingWanted | ForecastWanted | PastRefusalsWanted
+_Answer = Ticket | Refusal | Standing | Forecast | PastRefusals
 
 
 @dataclass(slots=True)
@@ -149,13 +153,19 @@ class Worker:
         assert isinstance(standing, Standing)
         return standing.roles
 
+    async def forecast(self, request: ForecastWanted) -> list[ForeseenRefusal | None]:
+        """Ask the supervisor how sessions would be answered now. Raises Refused when there is no answer, as admit."""
+        forecast = await self._ask(request)
+        assert isinstance(forecast, Forecast)
+        return forecast.refusals
+
     async def past_refusals(self, request: PastRefusalsWanted) -> list[PastRefusal]:
         """Ask the supervisor what an identity was refused. Raises Refused when there is no answer, as admit."""
         past = await self._ask(request)
         assert isinstance(past, PastRefusals)
         return past.refusals
 
-    async def _ask(self, request: Admit | StandingWanted | PastRefusalsWanted) -> Ticket | Standing | PastRefusals:
+    async def _ask(self, request: _Question) -> Ticket | Standing | Forecast | PastRefusals:
         answer: asyncio.Future[_Answer] = self.loop.create_future()
         self._asked[request.connection] = _Asked(time.monotonic() + _ANSWER_S, answer)
         try:
@@ -226,7 +236,7 @@ class Worker:
         match message:
             case Accepted():
                 self._accept(message, descriptor)
-            case Ticket() | Refusal() | Standing() | PastRefusals():
+            case Ticket() | Refusal() | Standing() | Forecast() | PastRefusals():
                 if isinstance(message, Ticket):
                     self._admitted[message.slot] = message.connection
                     self.allowances.open(message)

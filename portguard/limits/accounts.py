@@ -213,16 +213,24 @@ class Accounts:
             charged = self._charged[owner] = (account, self.account(owner.pool)) if shared else (account,)
         return charged
 
+    def _looked_at(self, owner: Owner) -> tuple[Account, ...]:
+        """As `charged`, to be read only: who has no account yet gets none by being asked for."""
+        charged = self._charged.get(owner)
+        if charged is None:
+            owners = (owner, owner.pool) if self.limits(owner.role).pooled_quota else (owner,)
+            charged = tuple(self._accounts.get(each) or Account(each) for each in owners)
+        return charged
+
     def left(self, owner: Owner) -> int:
         """What may still be leased to an identity; negative when a quota became smaller."""
-        return min(map(self._left, self.charged(owner)))
+        return min(map(self._left, self._looked_at(owner)))
 
     def short(self, owner: Owner) -> Account:
         """Of what an identity is short when nothing is left: of its own quotas, else of those that its role shares.
 
         What comes back to its own comes back to its role's as well, and not the other way round.
         """
-        return next(account for account in self.charged(owner) if self._left(account) <= 0)
+        return next(account for account in self._looked_at(owner) if self._left(account) <= 0)
 
     def exhausted(self, owner: Owner, now_s: float) -> Refused:
         """Say which quota of an identity is used up; of several, the one that renews last.
@@ -231,7 +239,7 @@ class Accounts:
         """
         end_s, number, whose, quota = max(
             (self._spans[number].end_s, number, account.owner, quota)
-            for account in self.charged(owner)
+            for account in self._looked_at(owner)
             for quota in self.quotas(account.owner)
             for number in [PERIODS.index(quota.period)]
             if quota.size_bytes + account.granted[number] <= account.used[number] - account.outstanding()

@@ -217,6 +217,27 @@ async def test_a_refusal_comes_before_anything_listens(shell: Shell) -> None:
     assert errors == f"portguard: db: no_role: no role has this identity as a member (session {SESSION})\n"
 
 
+QUOTA = {
+    "reason": "quota_exhausted",
+    "message": "daily quota of 10 kB is used up; it renews at 00:00 UTC",
+    "retry_after_s": 17_999.2,
+}
+
+
+@pytest.mark.parametrize("words", [(), ("--", "touch", "{port}")], ids=["ports", "a command"])
+async def test_what_would_be_refused_once_used_is_refused_before_anything_listens(
+    shell: Shell, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    shell.gateway.foreseen["db"] = QUOTA
+    words = tuple(word.replace("{port}", str(tmp_path / "started")) for word in words)
+    code, output, errors = await shell.run("web", "db", *words)
+    assert (code, output) == (3, "")
+    assert errors == (
+        "portguard: db: quota_exhausted: daily quota of 10 kB is used up; it renews at 00:00 UTC (try again in 5 h)\n"
+    )
+    assert not (tmp_path / "started").exists()
+
+
 async def test_every_refused_service_is_told(shell: Shell) -> None:
     shell.gateway.answers |= {"db": refusal(403, "no_role"), "web": refusal(404, "unknown_service")}
     code, _, errors = await shell.run("web", "db")

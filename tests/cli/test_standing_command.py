@@ -37,6 +37,7 @@ SERVICE = {
     "role": "dba",
     "until": "2027-01-31T00:00:00Z",
     "session_s": 28800.0,
+    "refusal": None,
     "limits": {
         "max_sessions": {"limit": 10, "open": 3},
         "connect_rate": {"limit": "30/m", "retry_after_s": 11.2},
@@ -71,6 +72,7 @@ FREE = {
     "role": "ops",
     "until": None,
     "session_s": None,
+    "refusal": None,
     "limits": NO_LIMITS,
 }
 SERVICES = {"timezone": "Europe/Zurich", "services": [SERVICE, FREE]}
@@ -101,6 +103,39 @@ def test_a_connection_that_may_come_now_is_said_to():
     limits = {**NO_LIMITS, "connect_rate": {"limit": "5/d", "retry_after_s": 0.0}}
     lines = list(services_lines({"timezone": "UTC", "services": [{**FREE, "limits": limits}]}, NOW))
     assert lines[-1] == "  connections  5 a day, the next one now"
+
+
+QUOTA = {
+    "reason": "quota_exhausted",
+    "message": "daily quota of 20 GB is used up; it renews at 00:00 Europe/Zurich",
+    "retry_after_s": 53_999.5,
+}
+DRAINING = {
+    "reason": "draining",
+    "message": "the gateway is draining and takes no new sessions",
+    "retry_after_s": None,
+}
+
+
+def test_a_service_that_would_refuse_a_session_now_is_shown_with_the_reason():
+    many = [FREE | {"name": f"web-{number}", "refusal": QUOTA | {"retry_after_s": number}} for number in range(9)]
+    refused = [FREE | {"name": "orders-db", "refusal": DRAINING}, *many, FREE]
+    lines = list(services_lines(SERVICES | {"services": refused}, NOW))
+    assert lines[12:-2] == [
+        "",
+        "A new session would be refused now:",
+        "  draining",
+        "    orders-db: the gateway is draining and takes no new sessions",
+        "  quota_exhausted",
+        "    web-0, web-1, web-2, web-3, web-4, web-5, web-6, web-7, web-8: daily quota",
+        "    of 20 GB is used up; it renews at 00:00 Europe/Zurich (try again in 8 s)",
+    ]
+
+
+@pytest.mark.parametrize("services", [SERVICES["services"], [{k: v for k, v in FREE.items() if k != "refusal"}]])
+def test_a_service_that_refuses_nobody_is_shown_as_before(services):
+    # A gateway of before says nothing about it at all.
+    assert not any("refused" in line for line in services_lines(SERVICES | {"services": services}, NOW))
 
 
 def test_who_may_reach_nothing_is_told_so():

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import math
 import socket
 from collections.abc import Callable
 from datetime import timedelta
@@ -66,6 +67,35 @@ async def test_a_refusal_carries_the_gateways_words(gateway: Double, client: Gat
     assert (caught.value.reason, caught.value.session, caught.value.retry_after_s) == ("max_sessions", SESSION, 5)
     assert caught.value.exit_code == 3
     assert str(caught.value) == (f"orders-db: max_sessions: 10 of 10 sessions (session {SESSION}, try again in 5 s)")
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "told"),
+    [
+        (17_999.2, " (try again in 5 h)"),
+        (0, " (try again in 1 s)"),
+        (None, ""),
+        (-1, ""),
+        (True, ""),
+        ("5", ""),
+        (1e300, ""),
+        (math.nan, ""),
+    ],
+)
+async def test_a_refusal_that_a_description_foresees_is_one(
+    gateway: Double, client: Gateway, wait_s: object, told: str
+) -> None:
+    gateway.foreseen["web"] = {"reason": "quota_exhausted", "message": "it is\nused up", "retry_after_s": wait_s}
+    with pytest.raises(RefusedByGateway) as caught:
+        await client.describe("web")
+    assert str(caught.value) == f"web: quota_exhausted: it is used up{told}"
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("refusal", [None, {}, {"reason": ""}, {"reason": 5}, "quota_exhausted", 5])
+async def test_a_refusal_without_a_reason_is_none(gateway: Double, client: Gateway, refusal: object) -> None:
+    gateway.answers["web"] = answer(200, json.dumps({"local_port": 80, "refusal": refusal}).encode())
+    assert await client.describe("web") == Description("web", 80)
 
 
 async def test_a_reason_of_a_newer_gateway_is_passed_on(gateway: Double, client: Gateway) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.http_request import ApiRequest
 from portguard.gateway.http_response import status_of
-from portguard.gateway.messages import PastRefusal, QuotaStanding, RoleStanding
+from portguard.gateway.messages import ForeseenRefusal, PastRefusal, QuotaStanding, RoleStanding
 from portguard.gateway.self_service import Visitor, answer
 from portguard.gateway.snapshot import build
 from portguard.identity.names import Group, Identity
@@ -31,6 +31,9 @@ def _shape(value: object) -> object:
 class _Supervisor:
     async def standing(self, request):
         return [RoleStanding(3, 0.0, [QuotaStanding("day", False, 5, 0, 1, 0)])]
+
+    async def forecast(self, request):
+        return [ForeseenRefusal(Reason.CONNECT_RATE, "m", 1.0)]
 
     async def past_refusals(self, request):
         return [PastRefusal(1.0, "orders-db", "quota_exhausted", "m", "ab")]

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import PORTGUARD
+from tests.profiles import write_profile
 
 
 @pytest.fixture
@@ -253,6 +254,13 @@ def connects(gateway) -> bool:
     return True
 
 
+def connect_beside_true(gateway):
+    """Run `portguard connect echo -- true`."""
+    profile = write_profile(gateway, "alice", gateway.folder)
+    command = [*PORTGUARD, "connect", "echo", "--profile", str(profile), "--", "true"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
 def test_with_a_full_disk_sessions_are_refused_and_go_on_when_there_is_room(start_gateway, echo, small_disk):
     gateway = start_gateway({"echo": echo}, gateway="", configuration=f'[audit]\npath = "{small_disk}/audit.jsonl"\n')
     assert connects(gateway)
@@ -262,6 +270,8 @@ def test_with_a_full_disk_sessions_are_refused_and_go_on_when_there_is_room(star
     gateway.wait_for_log("session.refuse .*identity=alice .*reason=audit_unavailable")
     gateway.wait_for_log("audit.unavailable .*No space left on device")
     assert not connects(gateway)
+    tried = connect_beside_true(gateway)
+    assert (tried.returncode, tried.stderr) == (3, "portguard: echo: audit_unavailable: the audit is unavailable\n")
     gateway.program.wait_until(lambda: "audit: its lines cannot be written" in readiness(gateway), "it was not ready")
     code, verdict = status(gateway)
     assert code == 1
@@ -271,6 +281,7 @@ def test_with_a_full_disk_sessions_are_refused_and_go_on_when_there_is_room(star
     )
     filler.unlink()
     gateway.program.wait_until(lambda: connects(gateway), "a session after there is room again")
+    assert connect_beside_true(gateway).returncode == 0
     gateway.program.wait_until(lambda: readiness(gateway) == "ready\n", "it was ready again")
     gateway.program.stop()
     path = small_disk / "audit.jsonl"

@@ -120,3 +120,72 @@ def test_other_methods_pages_and_paths_are_refused(gateway):
     assert status("--request", "DELETE") == status("--head") == "405"
     assert status("--header", "Origin: https://evil.example") == "403"
     assert status(path="nope") == "404"
+
+
+# `portguard connect` asks before it says that it is connected.
+
+
+def portguard(gateway, tmp_path, *arguments, name="alice"):
+    profile = write_profile(gateway, name, tmp_path)
+    return subprocess.run(
+        [*PORTGUARD, *arguments], env=os.environ | {"PORTGUARD_PROFILE": str(profile)}, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def operate(gateway, *arguments):
+    command = [*PORTGUARD, *arguments, "-c", str(gateway.folder / "portguard.toml")]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+
+def is_told_before_anything_runs(gateway, tmp_path, told):
+    refused = portguard(gateway, tmp_path, "connect", "echo", "--", "touch", str(tmp_path / "ran"))
+    assert (refused.returncode, refused.stdout) == (3, "")
+    assert refused.stderr.startswith(f"portguard: echo: {told}")
+    assert refused.stderr.count("\n") == 1
+    assert not (tmp_path / "ran").exists()
+    assert told.partition(": ")[0] in portguard(gateway, tmp_path, "services").stdout
+    return refused.stderr
+
+
+def gets_through(gateway, tmp_path):
+    ran = portguard(gateway, tmp_path, "connect", "echo", "--", "true")
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_connect_does_not_begin_what_a_limit_would_refuse(gateway, tmp_path):
+    gets_through(gateway, tmp_path)
+    with gateway.connect("echo") as client:
+        client.sendall(b"x" * 1000)
+        assert client.recv(1) == b"x"
+        is_told_before_anything_runs(gateway, tmp_path, "max_sessions: role team allows 1 session at once")
+        client.sendall(b"x" * 9000)
+        with contextlib.suppress(OSError, ssl.SSLError):
+            while client.recv(65536):
+                pass
+    gateway.wait_for_log(r"session\.close .*reason=quota_exhausted")
+    said = is_told_before_anything_runs(
+        gateway, tmp_path, "quota_exhausted: daily quota of 10 kB is used up; it renews"
+    )
+    assert "(try again in " in said
+    operate(gateway, "quota", "reset", "alice")
+    gets_through(gateway, tmp_path)
+    assert reasons(gateway, "alice") == [("echo", "quota_exhausted")]
+
+
+def test_connect_does_not_begin_while_the_gateway_drains(gateway, tmp_path):
+    operate(gateway, "drain")
+    is_told_before_anything_runs(gateway, tmp_path, "draining: the gateway is draining and takes no new sessions")
+    operate(gateway, "resume")
+    gets_through(gateway, tmp_path)
+
+
+def test_connect_that_is_used_up_says_so_and_to_ask_uses_nothing_up(start_gateway, echo, tmp_path):
+    role = '[[roles]]\nname = "team"\nmembers = ["alice"]\nservices = ["*"]\nconnect_rate = "1/d"'
+    gateway = start_gateway({"echo": echo}, policy=role)
+    for _ in range(3):
+        gets_through(gateway, tmp_path)
+    with gateway.connect("echo") as client:
+        client.unwrap()
+    gateway.wait_for_log(r"session\.close ")
+    is_told_before_anything_runs(gateway, tmp_path, "connect_rate: role team allows 1 connection a day")

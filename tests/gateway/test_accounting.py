@@ -191,6 +191,18 @@ async def test_one_connection_too_many_is_refused_and_told_when_to_come_back(rat
     books.accounting.check(BOB)
 
 
+async def test_a_check_that_does_not_count_answers_the_same_and_is_no_attempt_to_connect():
+    books = Books('quota = ["1MB/day"]\nconnect_rate = "1/d"')
+    for _ in range(3):
+        books.accounting.check(ALICE, counts=False)
+    assert books.accounting.accounts.owners() == ()
+    books.accounting.check(ALICE)
+    with pytest.raises(Refused) as caught:
+        books.accounting.check(ALICE, counts=False)
+    assert caught.value.message == books.refusal().message == "role team allows 1 connection a day"
+    assert caught.value.retry_after_s > 86_000
+
+
 async def test_a_ledger_that_fails_for_long_refuses_everybody_before_all_else():
     books = Books('quota = ["1B/day"]')
     session = await books.open()

@@ -5,11 +5,15 @@ import pytest
 
 from portguard.gateway.messages import (
     LARGEST_BYTES,
+    MOST_FORECAST,
     VERSION,
     Accepted,
     Admit,
     Beat,
     Ended,
+    Forecast,
+    ForecastWanted,
+    ForeseenRefusal,
     Gone,
     LeaseReturned,
     Locked,
@@ -39,6 +43,8 @@ MESSAGES = [
     Beat(),
     Ended(3, Reason.CLIENT_CLOSED, "10.0.3.7:5432", None),
     Ended(3, Reason.CLIENT_CLOSED, None, LeaseReturned(5, 1024)),
+    Forecast(7, [ForeseenRefusal(Reason.CONNECT_RATE, "too often", 1.5), None]),
+    ForecastWanted(7, "corp", "älice", "1f", "cd" * 32, [("orders-db", "dba")]),
     Gone(7, None),
     Locked("serial", "corp", "1f", 4_000_000_000),
     PastRefusals(7, [PastRefusal(1.5, None, "no_role", "é\n", "ab" * 16)]),
@@ -122,6 +128,16 @@ def test_a_field_of_another_kind_is_an_error(parts, number, value):
     parts = [*parts[:number], value, *parts[number + 1 :]]
     with pytest.raises(ValueError, match=r"expected a message of version \d+, got .*: "):
         decode(msgspec.msgpack.encode(parts))
+
+
+def test_more_sessions_than_one_answer_has_room_for_are_not_asked_about():
+    most, many = (
+        ForecastWanted(7, "corp", "alice", "1f", "cd", [("orders-db", "dba")] * count)
+        for count in (MOST_FORECAST, MOST_FORECAST + 1)
+    )
+    assert decode(encode(most)) == most
+    with pytest.raises(ValueError, match="of length <= 25"):
+        decode(encode(many))
 
 
 def test_text_that_is_none_is_an_error_on_either_side():

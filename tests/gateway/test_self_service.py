@@ -13,7 +13,10 @@ from portguard.gateway.bundle import read_bundle
 from portguard.gateway.http_request import ApiRequest
 from portguard.gateway.http_response import RefusedRequest
 from portguard.gateway.messages import (
+    MOST_FORECAST,
     MOST_ROLES,
+    ForecastWanted,
+    ForeseenRefusal,
     PastRefusal,
     PastRefusalsWanted,
     QuotaStanding,
@@ -73,6 +76,7 @@ class Supervisor:
 
     def __init__(self):
         self.roles = {}
+        self.foreseen = {}  # by service
         self.past = []
         self.asked = []
         self.silent = False
@@ -83,6 +87,13 @@ class Supervisor:
             raise Refused(Reason.LEDGER_UNAVAILABLE)
         assert len(request.roles) <= MOST_ROLES
         return [self.roles.get(role, RoleStanding(0, 0.0, [])) for role in request.roles]
+
+    async def forecast(self, request):
+        self.asked.append(request)
+        if self.silent:
+            raise Refused(Reason.LEDGER_UNAVAILABLE)
+        assert len(request.sessions) <= MOST_FORECAST
+        return [self.foreseen.get(service) for service, _ in request.sessions]
 
     async def past_refusals(self, request):
         self.asked.append(request)
@@ -125,7 +136,7 @@ def ask(folder, supervisor):
 def granted(name):
     if name != "orders-db":
         raise Refused(Reason.SERVICE_NOT_GRANTED)
-    return SimpleNamespace(name=name, local_port=5432, description="orders")
+    return SimpleNamespace(name=name, local_port=5432, description="orders"), SimpleNamespace(role="dba")
 
 
 def document(response):
@@ -190,6 +201,7 @@ async def test_services_are_those_that_may_be_reached_with_the_limits_of_their_r
             QuotaStanding("month", True, 5, 1, 9, ends_s),
         ],
     )
+    supervisor.foreseen["orders-db"] = ForeseenRefusal(Reason.CONNECT_RATE, "role dba allows 30", 12.34567)
     no_limits = {"max_sessions": None, "connect_rate": None, "bandwidth_bytes_per_s": None, "quotas": []}
     assert document(await ask("/v1/services")) == {
         "timezone": "Europe/Zurich",
@@ -201,6 +213,7 @@ async def test_services_are_those_that_may_be_reached_with_the_limits_of_their_r
                 "role": "dba",
                 "until": "2090-01-31T00:00:00Z",
                 "session_s": 28800.0,
+                "refusal": {"reason": "connect_rate", "message": "role dba allows 30", "retry_after_s": 12.346},
                 "limits": {
                     "max_sessions": {"limit": 10, "open": 3},
                     "connect_rate": {"limit": "30/m", "retry_after_s": 12.346},
@@ -234,12 +247,15 @@ async def test_services_are_those_that_may_be_reached_with_the_limits_of_their_r
                 "role": "watch",
                 "until": None,
                 "session_s": None,
+                "refusal": None,
                 "limits": no_limits,
             },
         ],
     }
-    [asked] = supervisor.asked
-    assert asked == StandingWanted(7, "local", "alice", ["dba", "watch"])
+    assert supervisor.asked == [
+        StandingWanted(7, "local", "alice", ["dba", "watch"]),
+        ForecastWanted(7, "local", "alice", "ab", "cd" * 32, [("orders-db", "dba"), ("metrics", "watch")]),
+    ]
 
 
 async def test_services_are_told_neither_to_whom_they_are_closed_nor_where_they_are(ask):
@@ -271,6 +287,7 @@ async def test_a_great_many_services_and_roles_are_asked_for_and_written_piece_b
     )
     folder.write("policy.toml", f"{services}\n{roles}\n")
     snapshot = build(read_bundle(folder.configuration))
+    supervisor.foreseen["s998"] = ForeseenRefusal(Reason.SERVICE_FULL, "m", None)
     supervisor.roles["r999"] = RoleStanding(0, 0.0, [QuotaStanding("day", False, 5, 0, 1, 0)])
     turns = 0
 
@@ -286,22 +303,37 @@ async def test_a_great_many_services_and_roles_are_asked_for_and_written_piece_b
     assert [service["name"] for service in answered] == [f"s{number}" for number in range(count)]
     assert [service["role"] for service in answered] == [f"r{number}" for number in range(count)]
     assert [service["name"] for service in answered if service["limits"]["quotas"]] == ["s999"]
-    assert [role for asked in supervisor.asked for role in asked.roles] == [f"r{number}" for number in range(count)]
+    assert [service["name"] for service in answered if service["refusal"]] == ["s998"]
+    roles = [role for asked in supervisor.asked if isinstance(asked, StandingWanted) for role in asked.roles]
+    assert roles == [f"r{number}" for number in range(count)]
     assert turns >= 2 * count // 100
 
 
 # One service, and what there is not.
 
 
-async def test_one_service_is_described_to_who_may_reach_it(ask):
+async def test_one_service_is_described_to_who_may_reach_it(ask, supervisor):
     assert document(await ask("/v1/services/orders-db")) == {
         "service": "orders-db",
         "local_port": 5432,
         "description": "orders",
+        "refusal": None,
     }
+    assert supervisor.asked == [ForecastWanted(7, "local", "alice", "ab", "cd" * 32, [("orders-db", "dba")])]
     with pytest.raises(Refused) as caught:
         await ask("/v1/services/secret")
     assert caught.value.reason is Reason.SERVICE_NOT_GRANTED
+
+
+async def test_that_a_session_with_it_would_be_refused_now_is_part_of_the_answer(ask, supervisor):
+    supervisor.foreseen["orders-db"] = ForeseenRefusal(Reason.DRAINING, "the gateway is draining", None)
+    described = document(await ask("/v1/services/orders-db"))
+    assert described["local_port"] == 5432
+    assert described["refusal"] == {
+        "reason": "draining",
+        "message": "the gateway is draining",
+        "retry_after_s": None,
+    }
 
 
 @pytest.mark.parametrize(
@@ -322,7 +354,7 @@ async def test_another_method_is_not_allowed_and_head_gets_no_content(ask, super
     assert supervisor.asked == []
 
 
-@pytest.mark.parametrize("path", ["/v1/whoami", "/v1/services"])
+@pytest.mark.parametrize("path", ["/v1/whoami", "/v1/services", "/v1/services/orders-db"])
 async def test_without_the_supervisors_answer_there_is_none(ask, supervisor, path):
     supervisor.silent = True
     with pytest.raises(Refused):

@@ -14,6 +14,7 @@ from portguard.gateway.messages import (
     Admit,
     End,
     Ended,
+    ForecastWanted,
     LeaseReturned,
     PastRefusalsWanted,
     Refusal,
@@ -26,7 +27,7 @@ from portguard.gateway.sessions import Sessions
 from portguard.gateway.slots import CONNECTED, RECEIVED, UPSTREAM, SlotTable
 from portguard.gateway.snapshot import build
 from portguard.gateway.standing import Standings
-from portguard.limits.ledger import LockRow, LockTarget
+from portguard.limits.ledger import LockRow, LockTarget, Owner
 from portguard.limits.locks import Locks
 from portguard.reasons import Reason
 from tests.gateway_folder import GatewayFolder
@@ -42,6 +43,7 @@ class Trail:
         self.undecided = []
         self.ended = []
         self.moved_to = []
+        self.refuses = False
 
     def opens(self, request, on_decided):
         self.undecided.append(on_decided)
@@ -114,6 +116,21 @@ class Gateway:
         about = ("local", "alice", service, "dba", [], "1", "ab", None, 0.1, policy or self.snapshot.revision)
         self.sessions.admit(worker, Admit(connection, session, *about))
         return connection
+
+    def foresee(self, *services):
+        """What a worker would be told that asks for these sessions: reason and message, or None, of each."""
+        sessions = [(service, "dba") for service in services or ["orders-db"]]
+        forecast = self.sessions.forecast(ForecastWanted(7, "local", "alice", "1", "ab", sessions))
+        assert forecast.connection == 7
+        self.waits_s = [each and each.retry_after_s for each in forecast.refusals]
+        return [each and (each.reason, each.message) for each in forecast.refusals]
+
+    def limit(self, folder, limits):
+        """Have the role, which ends the policy, also say this."""
+        folder.add("policy.toml", f"\n{limits}\n")
+        snapshot = build(read_bundle(folder.configuration))
+        self.accounting.configure(snapshot.policy, "refuse")
+        self.sessions.configure(snapshot)
 
     def open(self, session, **more):
         """Open a session; return its slot."""
@@ -221,6 +238,113 @@ async def test_nobody_gets_in_beyond_what_limits_and_the_ledger_allow(gateway):
     gateway.ask(A)
     assert [reason for reason, _ in gateway.refusals] == ["ledger_unavailable"]
     assert gateway.live == {}
+
+
+# What is foreseen.
+
+
+def lock(gateway):
+    gateway.locks.add(LockRow(LockTarget("identity", "local", "alice"), "INC-1", "uid 0 (root)", 1, None))
+
+
+def cut(gateway):
+    gateway.ending.cutting = True
+
+
+def drain(gateway):
+    gateway.drained = True
+
+
+def break_the_ledger(gateway):
+    gateway.ledger.trouble = "disk full"
+
+
+def fill(gateway):
+    while gateway.admission._free:
+        gateway.open(A, worker=gateway.other)
+
+
+def open_one(gateway):
+    gateway.open(A, worker=gateway.other)
+
+
+def use_up(gateway):
+    owner = Owner("dba", "local", "alice")
+    for account in gateway.accounting.accounts.charged(owner):
+        gateway.accounting.accounts.use(account, 10_000)
+
+
+def let_others_use_up(gateway):
+    owner = Owner("dba", "local", "bob")
+    for account in gateway.accounting.accounts.charged(owner):
+        gateway.accounting.accounts.use(account, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("limits", "happens", "reason"),
+    [
+        ("", lock, "locked"),
+        ("", cut, "draining"),
+        ("", drain, "draining"),
+        ("max_sessions = 1", open_one, "max_sessions"),
+        ("[defaults.service]\nmax_sessions = 1", open_one, "service_full"),
+        ("", break_the_ledger, "ledger_unavailable"),
+        ('quota = ["10kB/day"]', use_up, "quota_exhausted"),
+        ('pooled_quota = ["10kB/day"]', let_others_use_up, "quota_exhausted"),
+        ('connect_rate = "1/d"', open_one, "connect_rate"),
+        ("", fill, "gateway_full"),
+    ],
+)
+async def test_what_is_foreseen_is_what_comes(gateway, folder, limits, happens, reason):
+    gateway.limit(folder, limits)
+    assert gateway.foresee() == [None]
+    happens(gateway)
+    [foreseen], [wait_s] = gateway.foresee(), gateway.waits_s
+    gateway.ask(B)
+    [refusal] = [message for message in gateway.one.sent if isinstance(message, Refusal)]
+    assert (refusal.reason, refusal.message) == foreseen
+    assert refusal.reason == reason
+    if reason in ("quota_exhausted", "connect_rate"):
+        assert wait_s == pytest.approx(refusal.retry_after_s, abs=20)
+    else:
+        assert wait_s is refusal.retry_after_s is None
+
+
+@pytest.mark.parametrize("already", range(4))
+async def test_of_several_reasons_that_is_foreseen_which_would_be_told(gateway, folder, already):
+    gateway.limit(folder, "max_sessions = 1")
+    gateway.open(A, worker=gateway.other)
+    for happens in [break_the_ledger, cut, lock][:already]:
+        happens(gateway)
+    [foreseen] = gateway.foresee()
+    gateway.ask(B)
+    assert gateway.refusals == [foreseen]
+    assert foreseen[0] == ["max_sessions", "max_sessions", "draining", "locked"][already]
+
+
+async def test_an_audit_that_cannot_be_written_is_foreseen_last(gateway, folder):
+    gateway.trail.refuses = True
+    assert gateway.foresee() == [(Reason.AUDIT_UNAVAILABLE, Reason.AUDIT_UNAVAILABLE.sentence)]
+    gateway.drained = True
+    assert [reason for reason, _ in gateway.foresee()] == ["draining"]
+
+
+async def test_each_service_is_foreseen_by_itself(gateway):
+    assert gateway.foresee("orders-db", "gone-db", "orders-db") == [
+        None,
+        (Reason.UNKNOWN_SERVICE, Reason.UNKNOWN_SERVICE.sentence),
+        None,
+    ]
+
+
+async def test_to_foresee_counts_nothing(gateway, folder):
+    gateway.limit(folder, 'max_sessions = 1\nconnect_rate = "1/d"\nquota = ["1MB/day"]')
+    for _ in range(3):
+        assert gateway.foresee() == [None]
+    assert gateway.accounting.accounts.owners() == ()
+    assert gateway.live == {}
+    gateway.open(A)
+    assert gateway.refusals == []
 
 
 # Going on otherwise.

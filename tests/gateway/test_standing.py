@@ -11,7 +11,11 @@ from portguard.gateway import standing as standing_module
 from portguard.gateway.accounting import Accounting
 from portguard.gateway.admission import Account, Client, Session
 from portguard.gateway.messages import (
+    MOST_FORECAST,
     MOST_ROLES,
+    Forecast,
+    ForecastWanted,
+    ForeseenRefusal,
     LeaseWanted,
     PastRefusal,
     PastRefusals,
@@ -168,6 +172,10 @@ async def test_the_largest_answer_is_one_message(desk):
     quota = QuotaStanding("month", False, most, most, most, 2**34)
     assert encode(Standing(2**31, [RoleStanding(8000, 86_400.001, [quota] * 8)] * MOST_ROLES))
     assert encode(StandingWanted(2**31, "t" * 63, "é" * 1024, ["r" * 63] * MOST_ROLES))
+    pairs = [("s" * 63, "r" * 63)] * MOST_FORECAST
+    assert encode(ForecastWanted(2**31, "t" * 63, "é" * 1024, "f" * 40, "f" * 64, pairs))
+    foreseen = ForeseenRefusal(Reason.QUOTA_EXHAUSTED, "\x01" * 400, 2_678_400.001)
+    assert encode(Forecast(2**31, [foreseen] * MOST_FORECAST))
     for _ in range(KEPT):
         desk.turned_away(ALICE, message="\U0001f6aa" * 200, service="s" * 63)
     assert encode(PastRefusals(2**31, desk.past(ALICE)))

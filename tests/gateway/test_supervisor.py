@@ -17,6 +17,7 @@ from portguard.gateway.messages import (
     Drain,
     End,
     Ended,
+    ForecastWanted,
     Gone,
     LeaseWanted,
     Locked,
@@ -49,6 +50,7 @@ class Trail:
     """An audit that answers when the test says so."""
 
     def __init__(self):
+        self.refuses = False
         self.undecided = []
 
     def opens(self, request, on_decided):
@@ -281,3 +283,9 @@ async def test_who_tries_what_is_forbidden_is_warned_of(supervisor, monkeypatch,
     monkeypatch.setattr(supervisor._trail, "acted", lambda *_, **__: None, raising=False)
     supervisor._on_act(ROOT, "POST", "/v1/drain", {}, outcome)
     assert told == [(level, "control.act", outcome)]
+
+
+async def test_how_a_session_would_be_answered_is_told_to_the_worker_that_asks(supervisor, worker):
+    supervisor._on_message(worker, ForecastWanted(7, "local", "alice", "1", "ab", [("orders-db", "dba"), ("x", "dba")]))
+    assert worker.sent[-1].connection == 7
+    assert [refusal and refusal.reason for refusal in worker.sent[-1].refusals] == [None, "unknown_service"]

@@ -33,6 +33,9 @@ from portguard.gateway.messages import (
     Configured,
     End,
     Ended,
+    Forecast,
+    ForecastWanted,
+    ForeseenRefusal,
     Gone,
     Hello,
     Leased,
@@ -121,6 +124,9 @@ class Supervising:
             case StandingWanted() if self.answering:
                 quota = QuotaStanding("day", False, 100, 0, 40, 1)
                 self.channel.send(Standing(message.connection, [RoleStanding(2, 0.5, [quota])] * len(message.roles)))
+            case ForecastWanted() if self.answering:
+                foreseen = ForeseenRefusal(Reason.SERVICE_FULL, "it is full", None)
+                self.channel.send(Forecast(message.connection, [foreseen] * len(message.sessions)))
             case PastRefusalsWanted() if self.answering:
                 past = [PastRefusal(1.5, "orders-db", "killed", "an operator ended the session", "ab" * 16)]
                 self.channel.send(PastRefusals(message.connection, past))
@@ -487,6 +493,19 @@ async def test_what_is_left_is_asked_of_the_supervisor_for_the_caller_alone(work
     await supervisor.hears(Gone)
 
 
+async def test_how_a_session_would_be_answered_is_asked_for_the_callers_certificate(worker, supervisor):
+    client, number = await supervisor.connection(server_name=NAME)
+    status, document = await asyncio.to_thread(get, client, "/v1/services/orders-db")
+    assert (status, document["refusal"]["reason"]) == (200, "service_full")
+    admitted, _ = await supervisor.connection()
+    admit, wanted = await supervisor.hears(Admit), await supervisor.hears(ForecastWanted)
+    assert wanted == ForecastWanted(
+        number, "local", "alice", admit.serial, admit.fingerprint, [(admit.service, admit.role)]
+    )
+    client.close()
+    admitted.close()
+
+
 async def test_whoami_needs_no_role(worker, supervisor):
     client, number = await supervisor.connection("bob", server_name=NAME)
     status, document = await asyncio.to_thread(get, client, "/v1/whoami")
@@ -496,7 +515,7 @@ async def test_whoami_needs_no_role(worker, supervisor):
     client.close()
 
 
-@pytest.mark.parametrize("path", ["/v1/services", "/v1/whoami"])
+@pytest.mark.parametrize("path", ["/v1/services", "/v1/services/orders-db", "/v1/whoami"])
 async def test_what_nobody_answers_is_unavailable(worker, supervisor, monkeypatch, path):
     monkeypatch.setattr(worker_module, "_ANSWER_S", 0.0)
     supervisor.answering = False
