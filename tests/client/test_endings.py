@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from portguard.client.endings import Endings
+from portguard.client.refusal import RefusedByGateway
 from portguard.errors import Unreachable
 
 
@@ -21,16 +22,20 @@ class Gateway:
 
 
 def refusals(**messages):
-    return {"refusals": [{"session": session, "message": message} for session, message in messages.items()]}
+    return {
+        "refusals": [
+            {"session": session, "reason": "killed", "message": message} for session, message in messages.items()
+        ]
+    }
 
 
 async def test_sessions_that_end_together_are_explained_by_one_answer():
-    gateway = Gateway(refusals(aa="quota\nis used up", bb="killed"))
+    gateway = Gateway(refusals(aa="an operator\nended it", bb="so it is"))
     endings = Endings(gateway)
     whys = await asyncio.gather(*map(endings.why, ["aa", "bb", "cc"]))
-    assert whys == ["quota is used up", "killed", None]
+    assert whys == ["killed: an operator ended it", "killed: so it is", None]
     assert gateway.asked == 1
-    assert await endings.why("aa") == "quota is used up"
+    assert await endings.why("aa") == "killed: an operator ended it"
     assert gateway.asked == 2
 
 
@@ -44,13 +49,30 @@ async def test_without_a_session_id_nobody_is_asked():
     "document",
     [
         Unreachable("gone"),
+        RefusedByGateway("whoami", "ledger_unavailable", "no answer"),
+        RefusedByGateway("whoami", "moon_phase", "it is full"),
         {},
         {"refusals": 5},
-        {"refusals": [None, {}, {"session": 5, "message": "m"}, {"session": "aa", "message": 5}]},
+        {"refusals": [None, {}, {"session": 5, "message": "m"}, {"session": "aa", "message": 5, "reason": 5}]},
     ],
 )
 async def test_where_there_is_no_answer_there_is_no_reason(document):
     assert await Endings(Gateway(document)).why("aa") is None
+
+
+@pytest.mark.parametrize("reason", ["locked", "certificate_revoked", "certificate_expired", "crl_expired"])
+async def test_for_who_is_locked_out_altogether_that_is_the_reason(reason):
+    gateway = Gateway(RefusedByGateway("whoami", reason, "so it is"))
+    endings = Endings(gateway)
+    assert await asyncio.gather(*map(endings.why, ["aa", "bb", None])) == [f"{reason}: so it is"] * 2 + [None]
+    assert gateway.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("refusal", "told"), [({"message": "m"}, "m"), ({"reason": "killed"}, "killed"), ({"reason": " "}, None)]
+)
+async def test_what_is_there_is_told(refusal, told):
+    assert await Endings(Gateway({"refusals": [{"session": "aa", **refusal}]})).why("aa") == told
 
 
 async def test_who_gives_up_waiting_takes_the_answer_from_nobody():
@@ -58,7 +80,7 @@ async def test_who_gives_up_waiting_takes_the_answer_from_nobody():
     first, second = (asyncio.create_task(endings.why(session)) for session in ("aa", "bb"))
     await asyncio.sleep(0)
     first.cancel()
-    assert await second == "n"
+    assert await second == "killed: n"
     with pytest.raises(asyncio.CancelledError):
         await first
 

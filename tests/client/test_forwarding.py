@@ -124,15 +124,30 @@ async def test_a_session_that_the_gateway_cuts_is_no_clean_end(
 async def test_a_session_that_the_gateway_cuts_is_reported_with_the_gateways_reason(
     gateway: Double, forwarding: Forwarding, reports: Reports, serve: Callable
 ) -> None:
-    refusals = [{"session": SESSION, "message": "an operator ended the session"}]
+    refusals = [{"session": SESSION, "reason": "killed", "message": "an operator ended the session"}]
     gateway.answers["/v1/whoami"] = answer(200, json.dumps({"refusals": refusals}).encode())
     gateway.services["echo"] = await serve(echo)
     reader, writer = await connect(forwarding.listen("echo", FREE, fallback=False))
     writer.write(b"hello")
     await reader.readexactly(5)
     gateway.relays[0].close(Reason.KILLED)
-    assert (
-        await reports.get() == f"echo: the gateway ended the session: an operator ended the session (session {SESSION})"
+    assert await reports.get() == (
+        f"echo: the gateway ended the session: killed: an operator ended the session (session {SESSION})"
+    )
+    writer.close()
+
+
+async def test_a_session_of_who_is_locked_out_is_reported_with_the_refusal_of_the_question(
+    gateway: Double, forwarding: Forwarding, reports: Reports, serve: Callable
+) -> None:
+    gateway.answers["/v1/whoami"] = refusal(403, "locked", "the identity is locked")
+    gateway.services["echo"] = await serve(echo)
+    reader, writer = await connect(forwarding.listen("echo", FREE, fallback=False))
+    writer.write(b"hello")
+    await reader.readexactly(5)
+    gateway.relays[0].close(Reason.LOCKED)
+    assert await reports.get() == (
+        f"echo: the gateway ended the session: locked: the identity is locked (session {SESSION})"
     )
     writer.close()
 

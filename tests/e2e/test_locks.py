@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import ssl
@@ -16,6 +17,7 @@ from tests.counting import connect_answer
 from tests.curl import curl
 from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
+from tests.profiles import write_profile
 from tests.traffic import Traffic
 from tests.unharmed import echoes, processes, workers
 
@@ -145,6 +147,20 @@ def test_a_lock_cuts_within_a_second_and_keeps_out_and_others_lose_no_byte(gatew
     echoes(gateway)
     told = [(refusal["service"], refusal["reason"]) for refusal in api(gateway, "/v1/whoami")["refusals"]]
     assert told == [(None, "locked")] * 3 + [("echo", "locked")] * 4
+
+
+def test_connect_says_that_it_was_a_lock_although_whoami_is_locked_too(gateway, tmp_path):
+    command = [*PORTGUARD, "connect", "echo", "--stdio", "--profile", str(write_profile(gateway, "alice", tmp_path))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tunnel:
+        tunnel.stdin.write(b"more")
+        tunnel.stdin.flush()
+        assert tunnel.stdout.read(4) == b"more"
+        lock(gateway, "alice")
+        said = tunnel.stderr.read().decode()
+        assert re.sub(r"[0-9a-f]{32}", "ID", said) == (
+            "portguard: echo: the gateway ended the session: locked: the identity is locked (session ID)\n"
+        )
+        assert tunnel.wait(_PATIENCE_S) == 1
 
 
 def test_a_lock_is_there_again_after_everything_was_killed(gateway, start_again):
