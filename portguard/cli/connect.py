@@ -1,6 +1,7 @@
 """`portguard connect`: local ports, or standard input and output, that lead to services."""
 
 import asyncio
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from portguard.cli.rendering import printable
 from portguard.client import command as child
 from portguard.client.credentials import Credentials
 from portguard.client.forwarding import Broken, Forwarding
-from portguard.client.gateway import Description, Gateway
+from portguard.client.gateway import Description, Gateway, Tunnel
 from portguard.client.local_ports import LOOPBACK, LocalPort, assign, parse_service, parse_wish
 from portguard.client.signals import STOP, Signals, Stopped
 from portguard.client.stdio import StandardStreams
@@ -21,6 +22,7 @@ from portguard.errors import PortguardError, UsageError
 from portguard.policy.addresses import ListenAddress
 
 _LINGER_S = 1.0  # for what was written to arrive when the user ends it
+_END_S = 1.0  # for standard streams to end in order when a signal comes
 _FINISH_S = 2.0  # without a byte, after which sessions that outlive their command are cut
 
 
@@ -155,9 +157,26 @@ async def _join_standard_streams(credentials: Credentials, name: str) -> int:
 
 
 async def _carry_standard_streams(gateway: Gateway, forwarding: Forwarding, name: str) -> int:
+    """Return when both sides have finished. When it is cancelled, the input ends, and `_END_S` later all else."""
     # A refused tunnel leaves the output open until the reason is printed: ssh ends its ProxyCommand when it closes.
     tunnel = await gateway.connect(name)
     streams = StandardStreams()
+    carrying = asyncio.create_task(_carry(forwarding, tunnel, streams), name="carry standard streams")
+    try:
+        return await asyncio.shield(carrying)
+    except asyncio.CancelledError:
+        # ssh closes the pipes and sends a signal at the same moment: what it wrote, and that it ended, goes out first.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_END_S):
+                await streams.end_input()
+                await asyncio.wait((carrying,))
+        raise
+    finally:
+        carrying.cancel()
+        await asyncio.gather(carrying, return_exceptions=True)
+
+
+async def _carry(forwarding: Forwarding, tunnel: Tunnel, streams: StandardStreams) -> int:
     code = 0
     try:
         await forwarding.carry(tunnel, streams.sock)

@@ -7,10 +7,13 @@ unlike O_NONBLOCK they change nothing for the programs that share these files.
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import threading
 
 _READ = 64 * 1024
+_LOOK_S = 0.01
+_CAN_LOOK = os.name != "nt"  # whether a file has something to read: Windows tells it of sockets only
 
 
 class StandardStreams:
@@ -24,6 +27,9 @@ class StandardStreams:
         self.sock, self._inner = socket.socketpair()
         self._loop = asyncio.get_running_loop()
         self._written: asyncio.Future[None] = self._loop.create_future()
+        self._input = input_fd
+        self._input_over = False
+        self._moving = False  # what was read of the input may not have gone on yet
         self._copying = 2
         self._lock = threading.Lock()
         # Daemons, because a read of a terminal cannot be interrupted: it must not keep the process.
@@ -37,13 +43,35 @@ class StandardStreams:
         """Return when all that was sent to `sock` is written and the output closed. Raises OSError if it was not."""
         await self._written
 
+    async def end_input(self) -> None:
+        """Take what is there of the input, to its end if that is there too, and then no more: end it.
+
+        May take for ever where more and more comes, or the session takes nothing. On Windows what has not been read yet
+        is left.
+        """
+        # In this order: what is not there any more is moving, or has gone on.
+        while not self._input_over and (_is_readable(self._input) or self._moving):  # noqa: ASYNC110  # a thread tells
+            await asyncio.sleep(_LOOK_S)
+        self._end_input()
+
     def _copy_input(self, descriptor: int) -> None:
         with contextlib.suppress(OSError):  # the session has ended, or the terminal has gone: the end, either way
-            while data := os.read(descriptor, _READ):
+            while data := self._read_input(descriptor):
                 self._inner.sendall(data)
-        with contextlib.suppress(OSError):
-            self._inner.shutdown(socket.SHUT_WR)
+                self._moving = False
+        self._end_input()
+        self._input_over = True
         self._leave()
+
+    def _read_input(self, descriptor: int) -> bytes:
+        if _CAN_LOOK:
+            select.select([descriptor], [], [])
+            self._moving = True  # before anything is taken out, or end_input() could miss it
+        return os.read(descriptor, _READ)
+
+    def _end_input(self) -> None:
+        with self._lock, contextlib.suppress(OSError):  # it has ended already, or the session has
+            self._inner.shutdown(socket.SHUT_WR)
 
     def _copy_output(self, descriptor: int) -> None:
         failure = None
@@ -84,6 +112,14 @@ class StandardStreams:
             self._written.set_result(None)
         else:
             self._written.set_exception(failure)
+
+
+def _is_readable(descriptor: int) -> bool:
+    """Whether something, or the end, can be read now."""
+    try:
+        return _CAN_LOOK and bool(select.select([descriptor], [], [], 0)[0])
+    except OSError:  # closed from the beginning
+        return False
 
 
 def _close(descriptor: int) -> None:

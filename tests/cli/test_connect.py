@@ -1,6 +1,7 @@
 """`portguard connect` as people run it: a process, its output, its exit code."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -503,3 +504,93 @@ async def test_a_standard_stream_that_is_stopped_says_so_in_its_exit_code(shell:
     process.stdin.write(b"hello")
     await process.stdout.readexactly(5)
     assert (await stop(process))[0] == 130
+
+
+@dataclass
+class Listener:
+    """A service that keeps what it hears, says one byte back, and finishes when it may."""
+
+    may_finish: asyncio.Event = field(default_factory=asyncio.Event)
+    heard: asyncio.Queue[bytes] = field(default_factory=asyncio.Queue)
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"!")
+        self.heard.put_nowait(await reader.read())
+        await self.may_finish.wait()
+        writer.close()
+
+
+async def listening(shell: Shell, serve: Callable, *, may_finish: bool = True) -> tuple[Process, Listener]:
+    """Join a process to a listener, which it has reached."""
+    listener = Listener()
+    if may_finish:
+        listener.may_finish.set()
+    shell.gateway.services["ssh"] = await serve(listener)
+    process = await shell.start("ssh", "--stdio", stdin=PIPE)
+    assert process.stdout is not None
+    assert await process.stdout.readexactly(1) == b"!"
+    return process, listener
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_before_the_end_of_the_input_ends_the_session_in_order(
+    shell: Shell, serve: Callable, number: signal.Signals
+) -> None:
+    process, listener = await listening(shell, serve)
+    assert process.stdin is not None
+    process.stdin.write(b"bye")
+    process.send_signal(number)
+    assert await process.wait() == 128 + number
+    assert await listener.heard.get() == b"bye"
+    assert await shell.gateway.ended.get() is Reason.CLIENT_CLOSED
+
+
+async def test_a_signal_and_the_end_of_the_input_at_once_end_the_session_in_order(
+    shell: Shell, serve: Callable
+) -> None:
+    process, listener = await listening(shell, serve, may_finish=False)
+    assert process.stdin is not None
+    # It finds both when it goes on.
+    process.send_signal(signal.SIGSTOP)
+    await asyncio.to_thread(os.waitid, os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    process.stdin.write(b"bye")
+    process.stdin.close()
+    await process.stdin.wait_closed()
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGCONT)
+    assert await listener.heard.get() == b"bye"
+    listener.may_finish.set()
+    assert await process.wait() == 128 + signal.SIGHUP
+    assert await shell.gateway.ended.get() is Reason.CLIENT_CLOSED
+
+
+async def test_a_signal_after_the_end_of_the_input_ends_the_session_in_order(shell: Shell, serve: Callable) -> None:
+    process, listener = await listening(shell, serve, may_finish=False)
+    assert process.stdin is not None
+    process.stdin.write(b"bye")
+    process.stdin.close()
+    assert await listener.heard.get() == b"bye"
+    process.send_signal(signal.SIGHUP)
+    assert await process.wait() == 128 + signal.SIGHUP, (
+        "expected a service that does not finish to be waited for briefly"
+    )
+    listener.may_finish.set()
+    assert await shell.gateway.ended.get() is Reason.CLIENT_CLOSED
+
+
+async def test_an_input_that_a_signal_cuts_in_the_middle_does_not_look_whole(shell: Shell, serve: Callable) -> None:
+    reached = asyncio.Event()
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionResetError):
+            while await reader.read(65536):
+                reached.set()
+        writer.close()
+
+    shell.gateway.services["swallow"] = await serve(swallow)
+    endless = os.open("/dev/zero", os.O_RDONLY)
+    process = await shell.start("swallow", "--stdio", stdin=endless)
+    os.close(endless)
+    await reached.wait()
+    assert (await stop(process, signal.SIGTERM))[0] == 128 + signal.SIGTERM
+    assert await shell.gateway.ended.get() is Reason.CLIENT_TRUNCATED

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -111,3 +112,36 @@ async def test_input_and_output_may_be_files(pipes: Pipes, tmp_path: Path) -> No
     assert (tmp_path / "out").read_bytes() == b"to a file"
     os.close(given)
     os.close(taken)
+
+
+async def test_an_input_that_is_ended_goes_through_as_far_as_it_was_there(pipes: Pipes) -> None:
+    joined = streams(pipes)
+    os.write(pipes.typing, b"x" * 50_000)
+    await joined.end_input()
+    os.write(pipes.typing, b"too late")
+    with joined.sock:
+        assert await read_all(joined.sock) == b"x" * 50_000
+
+
+async def test_an_input_whose_end_is_there_goes_through_whole(pipes: Pipes) -> None:
+    joined = streams(pipes)
+    os.write(pipes.typing, b"hello")
+    end_typing(pipes)
+    await joined.end_input()
+    await joined.end_input()
+    with joined.sock:
+        assert await read_all(joined.sock) == b"hello"
+
+
+async def test_what_the_session_does_not_take_is_waited_for(pipes: Pipes) -> None:
+    joined = streams(pipes)
+    os.set_blocking(pipes.typing, False)
+    written = 0
+    with contextlib.suppress(BlockingIOError):  # as much as the buffers on the way hold
+        while True:
+            written += os.write(pipes.typing, b"x" * 4096)
+    end_typing(pipes)
+    ending = asyncio.create_task(joined.end_input())
+    with joined.sock:
+        assert len(await read_all(joined.sock)) == written
+    await ending

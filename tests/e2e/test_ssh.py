@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pwd
+import re
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tests.profiles import write_profile
 _PORTGUARD = (sys.executable, "-P", "-m", "portguard")
 _BIG = 100 * 1000 * 1000
 _PATIENCE_S = 60
+_SESSIONS = 12
 
 # Compiled into sshd: without this folder it does not start as root.
 _PRIVILEGE_SEPARATION = Path("/run/sshd")
@@ -156,3 +158,12 @@ def test_scp_carries_100_mb_unchanged_each_way(gateway, over_ssh, tmp_path):
     # The transport of ssh puts something on top.
     gateway.wait_for_log(r"session.close .*service=shell .*received=10\d{7} ")
     gateway.wait_for_log(r"session.close .*service=shell .* sent=10\d{7} ")
+
+
+def test_ssh_that_ends_ends_its_session_in_order(gateway, over_ssh):
+    # ssh closes the pipes of its ProxyCommand and sends it SIGHUP at the same moment; either may arrive first.
+    for _ in range(_SESSIONS):
+        assert over_ssh("alice", "ssh", "shell", "echo hello").stdout == "hello\n"
+    gateway.wait_for_log("session.close .*service=shell ", count=_SESSIONS)
+    reasons = [re.search(r"session\.close .* reason=(\w+)", line) for line in gateway.log.splitlines()]
+    assert "client_truncated" not in {found[1] for found in reasons if found}
