@@ -16,10 +16,12 @@ from portguard.client.credentials import Credentials
 from portguard.client.forwarding import Broken, Forwarding
 from portguard.client.gateway import Description, Gateway, Tunnel
 from portguard.client.local_ports import LOOPBACK, LocalPort, assign, parse_service, parse_wish
+from portguard.client.refusal import RefusedByGateway
 from portguard.client.signals import STOP, Signals, Stopped
 from portguard.client.stdio import StandardStreams
 from portguard.errors import PortguardError, UsageError
 from portguard.policy.addresses import ListenAddress
+from portguard.reasons import Reason
 
 _LINGER_S = 1.0  # for what was written to arrive when the user ends it
 _END_S = 1.0  # for standard streams to end in order when a signal comes
@@ -33,13 +35,19 @@ class _WithCommand(click.Command):
         if "--" in args:
             place = args.index("--")
             args, ctx.meta[_COMMAND] = args[:place], tuple(args[place + 1 :])
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if _COMMAND in ctx.meta or error.possibilities:
+                raise
+            raise click.UsageError(f"{error.message.removesuffix('.')} ({_WHERE_COMMANDS_GO})", ctx) from None
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return [*super().collect_usage_pieces(ctx), "[-- COMMAND...]"]
 
 
 _COMMAND = "portguard.connect.command"
+_WHERE_COMMANDS_GO = "a command and its options go after --, as in: portguard connect SERVICE -- COMMAND"
 
 
 @click.command(cls=_WithCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -69,7 +77,7 @@ def connect(
     PORTGUARD_HOST and PORTGUARD_PORT, and wherever {host} and {port} stand in its arguments.
     """
     command: tuple[str, ...] | None = context.meta.get(_COMMAND)
-    names = tuple(map(parse_service, services))
+    names = _parse_services(services, command)
     _check_usage(names, local, stdio, as_json, command)
     addresses = assign(names, [parse_wish(text) for text in local])
     credentials = credentials_of(profile_name)
@@ -82,6 +90,15 @@ def connect(
     if command is None:
         context.exit(run(_keep_open(credentials, names, wanted, as_json=as_json)))
     context.exit(run(_beside(credentials, names, wanted, command)))
+
+
+def _parse_services(services: Sequence[str], command: tuple[str, ...] | None) -> tuple[str, ...]:
+    try:
+        return tuple(map(parse_service, services))
+    except UsageError as error:
+        if command is None and len(services) > 1:
+            raise UsageError(f"{error} ({_WHERE_COMMANDS_GO})") from None
+        raise
 
 
 def _check_usage(
@@ -110,7 +127,7 @@ async def _keep_open(credentials: Credentials, names: Sequence[str], wanted: Wan
     forwarding = Forwarding(gateway, _report)
     try:
         with Signals(STOP) as signals:
-            for description in await signals.unless(_described(gateway, names)):
+            for description in await signals.unless(_described_without_command(gateway, names)):
                 if description.local_port is not None:
                     wanted.setdefault(description.service, (ListenAddress(LOOPBACK, description.local_port), True))
             ports = _listen(forwarding, names, wanted)
@@ -207,6 +224,24 @@ async def _described(gateway: Gateway, names: Sequence[str]) -> list[Description
     if failures:
         raise failures[0]
     return described
+
+
+async def _described_without_command(gateway: Gateway, names: Sequence[str]) -> list[Description]:
+    """As _described(). Who forgot the -- before a command has named its words as services: say so."""
+    try:
+        return await _described(gateway, names)
+    except RefusedByGateway as refused:
+        if refused.reason != Reason.UNKNOWN_SERVICE or refused.subject not in names[1:]:
+            raise
+        place = names.index(refused.subject)
+        meant = " ".join([*names[:place], "--", *names[place:]])
+        raise RefusedByGateway(
+            refused.subject,
+            refused.reason,
+            f"{refused.message}; a command goes after --, as in: portguard connect {meant}",
+            session=refused.session,
+            retry_after_s=refused.retry_after_s,
+        ) from refused
 
 
 def _listen(forwarding: Forwarding, names: Sequence[str], wanted: Wanted) -> list[LocalPort]:

@@ -308,6 +308,49 @@ async def test_what_cannot_work_is_refused_with_the_reason(shell: Shell, argumen
     assert shell.gateway.requests == []
 
 
+AFTER_DASHES = "a command and its options go after --, as in: portguard connect SERVICE -- COMMAND"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["web", "psql", "-d", "orders"], f" ({AFTER_DASHES})"),
+        (["web", "curl", "http://{host}/"], f"got 'http://{{host}}/' ({AFTER_DASHES})"),
+    ],
+)
+async def test_a_command_without_dashes_before_it_is_told_where_it_goes(
+    shell: Shell, arguments: list[str], message: str
+) -> None:
+    code, _, errors = await shell.run(*arguments)
+    assert code == 2
+    assert errors.endswith(f"{message}\n")
+    assert shell.gateway.requests == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["web", "--stdoi"], ["web", "-d", "--", "true"], ["we b"], ["web", "we b", "--", "true"]]
+)
+async def test_what_is_no_forgotten_command_is_told_nothing_of_one(shell: Shell, arguments: list[str]) -> None:
+    code, _, errors = await shell.run(*arguments)
+    assert code == 2
+    assert "after --" not in errors
+
+
+async def test_a_command_that_was_taken_for_services_is_told_where_it_goes(shell: Shell) -> None:
+    unknown = {name: refusal(404, "unknown_service", f"there is no service called {name}") for name in ("echo", "hi")}
+    shell.gateway.answers |= unknown
+    code, _, errors = await shell.run("web", "echo", "hi")
+    assert code == 3
+    assert errors.splitlines()[-1] == (
+        "portguard: echo: unknown_service: there is no service called echo; a command goes after --, as in: "
+        f"portguard connect web -- echo hi (session {SESSION})"
+    )
+    for arguments in (["echo"], ["web", "echo", "--", "true"]):
+        code, _, errors = await shell.run(*arguments)
+        assert code == 3
+        assert "after --" not in errors
+
+
 async def test_the_help_shows_where_a_command_goes(shell: Shell) -> None:
     code, output, _ = await shell.run("--help")
     assert code == 0
