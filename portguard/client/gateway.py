@@ -184,6 +184,12 @@ class Gateway:
             raise self._broken_tls(error) from error
         except TimeoutError as error:
             raise self._silent(f"a TLS handshake within {_HANDSHAKE_S:.0f} s", "none") from error
+        except ConnectionError as error:
+            # Before the handshake is complete a gateway has no way to say why.
+            raise Unreachable(
+                f"gateway {self.address}: it ended the connection during the TLS handshake; usual causes are too many "
+                "connections at once from this address, and no valid certificate"
+            ) from error
         except OSError as error:
             raise self._silent("a TLS handshake", _words(error)) from error
         return endpoint

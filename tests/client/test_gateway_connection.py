@@ -2,6 +2,7 @@ import asyncio
 import json
 import math
 import socket
+import struct
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -277,14 +278,25 @@ async def test_a_plain_server_is_told_from_a_gateway(gateway: Double, tmp_path: 
         await client.connect("web")
 
 
-async def test_a_server_that_closes_at_once_is_unreachable(gateway: Double, tmp_path: Path, serve: Callable) -> None:
-    async def closing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+@pytest.mark.parametrize("how", ["close", "reset", "close in the middle"])
+async def test_a_server_that_closes_in_the_handshake_is_unreachable(
+    gateway: Double, tmp_path: Path, serve: Callable, how: str
+) -> None:
+    async def closing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if how == "reset":
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if how == "close in the middle":
+            await reader.read(100_000)
         writer.close()
 
     port = await serve(closing)
     client = moved(gateway.write_profile(tmp_path / "p.toml"), str(gateway.port), str(port))
-    with pytest.raises(Unreachable, match=r"expected a TLS handshake, got "):
+    with pytest.raises(Unreachable) as caught:
         await client.connect("web")
+    assert str(caught.value) == (
+        f"gateway 127.0.0.1:{port}: it ended the connection during the TLS handshake; usual causes are too many "
+        "connections at once from this address, and no valid certificate"
+    )
 
 
 # Whether the gateway takes the client.
