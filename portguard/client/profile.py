@@ -14,6 +14,7 @@ Those in `~/.config/portguard/` go by their names.
 """
 
 import os
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from portguard.policy.toml import HOST_PORT, PATH, PORT, Table, parse, text_kind
 DEFAULT_PROFILE = "default"
 
 _SUFFIX = ".toml"
+_MOST_NEIGHBOURS = 200
+_LARGEST_NEIGHBOUR_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +124,20 @@ def _local_ports(root: Table) -> dict[str, int]:
 def _neighbours(path: Path) -> str:
     """Name the profiles that are there, for whoever mistyped one."""
     try:
-        names = sorted(entry.stem for entry in path.parent.iterdir() if entry.suffix == _SUFFIX)
+        files = sorted(entry for entry in path.parent.iterdir() if entry.suffix == _SUFFIX)
     except OSError:
         return ""
+    names = [file.stem for file in files[:_MOST_NEIGHBOURS] if _looks_like_a_profile(file)]
     return f" (there are {', '.join(names[:10])})" if names else ""
+
+
+def _looks_like_a_profile(path: Path) -> bool:
+    """Whether a file says which gateway. A folder may be full of TOML that has nothing to do with portguard."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
+        with path.open("rb") as file:
+            document = tomllib.loads(file.read(_LARGEST_NEIGHBOUR_BYTES).decode())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(document.get("gateway"), str)

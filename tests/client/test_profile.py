@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,18 @@ def test_a_missing_profile_names_those_that_are_there(tmp_path: Path) -> None:
     write(tmp_path, WHOLE, "notes.txt")
     with pytest.raises(ConfigurationError, match=r"got “No such file or directory” \(there are work\)$"):
         read_profile(tmp_path / "wrok.toml")
+
+
+def test_what_is_no_profile_is_not_offered_as_one(tmp_path: Path) -> None:
+    write(tmp_path, '[gateway]\nname = "bastion.example.com"\n', "portguard.toml")
+    write(tmp_path, "[tool.ruff]\nline-length = 120\n", "c1.toml")
+    write(tmp_path, "gateway = ", "broken.toml")
+    write(tmp_path, "gateway = " + "[" * 10_000, "nested.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "folder.toml").mkdir()
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(ConfigurationError, match=r"got “No such file or directory”$"):
+        read_profile(tmp_path / "x.toml")
 
 
 def test_a_missing_folder_is_no_other_error(tmp_path: Path) -> None:
