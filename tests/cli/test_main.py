@@ -1,4 +1,6 @@
 import errno
+import signal
+import subprocess
 import sys
 
 import click
@@ -101,3 +103,39 @@ def test_no_summary_of_a_command_is_cut(path, group):
     commands = text.partition("Commands:\n")[2].splitlines()
     assert len(commands) == len(group.list_commands(click.Context(group))), "expected a line for each"
     assert [line for line in commands if "..." in line] == []
+
+
+# Sends the signal when the module is about to be loaded, and goes on as an entry point does.
+INTERRUPTED = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+from portguard.__main__ import main
+main()
+"""
+
+
+def interrupted(module: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-c", INTERRUPTED, module, "--version"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+@pytest.mark.parametrize("module", ["portguard.cli.main", "click", "portguard.errors"])
+def test_ctrl_c_while_the_command_is_loaded_ends_it_as_later(module):
+    ended = interrupted(module)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "\nAborted!\n")
+
+
+def test_without_ctrl_c_the_command_runs():
+    assert "Aborted" not in interrupted("no.such.module").stderr
