@@ -285,12 +285,12 @@ class Admit(_Message, frozen=True):
 
 
 class StandingWanted(_Message, frozen=True):
-    """How does this identity stand in these roles? At most `MOST_ROLES` of them."""
+    """How does this identity stand in these roles?"""
 
     connection: Number
     trust: str
     name: str
-    roles: list[str]
+    roles: Annotated[list[str], msgspec.Meta(max_length=MOST_ROLES)]
 
 
 class ForecastWanted(_Message, frozen=True):

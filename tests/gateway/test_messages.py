@@ -6,6 +6,7 @@ import pytest
 from portguard.gateway.messages import (
     LARGEST_BYTES,
     MOST_FORECAST,
+    MOST_ROLES,
     VERSION,
     Accepted,
     Admit,
@@ -130,14 +131,18 @@ def test_a_field_of_another_kind_is_an_error(parts, number, value):
         decode(msgspec.msgpack.encode(parts))
 
 
-def test_more_sessions_than_one_answer_has_room_for_are_not_asked_about():
-    most, many = (
-        ForecastWanted(7, "corp", "alice", "1f", "cd", [("orders-db", "dba")] * count)
-        for count in (MOST_FORECAST, MOST_FORECAST + 1)
-    )
-    assert decode(encode(most)) == most
-    with pytest.raises(ValueError, match="of length <= 25"):
-        decode(encode(many))
+@pytest.mark.parametrize(
+    ("asking", "most"),
+    [
+        (lambda count: ForecastWanted(7, "corp", "alice", "1f", "cd", [("orders-db", "dba")] * count), MOST_FORECAST),
+        (lambda count: StandingWanted(7, "corp", "alice", ["dba"] * count), MOST_ROLES),
+    ],
+    ids=["forecast", "standing"],
+)
+def test_no_more_is_asked_about_than_one_answer_has_room_for(asking, most):
+    assert decode(encode(asking(most))) == asking(most)
+    with pytest.raises(ValueError, match=f"of length <= {most}"):
+        decode(encode(asking(most + 1)))
 
 
 def test_text_that_is_none_is_an_error_on_either_side():
