@@ -293,5 +293,7 @@ def start_again(start: Start) -> Callable[[Gateway], Gateway]:
 
 @pytest.fixture(scope="module")
 def start_gateway_for_module(tmp_path_factory: pytest.TempPathFactory, start_for_module: Start) -> StartGateway:
-    """As `start_gateway`, for one that all tests of a module share; each takes its own `from_now()`."""
-    return partial(_serve, start_for_module, tmp_path_factory.mktemp("shared") / "gateway")
+    """As `start_gateway`, for those that all tests of a module share; each takes its own `from_now()`."""
+    return lambda services, **more: _serve(
+        start_for_module, tmp_path_factory.mktemp("shared") / "gateway", services, **more
+    )

@@ -40,8 +40,7 @@ def nginx(start_for_module, free_port, real_program, tmp_path_factory, folder):
     return f"127.0.0.1:{port}"
 
 
-@pytest.fixture(scope="module")
-def shared(start_gateway_for_module, nginx, free_port):
+def serve(start, nginx, free_port):
     """Alice may reach all of the services but `hidden`."""
     services = {
         "web": f'upstream = ["{nginx}"]\nlocal_port = 8080\ndescription = "the “front” page"\nalpn = ["http/1.1"]\n'
@@ -51,13 +50,30 @@ def shared(start_gateway_for_module, nginx, free_port):
         "down": f"127.0.0.1:{free_port()}",
     }
     role = '[[roles]]\nname = "team"\nmembers = ["alice"]\nservices = ["web", "any-port", "down"]'
-    return start_gateway_for_module(services, policy=role)
+    return start(services, policy=role)
+
+
+@pytest.fixture(scope="module")
+def shared(start_gateway_for_module, nginx, free_port):
+    return serve(start_gateway_for_module, nginx, free_port)
+
+
+@pytest.fixture(scope="module")
+def shared_proxy(start_gateway_for_module, nginx, free_port):
+    return serve(start_gateway_for_module, nginx, free_port)
 
 
 @pytest.fixture
 def gateway(shared, real_program):
     real_program("curl")
     return shared.from_now()
+
+
+@pytest.fixture
+def proxy(shared_proxy, real_program):
+    """The same for CONNECT alone: together they would be refused so often that not all of it is logged."""
+    real_program("curl")
+    return shared_proxy.from_now()
 
 
 # Straight: the server name is the service.
@@ -119,22 +135,22 @@ def test_a_file_comes_and_goes_unchanged(gateway, folder, tmp_path, through):
 # Through CONNECT: the gateway answers before a byte flows.
 
 
-def test_by_connect_the_tunnel_leads_to_the_service_and_the_answer_names_the_session(gateway):
-    answer = curl_by_connect(gateway, "alice", "http://web:8080/hello", "--include")
+def test_by_connect_the_tunnel_leads_to_the_service_and_the_answer_names_the_session(proxy):
+    answer = curl_by_connect(proxy, "alice", "http://web:8080/hello", "--include")
     assert answer.returncode == 0
     head, _, rest = answer.stdout.partition("\n\n")
     assert head.startswith("HTTP/1.1 200 Connection established\n")
     assert rest.startswith("HTTP/1.1 200 OK\n")
     assert rest.endswith("\nhello from nginx\n")
     [session] = re.findall(r"^Portguard-Session: ([0-9a-f]{32})$", head, re.MULTILINE)
-    gateway.wait_for_log(f"session.open session={session} identity=alice .*service=web ")
-    gateway.wait_for_log(f"session.close session={session} identity=alice ")
+    proxy.wait_for_log(f"session.open session={session} identity=alice .*service=web ")
+    proxy.wait_for_log(f"session.close session={session} identity=alice ")
 
 
 @pytest.mark.parametrize("name", ["WEB", "web.", "web.gw.localhost", "www.example.com", "WWW.Example.com."])
-def test_by_connect_a_service_goes_by_each_of_its_names(gateway, name):
-    assert curl_by_connect(gateway, "alice", f"http://{name}:8080/hello").stdout == "hello from nginx\n"
-    gateway.wait_for_log("session.open .*identity=alice .*service=web ")
+def test_by_connect_a_service_goes_by_each_of_its_names(proxy, name):
+    assert curl_by_connect(proxy, "alice", f"http://{name}:8080/hello").stdout == "hello from nginx\n"
+    proxy.wait_for_log("session.open .*identity=alice .*service=web ")
 
 
 @pytest.mark.parametrize(
@@ -146,16 +162,16 @@ def test_by_connect_a_service_goes_by_each_of_its_names(gateway, name):
         ("web.gw.localhost.example.com", "unknown_service"),
     ],
 )
-def test_by_connect_no_other_name_leads_to_a_service(gateway, name, reason):
-    answer = curl_by_connect(gateway, "alice", f"http://{name}/hello")
+def test_by_connect_no_other_name_leads_to_a_service(proxy, name, reason):
+    answer = curl_by_connect(proxy, "alice", f"http://{name}/hello")
     assert answer.stdout == ""
     assert answer.returncode == _TUNNEL_FAILED
-    gateway.wait_for_log(f"session.refuse .*identity=alice .*reason={reason}")
+    proxy.wait_for_log(f"session.refuse .*identity=alice .*reason={reason}")
 
 
 @pytest.mark.parametrize("target", ["any-port", "any-port:12345", "ANY-PORT.:80"])
-def test_by_connect_a_service_without_a_port_of_its_own_takes_any(gateway, target):
-    assert curl_by_connect(gateway, "alice", f"http://{target}/hello").stdout == "hello from nginx\n"
+def test_by_connect_a_service_without_a_port_of_its_own_takes_any(proxy, target):
+    assert curl_by_connect(proxy, "alice", f"http://{target}/hello").stdout == "hello from nginx\n"
 
 
 REFUSED = [
@@ -169,22 +185,22 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("name", "target", "status", "reason"), REFUSED)
-def test_by_connect_a_refusal_has_a_status_and_its_reason(gateway, name, target, status, reason):
-    answer = curl_by_connect(gateway, name, f"http://{target}/hello", "--include")
+def test_by_connect_a_refusal_has_a_status_and_its_reason(proxy, name, target, status, reason):
+    answer = curl_by_connect(proxy, name, f"http://{target}/hello", "--include")
     assert answer.returncode == _TUNNEL_FAILED
     assert f"CONNECT tunnel failed, response {status}" in answer.stderr
     assert answer.stdout.startswith(f"HTTP/1.1 {status} ")
     assert f"\nPortguard-Reason: {reason}\n" in answer.stdout
     assert "hello" not in answer.stdout
     [session] = re.findall(r"^Portguard-Session: ([0-9a-f]{32})$", answer.stdout, re.MULTILINE)
-    gateway.wait_for_log(f"session.refuse session={session} identity={name} .*reason={reason} ")
+    proxy.wait_for_log(f"session.refuse session={session} identity={name} .*reason={reason} ")
 
 
 @pytest.mark.parametrize(("name", "target", "status", "reason"), REFUSED)
-def test_the_body_of_a_refusal_is_json_for_those_who_read_it(gateway, name, target, status, reason):
-    # As the answer to a CONNECT curl reads no body. To the gateway this is the same request.
+def test_the_body_of_a_refusal_is_json_for_those_who_read_it(proxy, name, target, status, reason):
+    # As the answer to a CONNECT curl reads no body. To the proxy this is the same request.
     as_request = ["--request", "CONNECT", "--request-target", target]
-    answer = curl(gateway, name, "https://gw.localhost:{port}/", *as_request, "--include")
+    answer = curl(proxy, name, "https://gw.localhost:{port}/", *as_request, "--include")
     head, _, body = answer.stdout.partition("\n\n")
     assert head.startswith(f"HTTP/1.1 {status} ")
     assert "\nContent-Type: application/json\n" in head
@@ -194,30 +210,30 @@ def test_the_body_of_a_refusal_is_json_for_those_who_read_it(gateway, name, targ
     assert f"\nPortguard-Session: {document['session']}" in head
 
 
-def test_a_wrong_port_is_answered_with_the_right_one(gateway):
+def test_a_wrong_port_is_answered_with_the_right_one(proxy):
     as_request = ["--request", "CONNECT", "--request-target", "web:80"]
-    answer = curl(gateway, "alice", "https://gw.localhost:{port}/", *as_request)
+    answer = curl(proxy, "alice", "https://gw.localhost:{port}/", *as_request)
     assert json.loads(answer.stdout)["message"] == "expected port 8080, got 80"
 
 
-def test_whoever_may_not_reach_a_service_does_not_learn_its_port(gateway):
+def test_whoever_may_not_reach_a_service_does_not_learn_its_port(proxy):
     as_request = ["--request", "CONNECT", "--request-target", "web:80"]
-    answer = curl(gateway, "bob", "https://gw.localhost:{port}/", *as_request)
+    answer = curl(proxy, "bob", "https://gw.localhost:{port}/", *as_request)
     assert "8080" not in answer.stdout
 
 
-def test_where_an_upstream_is_stays_in_the_log(gateway):
+def test_where_an_upstream_is_stays_in_the_log(proxy):
     as_request = ["--request", "CONNECT", "--request-target", "down:80"]
-    answer = curl(gateway, "alice", "https://gw.localhost:{port}/", *as_request)
+    answer = curl(proxy, "alice", "https://gw.localhost:{port}/", *as_request)
     assert "127.0.0.1" not in answer.stdout
-    gateway.wait_for_log(r'reason=upstream_unreachable message="127\.0\.0\.1:\d+: Connection refused"')
+    proxy.wait_for_log(r'reason=upstream_unreachable message="127\.0\.0\.1:\d+: Connection refused"')
 
 
-def test_a_proxy_without_the_client_s_certificate_is_refused(gateway):
-    answer = curl_by_connect(gateway, None, "http://web:8080/hello")
+def test_a_proxy_without_the_client_s_certificate_is_refused(proxy):
+    answer = curl_by_connect(proxy, None, "http://web:8080/hello")
     assert answer.returncode in _BROKEN
     assert answer.stdout == ""
-    gateway.wait_for_log("handshake.fail .*reason=certificate_missing")
+    proxy.wait_for_log("handshake.fail .*reason=certificate_missing")
 
 
 # What the gateway tells of a service.
@@ -228,7 +244,12 @@ def test_a_service_is_described_to_those_who_may_reach_it(gateway):
     head, _, body = answer.stdout.partition("\n\n")
     assert head.startswith("HTTP/1.1 200 OK\n")
     assert "\nContent-Type: application/json\n" in head
-    assert json.loads(body) == {"service": "web", "local_port": 8080, "description": "the “front” page"}
+    assert json.loads(body) == {
+        "service": "web",
+        "local_port": 8080,
+        "description": "the “front” page",
+        "refusal": None,
+    }
 
 
 @pytest.mark.parametrize(
