@@ -98,6 +98,10 @@ class FloodGate:
         self._allowance -= 1
         return self.take_held_back()
 
+    def hold_back(self, count: int) -> None:
+        """Count events that it has let through, or told of, as held back all the same."""
+        self._held_back += count
+
     def take_held_back(self) -> int:
         """Return how many were held back and not told of yet, and count from zero."""
         held_back, self._held_back = self._held_back, 0
