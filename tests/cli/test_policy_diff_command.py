@@ -345,6 +345,7 @@ def test_what_files_hold_is_escaped(folder, diff):
         (("--audit", "audit.jsonl", "--since", "yesterday"), "--since: expected a time with an offset"),
         (("--audit", "nowhere/audit.jsonl"), "expected an audit log that can be read, got no such file"),
         (("--audit", "audti.jsonl"), "portguard: audti.jsonl: expected an audit log, got no such file, nor one that"),
+        (("--audit", "policy.toml"), "policy.toml: expected an audit log, got a file that does not begin with"),
     ],
 )
 def test_a_question_that_makes_no_sense_is_not_answered(diff, arguments, message):
@@ -354,6 +355,11 @@ def test_a_question_that_makes_no_sense_is_not_answered(diff, arguments, message
 
 
 # --audit
+
+
+def test_a_log_without_a_line_has_nothing_to_replay(diff, folder):
+    (folder.path / "audit.jsonl").touch()
+    assert json.loads(diff("new.toml", "--audit", "audit.jsonl", "--json")[1])["replay"]["sessions"] == 0
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from portguard.observe.audit.reading import Line, files_of, lines
+from portguard.observe.audit.reading import Line, NoAuditLog, files_of, first_record, lines
 from portguard.observe.audit.records import LONGEST_LINE_BYTES, NotARecord, Record, parse
 
 _POLL_S = 0.25
@@ -65,8 +65,14 @@ def last(path: Path, selection: Selection, count: int | None) -> list[Record]:
 
 
 def every(path: Path, selection: Selection) -> Iterator[Record]:
-    """All records of the log at `path` that fit, oldest first, however many there are. Raises NoAuditLog."""
-    for file in files_of(path):
+    """All records of the log at `path` that fit, oldest first, however many there are.
+
+    Raises NoAuditLog, also for files that hold something else.
+    """
+    files = files_of(path)
+    if any(file.stat().st_size for file in files) and not any(map(first_record, files)):
+        raise NoAuditLog(f"{path}: expected an audit log, got a file that does not begin with records of one")
+    for file in files:
         if selection.since is None or file.stat().st_mtime >= selection.since.timestamp():
             yield from _fitting(lines(file), selection)
 
