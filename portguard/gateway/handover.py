@@ -67,7 +67,7 @@ class Handover:
     @property
     def descriptors(self) -> Iterable[int]:
         """All that the next program goes on with."""
-        workers = [descriptor for _, _, descriptor, _ in self.state["workers"]["workers"]]
+        workers = [descriptor for _, _, descriptor, *_ in self.state["workers"]["workers"]]
         return (*self.bound, self.metrics, self.control["descriptor"], self.slots[0], *workers)
 
     def write(self) -> int:

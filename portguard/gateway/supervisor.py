@@ -374,7 +374,7 @@ class Supervisor:
         self._drain.restore(state["drain"])
         self._standings.book.restore(state["refusals"])
         self._reloader.loaded_by, self._reloader.loaded_message = state["loaded"]
-        self._reloader.still_needs_restart(state.get("needs_restart", ()))  # versions before 0.1.0 did not say
+        self._reloader.still_needs_restart(state["needs_restart"])
         self._status.forget_refusals()
         self._accounting.restore(state["accounting"], self._admission.sessions)
         self._acceptor.start()  # the workers that are here serve until ours do

@@ -134,22 +134,25 @@ class Workers:
         return {
             "next": self._next_number,
             "workers": [
-                [worker.number, worker.process.pid, worker.channel.descriptor, worker.number in self.serving]
+                [
+                    worker.number,
+                    worker.process.pid,
+                    worker.channel.descriptor,
+                    worker.number in self.serving,
+                    worker.started_s,
+                ]
                 for worker in self
             ],
-            # Beside the list: the version before takes that apart into four.
-            "started": [[worker.number, worker.started_s] for worker in self],
         }
 
     def adopt(self, state: Mapping[str, Any]) -> None:
         """Go on with another program's workers, whose `state` this is: until ours serve, and their sessions end."""
         self._next_number = state["next"]
-        started_s = dict(state.get("started", ()))  # which the version before did not tell
-        for number, pid, descriptor, serves in state["workers"]:
+        for number, pid, descriptor, serves, started_s in state["workers"]:
             os.set_inheritable(descriptor, False)
             worker = self._add(Worker(number, Adopted(pid)), socket.socket(fileno=descriptor))
             worker.retiring = True
-            worker.started_s = started_s.get(number, worker.started_s)  # the clock is the host's, and this its process
+            worker.started_s = started_s  # of the host's clock, which both programs go by
             worker.bundle = self._bundle
             if serves:
                 self.serving[number] = worker
