@@ -24,6 +24,7 @@ from portguard.gateway.messages import (
     ForecastWanted,
     ForeseenRefusal,
     Message,
+    Misconduct,
     Refusal,
     Regrant,
 )
@@ -171,9 +172,11 @@ class Sessions:
         """Let a session that is open go on in another role, or under other kinds of limits.
 
         Where there is no such role it keeps its own: its worker has yet to apply the policy that took the other away,
-        and will look at it again. Raises Misconduct when it is not the worker's.
+        and will look at it again. Raises Misconduct when it is not the worker's, or is not open yet.
         """
         self._admission.check_session(request.slot, worker.number)
+        if self._admission.sessions[request.slot].id in self._undecided:
+            raise Misconduct(f"slot {request.slot}: expected a session that its worker knows of, got another")
         if request.role not in self._roles:  # a worker could make up one after the other, and each would get an account
             worker.channel.send(self._accounting.move(self._admission.sessions[request.slot]))
             return

@@ -16,6 +16,7 @@ from portguard.gateway.messages import (
     Ended,
     ForecastWanted,
     LeaseReturned,
+    Misconduct,
     PastRefusalsWanted,
     Refusal,
     Regrant,
@@ -367,6 +368,15 @@ async def test_a_session_stays_in_its_role_when_there_is_no_such_other_and_its_w
     assert (type(gateway.one.sent[-1]), gateway.one.sent[-1].slot) == (Regranted, slot)
     assert gateway.live[A].owner.role == "dba"
     assert gateway.trail.moved_to == []
+
+
+async def test_a_session_that_its_worker_has_not_heard_of_cannot_go_on_in_another_role(gateway):
+    gateway.ask(A)
+    slot = gateway.live[A].slot
+    with pytest.raises(Misconduct, match=f"slot {slot}: expected a session that its worker knows of"):
+        gateway.sessions.regrant(gateway.one, Regrant(slot, "dba"))
+    gateway.trail.undecided.pop()(True)
+    assert [type(message) for message in gateway.one.sent] == [Ticket]
 
 
 # Being ended.
