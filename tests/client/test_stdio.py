@@ -2,10 +2,12 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from portguard.client.stdio import StandardStreams
 
@@ -16,22 +18,33 @@ class Pipes:
     def __init__(self) -> None:
         self.input, self.typing = os.pipe()
         self.showing, self.output = os.pipe()
+        self.joined: list[StandardStreams] = []
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        end_typing(self)
+        for joined in self.joined:
+            joined.sock.close()
+            with contextlib.suppress(BrokenPipeError):
+                await joined.written()
+        # A thread that still went on would take these numbers for its own when the next test has opened them again.
+        for thread in threading.enumerate():
+            if thread.name in ("standard input", "standard output"):
+                thread.join()
         for descriptor in (self.input, self.typing, self.showing, self.output):
             os.close(descriptor)
 
 
-@pytest.fixture
-def pipes() -> Iterator[Pipes]:
+@pytest_asyncio.fixture
+async def pipes() -> AsyncIterator[Pipes]:
     pipes = Pipes()
     yield pipes
-    pipes.close()
+    await pipes.close()
 
 
 def streams(pipes: Pipes) -> StandardStreams:
     streams = StandardStreams(pipes.input, pipes.output)
     streams.sock.setblocking(False)
+    pipes.joined.append(streams)
     return streams
 
 
