@@ -18,6 +18,7 @@ _COMMANDS = {
     "cert": "portguard.cli.authority:cert",
     "completion": "portguard.cli.completion:completion",
     "connect": "portguard.cli.connect:connect",
+    "doctor": "portguard.cli.doctor:doctor",
     "drain": "portguard.cli.drain:drain",
     "lock": "portguard.cli.lock:lock",
     "policy": "portguard.cli.policy:policy",

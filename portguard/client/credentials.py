@@ -26,6 +26,7 @@ class Credentials:
 
     profile: Profile
     certificate: x509.Certificate
+    anchors: tuple[x509.Certificate, ...]
     _anchors_pem: str = field(repr=False)
     _certificate_pem: bytes = field(repr=False)
     _key_pem: bytes = field(repr=False)
@@ -54,11 +55,12 @@ def read_credentials(profile: Profile, ask: AskPassphrase) -> Credentials:
     key_pem = _read_secret(profile, "key", profile.key)
     anchors_pem = _read(profile, "ca", profile.ca)
     certificate_pem = _read(profile, "certificate", profile.certificate)
-    _certificates(profile, "ca", profile.ca, anchors_pem)
+    anchors = _certificates(profile, "ca", profile.ca, anchors_pem)
     leaf = _certificates(profile, "certificate", profile.certificate, certificate_pem)[0]
     return Credentials(
         profile=profile,
         certificate=leaf,
+        anchors=tuple(anchors),
         _anchors_pem=anchors_pem.decode("ascii", errors="replace"),
         _certificate_pem=certificate_pem,
         _key_pem=key_pem,

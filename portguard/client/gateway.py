@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohappyeyeballs
 import h11
+from cryptography import x509
 
 from portguard import __version__
 from portguard.client.credentials import Credentials
@@ -54,6 +55,14 @@ class Tunnel:
     session: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """What answers at one address of a gateway: the certificate that it showed, and its word of who the caller is."""
+
+    certificate: x509.Certificate
+    whoami: dict[str, Any]
+
+
 class Gateway:
     """One gateway, and the credentials to show it. Each call makes a connection of its own.
 
@@ -89,14 +98,21 @@ class Gateway:
 
     async def whoami(self) -> dict[str, Any]:
         """Ask who the caller is: the document of `GET /v1/whoami`, not checked."""
-        return await self._ask("whoami")
+        return (await self._ask("whoami")).document
+
+    async def presence(self, address: str) -> Presence:
+        """Ask the same at one IP address of the gateway, and look at the certificate that it shows there."""
+        asked = await self._ask("whoami", address)
+        der = asked.exchange.endpoint.tls.getpeercert(binary_form=True)
+        assert der is not None  # no handshake is complete without
+        return Presence(x509.load_der_x509_certificate(der), asked.document)
 
     async def services(self) -> dict[str, Any]:
         """Ask what the caller may reach: the document of `GET /v1/services`, not checked."""
-        return await self._ask("services")
+        return (await self._ask("services")).document
 
-    async def _ask(self, subject: str) -> dict[str, Any]:
-        exchange = await self._exchange("GET", f"/v1/{subject}", self._host, _LONGEST_LIST_BYTES)
+    async def _ask(self, subject: str, address: str | None = None) -> "_Asked":
+        exchange = await self._exchange("GET", f"/v1/{subject}", self._host, _LONGEST_LIST_BYTES, address)
         exchange.sock.close()
         answer = exchange.answer
         if answer.status != 200:
@@ -104,7 +120,7 @@ class Gateway:
         document = answer.document()
         if not document:
             raise self._silent(f"an answer of portguard to GET /v1/{subject}", "another one")
-        return document
+        return _Asked(exchange, document)
 
     async def connect(self, service: str) -> Tunnel:
         """Open a session with `service`. Its bytes have not begun to flow when this returns."""
@@ -130,9 +146,14 @@ class Gateway:
         return Tunnel(service, BufferedTlsEnd(sock, endpoint), b"", None)
 
     async def _exchange(
-        self, method: str, target: str, host: str, longest_body_bytes: int = _LONGEST_BODY_BYTES
+        self,
+        method: str,
+        target: str,
+        host: str,
+        longest_body_bytes: int = _LONGEST_BODY_BYTES,
+        address: str | None = None,
     ) -> "_Exchange":
-        sock = await self._dial()
+        sock = await self._dial(address)
         try:
             endpoint = await self._handshake(sock, self._context, self._name)
             exchange = _Exchange(sock, endpoint, longest_body_bytes)
@@ -154,9 +175,10 @@ class Gateway:
             raise
         return exchange
 
-    async def _dial(self) -> socket.socket:
+    async def _dial(self, address: str | None = None) -> socket.socket:
+        """Connect to the gateway, at this one of its addresses; None: whichever answers first."""
         loop = asyncio.get_running_loop()
-        host, port = self.address.host, self.address.port
+        host, port = address or self.address.host, self.address.port
         tried = ""
         try:
             async with asyncio.timeout(_CONNECT_S):
@@ -200,6 +222,12 @@ class Gateway:
 
     def _silent(self, expected: str, found: str) -> Unreachable:
         return Unreachable(f"gateway {self.address}: expected {expected}, got {found}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    exchange: "_Exchange"
+    document: dict[str, Any]
 
 
 class _Exchange:

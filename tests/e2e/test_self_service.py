@@ -189,3 +189,23 @@ def test_connect_that_is_used_up_says_so_and_to_ask_uses_nothing_up(start_gatewa
         client.unwrap()
     gateway.wait_for_log(r"session\.close ")
     is_told_before_anything_runs(gateway, tmp_path, "connect_rate: role team allows 1 connection a day")
+
+
+def test_doctor_says_what_is_wrong_for_a_client_and_around_a_gateway(gateway, tmp_path):
+    def failures(name, *arguments):
+        ran = portguard(gateway, tmp_path, "doctor", "--json", *arguments, name=name)
+        document = json.loads(ran.stdout)
+        failed = [(each["subject"], each["text"]) for each in document["findings"] if each["level"] == "failed"]
+        assert (ran.returncode, ran.stderr, document["ok"]) == (1 if failed else 0, "", not failed)
+        return failed
+
+    assert failures("alice") == []
+    assert failures("bob") == [("services", "no role lets you in anywhere now")]
+    configuration = str(gateway.folder / "portguard.toml")
+    assert failures("alice", "-c", configuration) == []
+    gateway.folder.joinpath("policy.toml").write_text('[services.db]\nupstream = ["unix:/nonexistent/sock"]\n')
+    [(subject, text)] = failures("alice", "-c", configuration)
+    assert (subject, text) == ("db", "unix:/nonexistent/sock: No such file or directory")
+    # To look is no session, and refuses nobody anything.
+    assert reasons(gateway, "alice") == reasons(gateway, "bob") == []
+    assert "session.open" not in gateway.log
