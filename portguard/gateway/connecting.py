@@ -16,6 +16,15 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EALREADY, errno.EINTR})
 
 
+class FailedAttempt(Exception):
+    """An upstream could not be connected to, or not be spoken to. `found` is for the log."""
+
+    def __init__(self, reason: Reason, found: str):
+        self.reason = reason
+        self.found = found
+        super().__init__(found)
+
+
 def open_socket(family: int) -> socket.socket:
     """Make a socket for a service: it does not block, and a TCP socket has the options that the gateway wants of it.
 

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, TypeVar
 from portguard.errors import Refused
 from portguard.gateway import proxy_protocol
 from portguard.gateway.balancer import read_proxy_header
-from portguard.gateway.dial import Dialed, DialFailed
+from portguard.gateway.dial import DialFailed, Greet
 from portguard.gateway.ends import End, PlainEnd, TlsEnd
-from portguard.gateway.greeting import FailedUpstream, greet
+from portguard.gateway.greeting import greet
 from portguard.gateway.handshake import handshake, readable, refusal
 from portguard.gateway.http_request import ApiRequest, BadRequest, ConnectTarget, NeedMore, RequestReader
 from portguard.gateway.http_response import RefusedRequest, established
@@ -161,24 +161,19 @@ class Connection:
             )
         )
         admitted_ns = time.monotonic_ns()
-        dialed = await self._worker.dialer.dial(service, timeout_s=timeouts.connect_s)
+        greet = self._greet_upstream(service)
+        dialed = await self._worker.dialer.dial(service, timeout_s=timeouts.connect_s, greet=greet)
         self._upstream = str(dialed.upstream)
-        upstream: End | None = None
         try:
-            if service.tls is None and service.proxy_protocol == "off":
-                upstream = PlainEnd(dialed.sock)
-            else:
-                greeting = self._greet_upstream(service, dialed)
-                upstream = await _within(timeouts.connect_s, Reason.UPSTREAM_TIMEOUT, greeting)
             if self._http:
                 self._end.write(memoryview(established(self._session)))
         except BaseException:
-            (dialed if upstream is None else upstream).sock.close()
+            dialed.end.sock.close()
             raise
         slots = self._worker.slots
         slots.cells[slots.base(self._ticket.slot) + UPSTREAM] = 1 + service.upstreams.index(dialed.upstream)
         slots.cells[slots.base(self._ticket.slot) + CONNECTED] = max(1, time.monotonic_ns() - admitted_ns)
-        self._relay(service, grant, upstream, self._upstream, early)
+        self._relay(service, grant, dialed.end, self._upstream, early)
         return True
 
     # The steps.
@@ -282,12 +277,14 @@ class Connection:
         assert service is not None
         return service, grant
 
-    def _greet_upstream(self, service: Service, dialed: Dialed) -> Coroutine[None, None, End]:
-        """The step that says to the service what it wants to hear first; it raises Refused."""
+    def _greet_upstream(self, service: Service) -> Greet | None:
+        """The step that says to an upstream of the service what it wants to hear first; None: it wants nothing."""
+        if service.tls is None and service.proxy_protocol == "off":
+            return None
         header = self._outbound_header(service) if service.proxy_protocol != "off" else b""
-        if service.tls is None:
-            return greet(dialed, header, None, None)
-        return greet(dialed, header, self._setup.upstream_contexts[service.name], service.tls.server_name)
+        context = self._setup.upstream_contexts[service.name] if service.tls is not None else None
+        server_name = service.tls.server_name if service.tls is not None else None
+        return lambda sock, upstream: greet(sock, upstream, header, context, server_name)
 
     def _outbound_header(self, service: Service) -> bytes:
         assert self._tls is not None
@@ -349,7 +346,7 @@ class Connection:
         """Tell the client, as far as it can be told, and the log. Return True: the socket is taken care of."""
         event = "session.refuse" if self._caller is not None else "handshake.fail"
         # Which addresses were tried, and what names they bear, is for the operator's eyes, not for the client's.
-        detail = refused.detail if isinstance(refused, DialFailed | FailedUpstream) else refused.message
+        detail = refused.detail if isinstance(refused, DialFailed) else refused.message
         claim = self._claim()
         claimed = dict(zip(CLAIM_FIELDS, claim, strict=True)) if claim is not None else {}
         self._log("warning", event, reason=refused.reason, message=detail, **claimed)

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 
 from portguard.errors import Refused
-from portguard.gateway.dial import Dialer, DialFailed
-from portguard.gateway.greeting import FailedUpstream, greet
+from portguard.gateway.dial import Dialer, DialFailed, Greet
+from portguard.gateway.greeting import greet
 from portguard.gateway.proxy_protocol import v1, v2
 from portguard.gateway.resolve import Names, Unresolved
 from portguard.gateway.setup import Setup
@@ -101,27 +101,24 @@ def _service(service: Service, troubles: list[str | None]) -> Finding:
 
 async def _try(dialer: Dialer, setup: Setup, service: Service) -> str | None:
     """Why the one upstream of `service` cannot be used; None: it can."""
-    timeout_s = setup.snapshot.configuration.timeouts.connect_s
     try:
-        dialed = await dialer.dial(service, timeout_s=timeout_s)
+        dialed = await dialer.dial(
+            service, timeout_s=setup.snapshot.configuration.timeouts.connect_s, greet=_greeting(setup, service)
+        )
     except DialFailed as error:
         return error.detail
     except Refused as error:
         return f"{service.upstreams[0]}: {error.message}"
-    with dialed.sock:
-        if service.tls is None:
-            return None
-        # Where one is expected, no handshake begins without.
-        header = {"off": b"", "v1": v1(None, None)}.get(service.proxy_protocol, v2(None, None))
-        try:
-            async with asyncio.timeout(timeout_s):
-                end = await greet(dialed, header, setup.upstream_contexts[service.name], service.tls.server_name)
-        except TimeoutError:
-            return f"{dialed.upstream}: no TLS handshake in time"
-        except FailedUpstream as error:
-            return error.detail
-        end.sock.close()
+    dialed.end.sock.close()
+    return None
+
+
+def _greeting(setup: Setup, service: Service) -> Greet | None:
+    if (tls := service.tls) is None:
         return None
+    # Where one is expected, no handshake begins without.
+    header = {"off": b"", "v1": v1(None, None)}.get(service.proxy_protocol, v2(None, None))
+    return lambda sock, upstream: greet(sock, upstream, header, setup.upstream_contexts[service.name], tls.server_name)
 
 
 async def _resolved(names: Names, host: str) -> set[str]:

@@ -1,8 +1,9 @@
 """Connections to services: to which address, in which order, for how long, and what to remember of failures.
 
-Upstreams of a service are tried one after the other, in order of preference or each in turn. An address that failed
-rests, 5 s at first and twice as long at each further failure up to 60 s: it is then tried after the others, not never.
-When a rest ends, one session tries the address while others still pass it by.
+Some services want to hear something first, a PROXY header or a TLS handshake: who does not answer to that has not been
+reached. Upstreams of a service are tried one after the other, in order of preference or each in turn. An address that
+failed rests, 5 s at first and twice as long at each further failure up to 60 s: it is then tried after the others, not
+never. When a rest ends, one session tries the address while others still pass it by.
 
 The timeout is for the whole dial. Each attempt gets an equal share of what is left, so that a first address that
 swallows packets leaves time for the second; what an attempt does not use goes to those after it.
@@ -12,7 +13,7 @@ import asyncio
 import functools
 import random
 import socket
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, TypeVar
@@ -20,9 +21,10 @@ from typing import Any, TypeVar
 import aiohappyeyeballs
 
 from portguard.errors import Refused
-from portguard.gateway.connecting import check_not_itself, connect, open_socket
+from portguard.gateway.connecting import FailedAttempt, check_not_itself, connect, open_socket
+from portguard.gateway.ends import End, PlainEnd
 from portguard.gateway.resolve import FamilyAddress, Names, SocketAddress, Unresolved
-from portguard.policy.model import Service, Upstream
+from portguard.policy.model import ProxyProtocol, Service, Upstream, UpstreamTls
 from portguard.reasons import Reason
 
 _T = TypeVar("_T")
@@ -37,11 +39,15 @@ _ATTEMPT_DELAY_S = 0.25  # RFC 8305, section 5: "Connection Attempt Delay"
 
 @dataclass(frozen=True, slots=True)
 class Dialed:
-    """A connected, non-blocking socket, the caller's to close; `address` is where it leads, "10.0.3.7:5432"."""
+    """A connection to a service, the caller's to close; `address` is where it leads, "10.0.3.7:5432"."""
 
-    sock: socket.socket
+    end: End
     upstream: Upstream
     address: str
+
+
+Greet = Callable[[socket.socket, Upstream], Awaitable[End]]
+"""Says to an upstream what it wants to hear first. Raises FailedAttempt; then the socket is still the caller's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +106,12 @@ class Dialer:
         tried, self._tried = self._tried, {}
         return tried
 
-    async def dial(self, service: Service, *, timeout_s: float) -> Dialed:
-        """Connect to an upstream of `service`, in at most `timeout_s`. Cancelling it leaves nothing open.
+    async def dial(self, service: Service, *, timeout_s: float, greet: Greet | None = None) -> Dialed:
+        """Connect to an upstream of `service`, and greet it, in at most `timeout_s`. Cancelling it leaves nothing open.
 
-        Raises DialFailed (upstream_unreachable, upstream_timeout, upstream_unresolved), and Refused (gateway_full)
-        when the gateway has no descriptor or memory left for a socket, for which no upstream is to blame.
+        Raises DialFailed (upstream_unreachable, upstream_timeout, upstream_unresolved, upstream_tls), and Refused
+        (gateway_full) when the gateway has no descriptor or memory left for a socket, for which no upstream is to
+        blame.
         """
         loop = asyncio.get_running_loop()
         clock = self._clock or loop.time
@@ -112,25 +119,28 @@ class Dialer:
         order = self._in_order(service, clock())
         failed: list[Attempt] = []
         for position, upstream in enumerate(order):
-            share_s = max(0.0, deadline - loop.time()) / (len(order) - position)
-            failures = self._begin(upstream, clock())
+            until_s = (now_s := loop.time()) + max(0.0, deadline - now_s) / (len(order) - position)
+            way = _way(service, upstream)
+            failures = self._begin(way, clock())
+            connected = False
             try:
-                sock, address = await self._attempt(loop, upstream, share_s)
-            except _FailedAttempt as attempt:
-                self._rest(upstream, clock(), failures)
-                self._tried[upstream] = False
+                sock, address = await self._attempt(loop, upstream, until_s - loop.time())
+                connected = True
+                end = PlainEnd(sock) if greet is None else await _greeted(sock, upstream, greet, until_s - loop.time())
+            except FailedAttempt as attempt:
+                self._tried[upstream] = connected
+                self._rest(way, clock(), failures)
                 failed.append(Attempt(upstream, attempt.reason, attempt.found))
                 continue
-            self._rests.pop(upstream, None)
             self._tried[upstream] = True
-            return Dialed(sock, upstream, address)
+            self._rests.pop(way, None)
+            return Dialed(end, upstream, address)
         raise DialFailed(failed)
 
     def retain(self, services: Iterable[Service]) -> None:
         """Forget what is remembered of upstreams and services other than these, after a reload."""
         services = list(services)
-        upstreams = {upstream for service in services for upstream in service.upstreams}
-        _retain(self._rests, upstreams)
+        _retain(self._rests, {_way(service, upstream) for service in services for upstream in service.upstreams})
         _retain(self._turns, {service.name for service in services})
 
     async def close(self) -> None:
@@ -150,7 +160,7 @@ class Dialer:
             self._turns[service.name] = turn + 1
             turn %= len(upstreams)
             upstreams = upstreams[turn:] + upstreams[:turn]
-        return self._rested_first(upstreams, now_s, lambda upstream: upstream)
+        return self._rested_first(upstreams, now_s, lambda upstream: _way(service, upstream))
 
     def _rested_first(self, items: Sequence[_T], now_s: float, key: "Callable[[_T], _Key]") -> Sequence[_T]:
         if not self._rests:
@@ -190,7 +200,7 @@ class Dialer:
     async def _attempt(
         self, loop: asyncio.AbstractEventLoop, upstream: Upstream, timeout_s: float
     ) -> tuple[socket.socket, str]:
-        """Connect to one upstream. Raises _FailedAttempt, or Refused when no socket can be had."""
+        """Connect to one upstream. Raises FailedAttempt, or Refused when no socket can be had."""
         try:
             if upstream.path is not None:
                 return await connect(loop, socket.AF_UNIX, upstream.path, timeout_s), str(upstream)
@@ -202,9 +212,9 @@ class Dialer:
             else:
                 sock, address = await self._race(loop, addresses, max(0.0, deadline - loop.time()))
         except TimeoutError:  # also the kernel's own, ETIMEDOUT
-            raise _FailedAttempt(Reason.UPSTREAM_TIMEOUT, "no answer in time") from None
+            raise FailedAttempt(Reason.UPSTREAM_TIMEOUT, "no answer in time") from None
         except OSError as error:
-            raise _FailedAttempt(Reason.UPSTREAM_UNREACHABLE, error.strerror or str(error)) from None
+            raise FailedAttempt(Reason.UPSTREAM_UNREACHABLE, error.strerror or str(error)) from None
         return sock, _written(address)
 
     async def _addresses(self, upstream: Upstream, timeout_s: float) -> tuple[FamilyAddress, ...]:
@@ -218,9 +228,9 @@ class Dialer:
             async with asyncio.timeout(timeout_s):
                 addresses = await self._names.resolve(host)
         except TimeoutError:
-            raise _FailedAttempt(Reason.UPSTREAM_UNRESOLVED, "the resolver did not answer in time") from None
+            raise FailedAttempt(Reason.UPSTREAM_UNRESOLVED, "the resolver did not answer in time") from None
         except Unresolved as error:
-            raise _FailedAttempt(Reason.UPSTREAM_UNRESOLVED, str(error)) from None
+            raise FailedAttempt(Reason.UPSTREAM_UNRESOLVED, str(error)) from None
         return tuple((family, _with_port(address, port)) for family, address in addresses)
 
     async def _race(
@@ -277,7 +287,14 @@ class Dialer:
         return sock, address
 
 
-_Key = Upstream | SocketAddress
+_Way = tuple[Upstream, UpstreamTls | None, ProxyProtocol]
+"""An upstream, and how it is spoken to: one that fails at TLS may be right for a service without."""
+
+_Key = _Way | SocketAddress
+
+
+def _way(service: Service, upstream: Upstream) -> _Way:
+    return upstream, service.tls, service.proxy_protocol
 
 
 def _retain(remembered: dict[_K, Any], kept: Container[object]) -> None:
@@ -297,11 +314,17 @@ class _Rest:
         return min(REST_S * 2.0 ** min(self.failures - 1, 10), LONGEST_REST_S)
 
 
-class _FailedAttempt(Exception):
-    def __init__(self, reason: Reason, found: str):
-        self.reason = reason
-        self.found = found
-        super().__init__(found)
+async def _greeted(sock: socket.socket, upstream: Upstream, greet: Greet, timeout_s: float) -> End:
+    """Return the end of an upstream that was greeted. Raises FailedAttempt; then the socket is closed."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await greet(sock, upstream)
+    except TimeoutError:
+        sock.close()
+        raise FailedAttempt(Reason.UPSTREAM_TIMEOUT, "connected, and then no answer in time") from None
+    except BaseException:
+        sock.close()
+        raise
 
 
 @functools.lru_cache(maxsize=4096)

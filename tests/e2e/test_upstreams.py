@@ -14,7 +14,7 @@ from tests.certificates import SERVER_AUTH, Authority, dns
 from tests.curl import curl, curl_by_connect
 from tests.nginx import start_nginx
 
-# Of a service: tcp, and the TLS handshake likewise. Long enough for nginx on a busy machine.
+# Of a service, its TLS handshake included. Long enough for nginx on a busy machine.
 _CONNECT = "2s"
 
 
@@ -153,6 +153,7 @@ def shared(start_gateway_for_module, free_port, folder, ports, s_server, silent,
         "tls-other-ca": over_tls(tls, certificates.other_ca),
         "tls-other-name": over_tls(tls, certificates.ca, "db.example"),
         "tls-to-plain": over_tls(one, certificates.ca),
+        "first-at-tls": over_tls(f'{one}", "{tls}', certificates.ca),
         "tls-silent": over_tls(idle, certificates.ca),
         "plain-to-tls": tls,
         "mutual": over_tls(mutual, certificates.ca, client=certificates.caller),
@@ -285,6 +286,11 @@ def test_a_service_that_cannot_show_who_it_is_gets_no_session(gateway, service, 
     upstream = r"(?:127\.0\.0\.1|localhost):\d+"
     gateway.wait_for_log(f'session.refuse .*service={service} reason=upstream_tls message="{upstream}: {message}')
     assert "session.open" not in gateway.log
+
+
+def test_the_second_address_stands_in_for_a_first_that_cannot_show_who_it_is(gateway, ports):
+    assert ask(gateway, "first-at-tls").split() == ["TLSv1.3", "db.internal"]
+    gateway.wait_for_log(f"session.open .*service=first-at-tls .*upstream=127.0.0.1:{ports['tls']}")
 
 
 def test_what_is_wrong_with_a_service_stays_in_the_log(gateway):

@@ -152,7 +152,7 @@ async def test_a_service_that_says_nothing_does_not_hang_the_look(folder):
         port = silent.getsockname()[1]
         folder.write("policy.toml", f'[services.db]\nupstream = ["127.0.0.1:{port}"]\ntls = {{}}\n')
         [(level, _, text)] = await told(diagnose_services(snapshot_of(folder)))
-    assert (level, text) == ("failed", f"127.0.0.1:{port}: no TLS handshake in time")
+    assert (level, text) == ("failed", f"127.0.0.1:{port}: connected, and then no answer in time")
 
 
 def test_a_port_that_is_taken_is_warned_of_and_a_free_one_is_right(listening_address, free_address):

@@ -4,6 +4,7 @@ import os
 import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import aiohappyeyeballs
@@ -12,9 +13,11 @@ import uvloop
 
 from portguard.errors import Refused
 from portguard.gateway import connecting, dial
-from portguard.gateway.dial import Dialed, Dialer, DialFailed
+from portguard.gateway.connecting import FailedAttempt
+from portguard.gateway.dial import Dialed, Dialer, DialFailed, Greet
+from portguard.gateway.ends import End, PlainEnd
 from portguard.gateway.resolve import AddressInfo, Names
-from portguard.policy.model import Balance, Service, Upstream
+from portguard.policy.model import Balance, Service, Upstream, UpstreamTls
 from portguard.reasons import Reason
 
 LONG_S = 30.0  # more than any test takes: what succeeds with it did not wait for a timeout
@@ -125,15 +128,15 @@ def no_descriptors() -> Iterator[None]:
 _dialed: list[socket.socket] = []
 
 
-async def dialed(dialer: Dialer, to: Service, timeout_s: float = LONG_S) -> Dialed:
-    answer = await dialer.dial(to, timeout_s=timeout_s)
-    _dialed.append(answer.sock)
+async def dialed(dialer: Dialer, to: Service, timeout_s: float = LONG_S, greet: Greet | None = None) -> Dialed:
+    answer = await dialer.dial(to, timeout_s=timeout_s, greet=greet)
+    _dialed.append(answer.end.sock)
     return answer
 
 
-async def failure(dialer: Dialer, to: Service, timeout_s: float = LONG_S) -> DialFailed:
+async def failure(dialer: Dialer, to: Service, timeout_s: float = LONG_S, greet: Greet | None = None) -> DialFailed:
     with pytest.raises(DialFailed) as caught:
-        await dialer.dial(to, timeout_s=timeout_s)
+        await dialer.dial(to, timeout_s=timeout_s, greet=greet)
     return caught.value
 
 
@@ -168,7 +171,7 @@ async def test_an_address_is_reached(backend: Callable[..., Backend], host: str)
     answer = await dialed(Dialer(), service(there.upstream))
     assert answer.upstream is not None
     assert answer.address == str(answer.upstream) == str(there.upstream)
-    assert await moved(there.accept(), answer.sock) == b"bytes"
+    assert await moved(there.accept(), answer.end.sock) == b"bytes"
 
 
 async def test_a_unix_socket_is_reached(tmp_path: Path) -> None:
@@ -178,8 +181,8 @@ async def test_a_unix_socket_is_reached(tmp_path: Path) -> None:
         listener.listen()
         answer = await dialed(Dialer(), service(Upstream(path=path)))
         assert answer.address == f"unix:{path}"
-        assert not answer.sock.getblocking()
-        assert await moved(listener.accept()[0], answer.sock) == b"bytes"
+        assert not answer.end.sock.getblocking()
+        assert await moved(listener.accept()[0], answer.end.sock) == b"bytes"
 
 
 async def test_a_name_is_reached(backend: Callable[..., Backend]) -> None:
@@ -188,14 +191,14 @@ async def test_a_name_is_reached(backend: Callable[..., Backend]) -> None:
     answer = await dialed(Dialer(), service(Upstream("localhost", there.port)))
     assert answer.address == f"127.0.0.1:{there.port}"
     assert str(answer.upstream) == f"localhost:{there.port}"
-    assert await moved(there.accept(), answer.sock) == b"bytes"
+    assert await moved(there.accept(), answer.end.sock) == b"bytes"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_a_dialed_socket_does_not_block_or_wait_and_notices_a_dead_peer(
     backend: Callable[..., Backend], host: str
 ) -> None:
-    sock = (await dialed(Dialer(), service(Upstream(host, backend().listen().port)))).sock
+    sock = (await dialed(Dialer(), service(Upstream(host, backend().listen().port)))).end.sock
     assert not sock.getblocking()
     assert not sock.get_inheritable()
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
@@ -435,7 +438,7 @@ async def test_what_is_no_longer_configured_is_forgotten(backend: Callable[..., 
     await dialed(dialer, old)
     await dialed(dialer, new)
     dialer.retain([new])
-    assert dialer._rests.keys() == {kept.upstream}
+    assert dialer._rests.keys() == {(kept.upstream, None, "off")}
     assert dialer._turns.keys() == {"new"}
 
 
@@ -505,10 +508,95 @@ async def test_memory_of_addresses_that_failed_is_bounded(
         assert len(dialer._rests) <= 3
 
 
+# Greeting
+
+
+class Greeter:
+    """Greets all upstreams but those it has something against."""
+
+    def __init__(self, refusals: dict[Upstream, Reason] | None = None):
+        self.refusals = refusals or {}
+        self.greeted: list[Upstream] = []
+
+    async def __call__(self, sock: socket.socket, upstream: Upstream) -> End:
+        self.greeted.append(upstream)
+        if upstream in self.refusals:
+            raise FailedAttempt(self.refusals[upstream], "hostname mismatch")
+        return PlainEnd(sock)
+
+
+async def test_the_next_upstream_takes_over_from_one_that_cannot_be_spoken_to(backend: Callable[..., Backend]) -> None:
+    first, second = backend().listen().upstream, backend().listen().upstream
+    greeter = Greeter({first: Reason.UPSTREAM_TLS})
+    dialer = Dialer()
+    assert (await dialed(dialer, service(first, second), greet=greeter)).upstream == second
+    assert dialer.take_tried() == {first: True, second: True}, "expected what could be connected to to count as up"
+    # It rests like one that cannot be reached.
+    assert (await dialed(dialer, service(first, second), greet=greeter)).upstream == second
+    assert greeter.greeted == [first, second, second]
+
+
+async def test_one_that_fails_at_tls_does_not_rest_for_a_service_without(backend: Callable[..., Backend]) -> None:
+    first, second = backend().listen().upstream, backend().listen().upstream
+    dialer = Dialer()
+    over_tls = replace(service(first, second), tls=UpstreamTls())
+    assert (await dialed(dialer, over_tls, greet=Greeter({first: Reason.UPSTREAM_TLS}))).upstream == second
+    assert (await dialed(dialer, service(first, second))).upstream == first
+    assert (await dialed(dialer, over_tls)).upstream == second
+
+
+async def test_one_that_can_be_spoken_to_again_is_taken_again(backend: Callable[..., Backend], clock: Clock) -> None:
+    first, second = backend().listen().upstream, backend().listen().upstream
+    greeter = Greeter({first: Reason.UPSTREAM_TLS})
+    dialer = Dialer(clock=clock)
+    await dialed(dialer, service(first, second), greet=greeter)
+    greeter.refusals.clear()
+    clock.now_s += dial.REST_S
+    assert (await dialed(dialer, service(first, second), greet=greeter)).upstream == first
+    assert dialer._rests == {}
+
+
+async def test_when_none_can_be_spoken_to_that_is_the_reason(backend: Callable[..., Backend]) -> None:
+    first, second, dead = backend().listen().upstream, backend().listen().upstream, backend().upstream
+    greeter = Greeter(dict.fromkeys((first, second), Reason.UPSTREAM_TLS))
+    error = await failure(Dialer(), service(first, second), greet=greeter)
+    assert error.reason is Reason.UPSTREAM_TLS
+    assert error.detail == f"{first}: hostname mismatch; {second}: hostname mismatch"
+    assert (await failure(Dialer(), service(first, dead), greet=greeter)).reason is Reason.UPSTREAM_UNREACHABLE
+
+
+async def test_one_that_is_silent_when_greeted_leaves_time_for_the_next(backend: Callable[..., Backend]) -> None:
+    silent, second = backend().listen().upstream, backend().listen().upstream
+
+    async def greet(sock: socket.socket, upstream: Upstream) -> End:
+        if upstream == silent:
+            await asyncio.get_running_loop().create_future()
+        return PlainEnd(sock)
+
+    assert (await dialed(Dialer(), service(silent, second), SHORT_S, greet=greet)).upstream == second
+    error = await failure(Dialer(), service(silent), SHORT_S, greet=greet)
+    assert error.reason is Reason.UPSTREAM_TIMEOUT
+    assert error.detail == f"{silent}: connected, and then no answer in time"
+
+
+async def test_cancelling_a_greeting_leaves_nothing_open(backend: Callable[..., Backend]) -> None:
+    begun = asyncio.Event()
+
+    async def greet(_sock: socket.socket, _upstream: Upstream) -> End:
+        begun.set()
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]  # never answers
+
+    there = backend().listen()
+    before = _descriptors()
+    dialing = asyncio.ensure_future(dialed(Dialer(), service(there.upstream), greet=greet))
+    await _cancel(dialing, begun.wait)
+    assert _descriptors() <= before
+
+
 # Cancelling
 
 
-async def _cancel(dialing: "asyncio.Future[Dialed]", begun: Callable[[], Awaitable[None]]) -> None:
+async def _cancel(dialing: "asyncio.Future[Dialed]", begun: Callable[[], Awaitable[object]]) -> None:
     await begun()
     dialing.cancel()
     await asyncio.wait({dialing})
