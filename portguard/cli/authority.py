@@ -2,8 +2,6 @@
 
 import json
 import os
-import stat
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -18,60 +16,41 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from portguard.cli.certificates import (
     Fields,
     described,
-    lines,
+    print_fields,
     read_certificates,
     recorded,
-    serial_digits,
-    serial_number,
+    revocation_fields,
     serial_text,
     table,
     time_text,
 )
 from portguard.cli.groups import CommandGroup
+from portguard.cli.opened_authority import (
+    ask,
+    authority_option,
+    file_option,
+    issued_under,
+    note,
+    opened,
+    passphrase_option,
+    read_passphrase,
+    unlocked,
+    valid_for_option,
+)
 from portguard.cli.options import json_option
-from portguard.cli.rendering import printable
+from portguard.cli.revocation import crl, revoke
 from portguard.errors import UsageError
 from portguard.pki import files, names
 from portguard.pki.authority import AUTHORITY_VALID_FOR, CLIENT_VALID_FOR, GATEWAY_VALID_FOR, Authority
 from portguard.pki.errors import PkiError
 from portguard.pki.issued import IssuedCertificate, pem_paths, pkcs12_path
 from portguard.pki.keys import KeyType
-from portguard.policy.quantities import Unexpected, parse_duration
+from portguard.pki.revocation import ListStatus, PublishedLists, published_lists
+from portguard.pki.store import Record
 
-DEFAULT_AUTHORITY = "/var/lib/portguard/ca"
 GATEWAY_STEM = "gateway"
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def _authority_path(_context: click.Context, _parameter: click.Parameter, given: str | None) -> Path:
-    return Path(given or os.environ.get("PORTGUARD_CA") or DEFAULT_AUTHORITY)
-
-
-_authority_option = click.option(
-    "--ca",
-    "directory",
-    metavar="DIR",
-    callback=_authority_path,
-    help=f"The authority's directory; else $PORTGUARD_CA, else {DEFAULT_AUTHORITY}.",
-)
-
-
-def _file_option(name: str, help_text: str) -> Callable[[_Command], _Command]:
-    return click.option(name, type=click.Path(path_type=Path), metavar="FILE", help=help_text)
-
-
-def _valid_for_option(default: timedelta) -> Callable[[_Command], _Command]:
-    def parsed(_context: click.Context, _parameter: click.Parameter, given: str | None) -> timedelta:
-        if given is None:
-            return default
-        try:
-            return timedelta(seconds=parse_duration(given))
-        except Unexpected as error:
-            raise click.BadParameter(f"expected {error}, got {given!r}") from error
-
-    text = f'How long from now, such as "12h" or "{default.days}d" (the default).'
-    return click.option("--valid-for", callback=parsed, metavar="DURATION", help=text)
 
 
 def _key_type_option(help_text: str) -> Callable[[_Command], _Command]:
@@ -91,8 +70,8 @@ def _issue_options(command: _Command) -> _Command:
         click.option(
             "--out", type=click.Path(path_type=Path), default=".", metavar="DIR", help="Where to write files."
         ),
-        _file_option("--passphrase-file", "Holds the passphrase of the authority's key; else a terminal is asked."),
-        _authority_option,
+        passphrase_option,
+        authority_option,
     ):
         command = option(command)
     return command
@@ -100,28 +79,32 @@ def _issue_options(command: _Command) -> _Command:
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def ca() -> None:
-    """Make a certificate authority, and look at it."""
+    """Make a certificate authority, look at it, sign its lists."""
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def cert() -> None:
-    """Issue certificates to clients and gateways, and look at them."""
+    """Issue certificates, look at them, and revoke them."""
+
+
+ca.add_command(crl)
+cert.add_command(revoke)
 
 
 @ca.command("init")
-@_authority_option
+@authority_option
 @click.option("--trust-domain", required=True, metavar="DOMAIN", help="Clients become spiffe://DOMAIN/NAME.")
 @_key_type_option("EC P-256 (the default) or RSA 3072.")
 @click.option("--encrypt-key", is_flag=True, help="Encrypt the key, with a passphrase that a terminal is asked for.")
-@_file_option("--passphrase-file", "Encrypt the key, with the passphrase in this file.")
+@file_option("--passphrase-file", "Encrypt the key, with the passphrase in this file.")
 @click.option(
     "--root-dir",
     type=click.Path(path_type=Path),
     metavar="DIR",
     help="Keep the root's key there, such as on a stick, and issue with an intermediate.",
 )
-@_file_option("--root-passphrase-file", "Encrypt the root's key with this passphrase; else with the other one.")
-@_valid_for_option(AUTHORITY_VALID_FOR)
+@file_option("--root-passphrase-file", "Encrypt the root's key with this passphrase; else with the other one.")
+@valid_for_option(AUTHORITY_VALID_FOR)
 @json_option
 def init(
     directory: Path,
@@ -140,13 +123,13 @@ def init(
     names.trust_domain(trust_domain)
     passphrase = root_passphrase = None
     if passphrase_file is not None:
-        passphrase = _read_passphrase(passphrase_file)
+        passphrase = read_passphrase(passphrase_file)
     elif encrypt_key:
-        passphrase = _ask("Passphrase for the key", "--passphrase-file", twice=True)
+        passphrase = ask("Passphrase for the key", "--passphrase-file", twice=True)
     if root_passphrase_file is not None:
-        root_passphrase = _read_passphrase(root_passphrase_file)
+        root_passphrase = read_passphrase(root_passphrase_file)
     elif root_dir is not None and encrypt_key and passphrase_file is None:
-        root_passphrase = _ask("Passphrase for the root's key", "--root-passphrase-file", twice=True)
+        root_passphrase = ask("Passphrase for the root's key", "--root-passphrase-file", twice=True)
     now = datetime.now(UTC)
     authority = Authority.create(
         directory,
@@ -162,25 +145,27 @@ def init(
         "trust_domain": authority.trust_domain,
         "ca": str(directory / "ca.crt"),
         "key": str(authority.key_path),
+        "crl": str(authority.crl_path),
         "root_key": None if root_dir is None else str(root_dir / "root.key"),
         "not_after": time_text(authority.anchor.not_valid_after_utc),
     }
-    _print(fields, as_json)
+    print_fields(fields, as_json)
 
 
 @ca.command("show")
-@_authority_option
+@authority_option
 @click.option("--pem", is_flag=True, help="Print the certificate that gateways and clients trust.")
 @json_option
 def show_authority(directory: Path, pem: bool, as_json: bool) -> None:
-    """Show the authority, and how many certificates it issued."""
+    """Show the authority, what it issued, and its revocation list."""
     _expect_one_form(pem=pem, as_json=as_json)
-    authority = _opened(directory)
+    authority = opened(directory)
     if pem:
         click.echo(authority.certificate_pem.decode(), nl=False)
         return
     now = datetime.now(UTC)
     issued = Counter(str(record.status(now)) for record in authority.store.records())
+    lists = published_lists(authority, now)
     fields = {
         "directory": str(directory),
         "trust_domain": authority.trust_domain,
@@ -188,23 +173,54 @@ def show_authority(directory: Path, pem: bool, as_json: bool) -> None:
         "issuing": None if authority.issuer == authority.anchor else described(authority.issuer, now, "issuing CA"),
         "key_encrypted": authority.key_is_encrypted,
         "issued": dict(sorted(issued.items())),
+        "crl": _crl_fields(authority, lists),
     }
     if as_json:
-        _print(fields, as_json=True)
+        print_fields(fields, as_json=True)
         return
     counts = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in sorted(issued.items()))
-    _print({**fields, "root": None, "issuing": None, "issued": counts or "none yet"}, as_json=False)
+    shown = {"issued": counts or "none yet", "crl": _crl_text(authority, lists)}
+    print_fields({**fields, "root": None, "issuing": None, **shown}, as_json=False)
     for part in ("root", "issuing"):
         if isinstance(certificate := fields[part], dict):
             click.echo(f"\n{part} certificate")
-            _print(certificate, as_json=False)
+            print_fields(certificate, as_json=False)
+    if lists.status is not ListStatus.CURRENT:
+        note(f"{authority.crl_path}: {_CRL_STATUS[lists.status]}; `portguard ca crl` writes it")
+
+
+_CRL_STATUS = {
+    ListStatus.OUT_OF_DATE: "out of date, and gateways that have it refuse everybody",
+    ListStatus.BEHIND: "behind the record, something that was revoked is not in it",
+    ListStatus.UNREADABLE: "no revocation list of this authority that can be read",
+    ListStatus.MISSING: "missing",
+}
+
+
+def _crl_fields(authority: Authority, lists: PublishedLists) -> Fields:
+    return {
+        "file": str(authority.crl_path),
+        "status": str(lists.status),
+        "number": lists.number,
+        "entries": lists.entries,
+        "next_update": None if lists.next_update is None else time_text(lists.next_update),
+    }
+
+
+def _crl_text(authority: Authority, lists: PublishedLists) -> str:
+    parts = [str(authority.crl_path)]
+    if lists.status is not ListStatus.CURRENT:
+        parts.append(str(lists.status).replace("_", " "))
+    if lists.number is not None and lists.next_update is not None:
+        parts += [f"number {lists.number}", f"{lists.entries} revoked", f"next update {time_text(lists.next_update)}"]
+    return ", ".join(parts)
 
 
 @cert.command("issue")
 @click.argument("name")
 @click.option("--pkcs12", is_flag=True, help="Write one .p12 file instead of .crt and .key.")
-@_file_option("--pkcs12-passphrase-file", "Holds the passphrase for the .p12 file; else a terminal is asked.")
-@_valid_for_option(CLIENT_VALID_FOR)
+@file_option("--pkcs12-passphrase-file", "Holds the passphrase for the .p12 file; else a terminal is asked.")
+@valid_for_option(CLIENT_VALID_FOR)
 @_issue_options
 def issue(
     name: str,
@@ -227,12 +243,12 @@ def issue(
         raise UsageError("--pkcs12-passphrase-file: expected --pkcs12 beside it, got none")
     stem = names.client_file_stem(name)
     _expect_room(out, [pkcs12_path(out, stem)] if pkcs12 else list(pem_paths(out, stem)), force=force)
-    authority = _unlocked(directory, passphrase_file)
+    authority = unlocked(directory, passphrase_file)
     secret = None
     if pkcs12 and pkcs12_passphrase_file is not None:
-        secret = _read_passphrase(pkcs12_passphrase_file)
+        secret = read_passphrase(pkcs12_passphrase_file)
     elif pkcs12:
-        secret = _ask("Passphrase for the .p12 file", "--pkcs12-passphrase-file", twice=True)
+        secret = ask("Passphrase for the .p12 file", "--pkcs12-passphrase-file", twice=True)
     now = datetime.now(UTC)
     issued = authority.issue_client(name, at=now, valid_for=valid_for, key_type=key_type)
     written: dict[str, object]
@@ -247,7 +263,7 @@ def issue(
 
 @cert.command("gateway", short_help="Issue a gateway's certificate.")
 @click.argument("gateway_names", metavar="NAME...", nargs=-1, required=True)
-@_valid_for_option(GATEWAY_VALID_FOR)
+@valid_for_option(GATEWAY_VALID_FOR)
 @_issue_options
 def gateway(
     gateway_names: tuple[str, ...],
@@ -265,7 +281,7 @@ def gateway(
     """
     covered = [str(name.value) for name in names.gateway(gateway_names) if isinstance(name, x509.DNSName)]
     _expect_room(out, list(pem_paths(out, GATEWAY_STEM)), force=force)
-    authority = _unlocked(directory, passphrase_file)
+    authority = unlocked(directory, passphrase_file)
     now = datetime.now(UTC)
     issued = authority.issue_gateway(gateway_names, at=now, valid_for=valid_for, key_type=key_type)
     certificate, key = issued.write(out, GATEWAY_STEM, overwrite=force)
@@ -273,28 +289,30 @@ def gateway(
     _report(authority, issued, written, now + valid_for, as_json)
     # No wildcard can be issued below a single label.
     if (name := next((each for each in covered if "." in each), None)) and not any(map(_is_wildcard, covered)):
-        _note(f"services that clients name by SNI need *.{name} too; those by CONNECT or on ports of their own do not")
+        note(f"services that clients name by SNI need *.{name} too; those by CONNECT or on ports of their own do not")
 
 
 @cert.command("list")
-@_authority_option
+@authority_option
 @json_option
 def list_certificates(directory: Path, as_json: bool) -> None:
     """List the certificates that the authority issued, oldest first."""
     now = datetime.now(UTC)
-    rows = [recorded(record, now) for record in _opened(directory).store.records()]
+    rows = [recorded(record, now) for record in opened(directory).store.records()]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
     columns = ["name", "kind", "status", "not_before", "not_after", "serial"]
+    if any(row["revoked_at"] for row in rows):
+        columns += ["revoked_at", "reason"]
     header = [column.replace("_", " ").upper() for column in columns]
-    for line in table(header, [[str(row[column]) for column in columns] for row in rows]):
+    for line in table(header, [[str(row[column] or "") for column in columns] for row in rows]):
         click.echo(line)
 
 
 @cert.command("show", short_help="Show a certificate, of a file or by its serial.")
 @click.argument("what", metavar="FILE|SERIAL")
-@_authority_option
+@authority_option
 @click.option("--pem", is_flag=True, help="Print the certificate itself.")
 @json_option
 def show_certificate(what: str, directory: Path, pem: bool, as_json: bool) -> None:
@@ -307,14 +325,22 @@ def show_certificate(what: str, directory: Path, pem: bool, as_json: bool) -> No
     is_file = os.path.exists(what)
     # A foreign certificate's lapses, such as a negative serial, are no news of this program's code.
     with warnings.catch_warnings(action="ignore"):
-        certificates = read_certificates(Path(what)) if is_file else [_issued_under(what, directory)]
+        if is_file:
+            certificates = read_certificates(Path(what))
+            record = _recorded_by(directory, certificates[0])
+        else:
+            record = issued_under(what, opened(directory))
+            certificates = [x509.load_der_x509_certificate(record.der)]
         fields = dict(described(certificates[0], now, what))
+        fields |= revocation_fields(record)
+        if record is not None:
+            fields["status"] = str(record.status(now))
         if is_file:
             fields["followed_by"] = [other.subject.rfc4514_string() for other in certificates[1:]]
     if pem:
         click.echo(certificates[0].public_bytes(Encoding.PEM).decode(), nl=False)
         return
-    _print(fields, as_json)
+    print_fields(fields, as_json)
 
 
 def _expect_one_form(*, pem: bool, as_json: bool) -> None:
@@ -322,64 +348,15 @@ def _expect_one_form(*, pem: bool, as_json: bool) -> None:
         raise UsageError("--pem: expected not to be given beside --json")
 
 
-def _issued_under(text: str, directory: Path) -> x509.Certificate:
-    serial = serial_number(text)
-    if serial is None:
-        raise UsageError(f"FILE|SERIAL: expected a file or a serial number in hex, got {text!r}")
-    store, digits = _opened(directory).store, serial_digits(text)
-    records = [record for record in [store.get(serial)] if record is not None]
-    if not records and digits:
-        records = [record for record in store.records() if serial_text(record.serial).startswith(digits)]
-    if len(records) != 1:
-        found = f"{len(records)} that begin so" if records else "none"
-        raise PkiError(
-            f"serial {serial_text(serial)}", f"a certificate that the authority in {directory} issued", found
-        )
-    return x509.load_der_x509_certificate(records[0].der)
-
-
-def _opened(directory: Path) -> Authority:
+def _recorded_by(directory: Path, certificate: x509.Certificate) -> Record | None:
+    """Return what the authority at hand knows of a file's certificate. None: it is another's, or there is none."""
     try:
-        return Authority.open(directory)
+        record = Authority.open(directory).store.get(certificate.serial_number)
     except PkiError as error:
-        if not isinstance(error.__cause__, FileNotFoundError):
-            raise
-        hint = "`portguard ca init` makes an authority, --ca or $PORTGUARD_CA names another"
-        raise PkiError(error.subject, error.expected, f"{error.found}; {hint}") from error
-
-
-def _unlocked(directory: Path, passphrase_file: Path | None) -> Authority:
-    authority = _opened(directory)
-    passphrase = None
-    if passphrase_file is not None:
-        passphrase = _read_passphrase(passphrase_file)
-    elif authority.key_is_encrypted:
-        passphrase = _ask(f"Passphrase of {authority.key_path}", "--passphrase-file")
-    authority.unlock(passphrase)
-    return authority
-
-
-def _read_passphrase(path: Path) -> bytes:
-    """Return the one line in the file, without its end. The file may be a pipe or a descriptor, read once."""
-    try:
-        with path.open("rb") as stream:
-            mode = os.fstat(stream.fileno()).st_mode
-            passphrase = stream.read().removesuffix(b"\n").removesuffix(b"\r")
-    except OSError as error:
-        raise UsageError(f"{path}: expected a passphrase, got “{error.strerror}”") from error
-    if not passphrase or b"\n" in passphrase:
-        raise UsageError(f"{path}: expected one line with a passphrase, got {'several' if passphrase else 'nothing'}")
-    if stat.S_ISREG(mode) and mode & stat.S_IROTH:
-        _note(f"{path}: expected a file that only its owner can read, got mode {stat.S_IMODE(mode):04o}")
-    return passphrase
-
-
-def _ask(question: str, option: str, *, twice: bool = False) -> bytes:
-    # Without a terminal, getpass would read standard input and echo it.
-    if not sys.stdin.isatty():
-        raise UsageError(f"{option}: expected a file, as there is no terminal to ask, got none")
-    answer: str = click.prompt(printable(question), hide_input=True, confirmation_prompt=twice, err=True)
-    return answer.encode()
+        if isinstance(error.__cause__, OSError):  # not there, or not for the eyes of who asks: a file needs none
+            return None
+        raise
+    return record if record is not None and record.der == certificate.public_bytes(Encoding.DER) else None
 
 
 def _expect_room(out: Path, paths: list[Path], *, force: bool) -> None:
@@ -396,7 +373,7 @@ def _is_wildcard(name: str) -> bool:
 def _report(
     authority: Authority, issued: IssuedCertificate, fields: Fields, asked_until: datetime, as_json: bool
 ) -> None:
-    _print(
+    print_fields(
         {
             **fields,
             "ca": str(authority.directory / "ca.crt"),
@@ -406,16 +383,4 @@ def _report(
         as_json,
     )
     if issued.not_after < asked_until.replace(microsecond=0):
-        _note(f"valid for less than asked: the authority itself ends at {time_text(issued.not_after)}")
-
-
-def _print(fields: Fields, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(fields, indent=2))
-        return
-    for line in lines(fields):
-        click.echo(line)
-
-
-def _note(text: str) -> None:
-    click.echo(f"portguard: {printable(text)}", err=True)
+        note(f"valid for less than asked: the authority itself ends at {time_text(issued.not_after)}")

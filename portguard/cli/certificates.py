@@ -1,9 +1,11 @@
 """How certificates look to people and to programs: the fields of one, and the table of many."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import click
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -79,6 +81,16 @@ def recorded(record: Record, at: datetime) -> Fields:
         "not_after": time_text(record.not_after),
         "issued_at": time_text(record.issued_at),
         "status": str(record.status(at)),
+        **revocation_fields(record),
+    }
+
+
+def revocation_fields(record: Record | None) -> Fields:
+    """Return since when and why a certificate is revoked, None for one that is not or that nobody recorded."""
+    revocation = None if record is None else record.revocation
+    return {
+        "revoked_at": None if revocation is None else time_text(revocation.at),
+        "reason": None if revocation is None else str(revocation.reason),
     }
 
 
@@ -112,6 +124,15 @@ def lines(fields: Fields) -> Iterable[str]:
         for position, item in enumerate(values):
             text = {True: "yes", False: "no"}[item] if isinstance(item, bool) else str(item)
             yield f"{'' if position else name:<{width}}  {printable(text)}"
+
+
+def print_fields(fields: Fields, as_json: bool) -> None:
+    """Print fields for a program, or for people."""
+    if as_json:
+        click.echo(json.dumps(fields, indent=2))
+        return
+    for line in lines(fields):
+        click.echo(line)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:

@@ -8,9 +8,11 @@ The directory holds
 
     ca.crt            the root: what gateways and clients trust
     ca.key            its key, unless a root directory was given
+    ca.crl            what was revoked, for gateways: `revocation` writes it anew
     issuing.crt       with a root directory: the CA that signs in the root's place,
     issuing.key       and its key
-    certificates.db   the record of everything issued
+    root.crl          with a root directory: the root's own list, which becomes a part of ca.crl
+    certificates.db   the record of everything issued and revoked
 
 and the root directory, which can be unplugged and put in a safe, `root.crt` and `root.key`.
 """
@@ -32,7 +34,7 @@ from portguard.pki.errors import MALFORMED, PkiError
 from portguard.pki.files import PUBLIC, SECRET, NewFile
 from portguard.pki.issued import IssuedCertificate
 from portguard.pki.keys import KeyType
-from portguard.pki.profiles import Issuer, Kind, Validity
+from portguard.pki.profiles import Issuer, Kind, Revocation, Validity
 from portguard.pki.store import Record, Store
 
 STORE = "certificates.db"
@@ -40,6 +42,8 @@ STORE = "certificates.db"
 AUTHORITY_VALID_FOR = timedelta(days=3650)
 CLIENT_VALID_FOR = timedelta(days=30)
 GATEWAY_VALID_FOR = timedelta(days=365)
+# As openssl's default_crl_days. A list that ends keeps everybody out, so a weekly renewal may fail three times.
+LIST_VALID_FOR = timedelta(days=30)
 
 
 class Authority:
@@ -92,14 +96,25 @@ class Authority:
             undo.callback(store.path.unlink, missing_ok=True)
             store.create()
             if root_directory is None:
+                issuer = Issuer(root, root_key)
                 mine = [_key_file(directory / "ca.key", root_key, passphrase)]
             else:
                 key = keys.generate(key_type)
-                certificate = profiles.issuing(key, trust_domain, validity, Issuer(root, root_key))
+                issuer = Issuer(profiles.issuing(key, trust_domain, validity, Issuer(root, root_key)), key)
                 mine = [
                     _key_file(directory / "issuing.key", key, passphrase),
-                    _certificate_file(directory / "issuing.crt", certificate),
+                    _certificate_file(directory / "issuing.crt", issuer.certificate),
                 ]
+            # The first lists, without entries: a gateway can name the file from the beginning.
+            number = store.begin_list(at, LIST_VALID_FOR)
+            lists = list_pem([], number, Validity.starting(at, LIST_VALID_FOR, issuer.certificate), issuer)
+            if root_directory is not None:
+                # The root's key is in a drawer from now on, so its list lasts as long as the root.
+                root_list = list_pem([], number, validity, Issuer(root, root_key))
+                mine.append(NewFile(directory / "root.crl", root_list, PUBLIC))
+                lists += root_list
+            mine.append(NewFile(directory / "ca.crl", lists, PUBLIC))
+            if root_directory is not None:
                 secret = passphrase if root_passphrase is None else root_passphrase
                 theirs = [
                     _key_file(root_directory / "root.key", root_key, secret),
@@ -139,6 +154,16 @@ class Authority:
         return _pem(self.anchor)
 
     @property
+    def crl_path(self) -> Path:
+        """Where the lists for gateways are."""
+        return self.directory / "ca.crl"
+
+    @property
+    def root_crl_path(self) -> Path | None:
+        """Where the root's own list is. None where the root issues, and signs `crl_path` itself."""
+        return None if self.issuer == self.anchor else self.directory / "root.crl"
+
+    @property
     def key_is_encrypted(self) -> bool:
         """Say whether issuing takes a passphrase. Raises PkiError when the key cannot be read."""
         return keys.is_encrypted(files.read(self.key_path, "the key of the authority"))
@@ -150,6 +175,13 @@ class Authority:
         if key.public_key() != self.issuer.public_key():
             raise PkiError(self.key_path, "the key of the authority's certificate", "the key of another one")
         self._key = key
+
+    def signer(self) -> Issuer:
+        """Return the CA that issues, with its key. Raises WrongPassphrase when that is locked, PkiError."""
+        if self._key is None:
+            self.unlock(None)
+        assert self._key is not None
+        return Issuer(self.issuer, self._key)
 
     def issue_client(
         self,
@@ -186,10 +218,8 @@ class Authority:
         self, at: datetime, valid_for: timedelta, key_type: KeyType | None
     ) -> tuple[keys.PrivateKey, Validity, Issuer]:
         validity = Validity.starting(at, valid_for, self.issuer)
-        if self._key is None:
-            self.unlock(None)
-        assert self._key is not None
-        return keys.generate(key_type or keys.type_of(self._key)), validity, Issuer(self.issuer, self._key)
+        signer = self.signer()
+        return keys.generate(key_type or keys.type_of(signer.key)), validity, signer
 
     def _issued(
         self, kind: Kind, name: str, certificate: x509.Certificate, key: keys.PrivateKey, at: datetime
@@ -257,6 +287,11 @@ def _remove_if_empty(directory: Path) -> None:
 
 def _same(one: Path, other: Path) -> bool:
     return one.resolve() == other.resolve()
+
+
+def list_pem(revoked: Iterable[tuple[int, Revocation]], number: int, validity: Validity, issuer: Issuer) -> bytes:
+    """Make a revocation list as `profiles.revocation_list` does, in PEM."""
+    return profiles.revocation_list(revoked, number, validity, issuer).public_bytes(serialization.Encoding.PEM)
 
 
 def _key_file(path: Path, key: keys.PrivateKey, passphrase: bytes | None) -> NewFile:

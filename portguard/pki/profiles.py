@@ -1,10 +1,10 @@
-"""The certificates that the authority makes, field by field: root, issuing CA, client, gateway.
+"""What the authority signs, field by field: certificates of root, issuing CA, client and gateway, revocation lists.
 
-Profiles follow RFC 5280 section 4.2 and the SPIFFE X.509-SVID standard. There are no name constraints: a gateway
-compares the trust domain itself, and TLS libraries that know no URI constraints would refuse the whole chain.
+Profiles follow RFC 5280 sections 4.2 and 5, and the SPIFFE X.509-SVID standard. There are no name constraints: a
+gateway compares the trust domain itself, and TLS libraries that know no URI constraints would refuse the whole chain.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -33,9 +33,31 @@ class Kind(StrEnum):
     GATEWAY = "gateway"
 
 
+class RevocationReason(StrEnum):
+    """Why a certificate was revoked, in the words of RFC 5280 section 5.3.1.
+
+    Those that an authority of this size can mean: certificateHold is what `portguard lock` does better.
+    """
+
+    UNSPECIFIED = "unspecified"
+    KEY_COMPROMISE = "keyCompromise"
+    AFFILIATION_CHANGED = "affiliationChanged"
+    SUPERSEDED = "superseded"
+    CESSATION_OF_OPERATION = "cessationOfOperation"
+    PRIVILEGE_WITHDRAWN = "privilegeWithdrawn"
+
+
+@dataclass(frozen=True, slots=True)
+class Revocation:
+    """When, aware and in whole seconds, and why a certificate was revoked."""
+
+    at: datetime
+    reason: RevocationReason
+
+
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """The first and the last second of a certificate, aware, without microseconds."""
+    """The first and the last second of a certificate or a list, aware, without microseconds."""
 
     not_before: datetime
     not_after: datetime
@@ -98,6 +120,31 @@ def gateway(
     return _leaf(public_key, str(names[0].value), names, ExtendedKeyUsageOID.SERVER_AUTH, validity, issuer)
 
 
+def revocation_list(
+    revoked: Iterable[tuple[int, Revocation]], number: int, validity: Validity, issuer: Issuer
+) -> x509.CertificateRevocationList:
+    """Make a complete list of what `issuer` revoked, by serial. `number` is higher than that of any list before.
+
+    `validity` is from thisUpdate to nextUpdate. That begins `CLOCK_SKEW` early as well: a gateway whose clock is a
+    little behind would refuse everybody for as long as a list were of its future.
+    """
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(issuer.certificate.subject)
+        .last_update(validity.not_before)
+        .next_update(validity.not_after)
+        .add_extension(_authority_key(issuer), critical=False)
+        .add_extension(x509.CRLNumber(number), critical=False)
+    )
+    for serial, revocation in revoked:
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(revocation.at)
+        if revocation.reason is not RevocationReason.UNSPECIFIED:  # RFC 5280 section 5.3.1: should be absent then
+            reason = x509.CRLReason(x509.ReasonFlags(revocation.reason.value))
+            entry = entry.add_extension(reason, critical=False)
+        builder = builder.add_revoked_certificate(entry.build())
+    return builder.sign(issuer.key, hashes.SHA256())
+
+
 def _leaf(
     public_key: CertificatePublicKeyTypes,
     common_name: str,
@@ -144,10 +191,13 @@ def _builder(public_key: CertificatePublicKeyTypes, subject: x509.Name, validity
 
 
 def _signed(builder: x509.CertificateBuilder, issuer: Issuer) -> x509.Certificate:
-    ski = issuer.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    aki = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski)
-    builder = builder.issuer_name(issuer.certificate.subject).add_extension(aki, critical=False)
+    builder = builder.issuer_name(issuer.certificate.subject).add_extension(_authority_key(issuer), critical=False)
     return builder.sign(issuer.key, hashes.SHA256())
+
+
+def _authority_key(issuer: Issuer) -> x509.AuthorityKeyIdentifier:
+    ski = issuer.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski)
 
 
 def _ca_name(what: str, trust_domain: str, key: PrivateKey) -> x509.Name:

@@ -1,4 +1,4 @@
-"""The record of every certificate that the authority issued: one SQLite file beside its key.
+"""The record of what the authority issued, revoked, and listed as revoked: one SQLite file beside its key.
 
 Rollback journal, not WAL: between commands the store is a single file, which can be copied as a backup. A connection
 lives for one operation, so several commands work on one store at once.
@@ -6,34 +6,59 @@ lives for one operation, so several commands work on one store at once.
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
 from portguard.pki import files
 from portguard.pki.errors import PkiError
-from portguard.pki.profiles import Kind
+from portguard.pki.profiles import Kind, Revocation, RevocationReason
 
 # "PGCA": tells this file from any other SQLite file before a row is read.
 _APPLICATION_ID = 0x50474341
-_VERSION = 1
 _LOCK_TIMEOUT_S = 30.0
 
-_SCHEMA = """
-CREATE TABLE certificates (
-    serial     TEXT PRIMARY KEY,  -- lower-case hex, without leading zeros
-    kind       TEXT NOT NULL,     -- client, gateway
-    name       TEXT NOT NULL,     -- of a gateway, the first of its names
-    not_before INTEGER NOT NULL,  -- seconds since 1970, as the two below
-    not_after  INTEGER NOT NULL,
-    issued_at  INTEGER NOT NULL,
-    der        BLOB NOT NULL
+_STEPS = (
+    (
+        """
+        CREATE TABLE certificates (
+            serial     TEXT PRIMARY KEY,  -- lower-case hex, without leading zeros
+            kind       TEXT NOT NULL,     -- client, gateway
+            name       TEXT NOT NULL,     -- of a gateway, the first of its names
+            not_before INTEGER NOT NULL,  -- seconds since 1970, as all other times
+            not_after  INTEGER NOT NULL,
+            issued_at  INTEGER NOT NULL,
+            der        BLOB NOT NULL
+        )
+        """,
+    ),
+    (
+        """
+        CREATE TABLE revocations (
+            serial     TEXT PRIMARY KEY REFERENCES certificates (serial),
+            revoked_at INTEGER NOT NULL,
+            reason     TEXT NOT NULL,     -- as RFC 5280 spells it
+            settled_in INTEGER            -- number of a list that had it after the certificate's end: the last needed
+        )
+        """,
+        """
+        CREATE TABLE lists (
+            number    INTEGER PRIMARY KEY,
+            made_at   INTEGER NOT NULL,
+            valid_for INTEGER NOT NULL  -- seconds, as was asked for
+        )
+        """,
+    ),
 )
-"""
+"""Each step makes the version that is its place, counted from 1, out of the one before."""
+
 _COLUMNS = "serial, kind, name, not_before, not_after, issued_at, der"
+_RECORDS = f"SELECT {_COLUMNS}, revoked_at, reason FROM certificates LEFT JOIN revocations USING (serial)"  # noqa: S608 constant
+
+_Row = tuple[str, str, str, int, int, int, bytes, int | None, str | None]
 
 
 class Status(StrEnum):
@@ -42,10 +67,11 @@ class Status(StrEnum):
     VALID = "valid"
     EXPIRED = "expired"
     NOT_YET_VALID = "not_yet_valid"
+    REVOKED = "revoked"
 
 
 def status(not_before: datetime, not_after: datetime, at: datetime) -> Status:
-    """Both ends are inclusive (RFC 5280 section 4.1.2.5)."""
+    """What its dates make of a certificate. Both ends are inclusive (RFC 5280 section 4.1.2.5)."""
     if at < not_before:
         return Status.NOT_YET_VALID
     return Status.VALID if at <= not_after else Status.EXPIRED
@@ -62,14 +88,20 @@ class Record:
     not_after: datetime
     issued_at: datetime
     der: bytes = field(repr=False)
+    revocation: Revocation | None = None
 
     def status(self, at: datetime) -> Status:
-        """Say what the certificate is worth at `at`."""
+        """Say what the certificate is worth at `at`. One that is revoked stays so, also past its end."""
+        if self.revocation is not None:
+            return Status.REVOKED
         return status(self.not_before, self.not_after, at)
 
 
 class Store:
-    """The records in the file at `path`. Every method raises PkiError when it is missing, damaged, or not ours."""
+    """The records in the file at `path`. Every method raises PkiError when it is missing, damaged, or not ours.
+
+    A file of an earlier version becomes one of this version when it is first used.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -79,17 +111,16 @@ class Store:
         files.publish([files.NewFile(self.path, b"", files.SECRET)])
         with self._transaction("IMMEDIATE", new=True) as connection:
             connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {_VERSION}")
-            connection.execute(_SCHEMA)
+            _upgrade(connection, 0)
         files.sync_directory(self.path.parent)
 
     def add(self, record: Record) -> None:
-        """Write `record`; on return it is on the disk. Raises PkiError when the serial is taken."""
+        """Write `record`, as not revoked; on return it is on the disk. Raises PkiError when the serial is taken."""
         row = (
             _hex(record.serial),
             record.kind,
             record.name,
-            *(int(time.timestamp()) for time in (record.not_before, record.not_after, record.issued_at)),
+            *map(_seconds, (record.not_before, record.not_after, record.issued_at)),
             record.der,
         )
         with self._transaction("IMMEDIATE") as connection:
@@ -97,15 +128,49 @@ class Store:
 
     def records(self) -> list[Record]:
         """Return all records, in the order of issue."""
-        with self._transaction("DEFERRED") as connection:
-            rows = connection.execute(f"SELECT {_COLUMNS} FROM certificates ORDER BY rowid")  # noqa: S608 constant
-            return [self._record(row) for row in rows]
+        return self._read(f"{_RECORDS} ORDER BY certificates.rowid")
 
     def get(self, serial: int) -> Record | None:
         """Return the record with `serial`, None when this authority issued no such certificate."""
+        return next(iter(self._read(f"{_RECORDS} WHERE serial = ?", _hex(serial))), None)
+
+    def revoke(self, serials: Iterable[int], revocation: Revocation) -> None:
+        """Record that the certificates are revoked, all or none; on return it is on the disk.
+
+        Raises PkiError when one of them is revoked already, or was not issued here.
+        """
+        rows = [(_hex(serial), _seconds(revocation.at), revocation.reason) for serial in serials]
+        with self._transaction("IMMEDIATE") as connection:
+            connection.executemany("INSERT INTO revocations (serial, revoked_at, reason) VALUES (?, ?, ?)", rows)
+
+    def unsettled(self) -> list[Record]:
+        """Return the certificates that the next list must have: revoked, and not `settle`d. In the order of issue."""
+        return self._read(f"{_RECORDS} WHERE revoked_at IS NOT NULL AND settled_in IS NULL ORDER BY certificates.rowid")
+
+    def settle(self, serials: Iterable[int], number: int) -> None:
+        """Note that list `number` is the last that had to have these certificates."""
+        rows = [(number, _hex(serial)) for serial in serials]
+        with self._transaction("IMMEDIATE") as connection:
+            connection.executemany("UPDATE revocations SET settled_in = ? WHERE serial = ?", rows)
+
+    def begin_list(self, made_at: datetime, valid_for: timedelta) -> int:
+        """Return the number for a new list. No other list gets it, not even when this one is never finished."""
+        times = _seconds(made_at), int(valid_for.total_seconds())
+        with self._transaction("IMMEDIATE") as connection:
+            # SQLite's own counting: one more than the highest.
+            number = connection.execute("INSERT INTO lists (made_at, valid_for) VALUES (?, ?)", times).lastrowid
+        assert number is not None
+        return number
+
+    def last_valid_for(self) -> timedelta | None:
+        """For how long the last list was asked to be valid, None before the first one."""
         with self._transaction("DEFERRED") as connection:
-            rows = connection.execute(f"SELECT {_COLUMNS} FROM certificates WHERE serial = ?", (_hex(serial),))  # noqa: S608 constant
-            return next((self._record(row) for row in rows), None)
+            row = connection.execute("SELECT valid_for FROM lists ORDER BY number DESC LIMIT 1").fetchone()
+        return None if row is None else timedelta(seconds=row[0])
+
+    def _read(self, query: str, *values: str) -> list[Record]:
+        with self._transaction("DEFERRED") as connection:
+            return [self._record(row) for row in connection.execute(query, values)]
 
     @contextlib.contextmanager
     def _transaction(
@@ -127,9 +192,11 @@ class Store:
             ) as connection:
                 # EXTRA syncs the directory too: without it a power loss can undo the last commit.
                 connection.execute("PRAGMA synchronous = EXTRA")
+                connection.execute("PRAGMA foreign_keys = ON")
                 connection.execute(f"BEGIN {kind}")
                 if not new:
                     self._check(connection)
+                    self._be_of_this_version(connection)
                 try:
                     yield connection
                 except BaseException:
@@ -143,20 +210,57 @@ class Store:
         (application_id,) = connection.execute("PRAGMA application_id").fetchone()
         if application_id != _APPLICATION_ID:
             raise PkiError(self.path, "the record of issued certificates", "another program's database")
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version != _VERSION:
-            raise PkiError(self.path, f"a store of version {_VERSION}", f"version {version}, of another portguard")
 
-    def _record(self, row: tuple[str, str, str, int, int, int, bytes]) -> Record:
-        serial, kind, name, not_before, not_after, issued_at, der = row
+    def _be_of_this_version(self, connection: sqlite3.Connection) -> None:
+        version = _version(connection)
+        if version < len(_STEPS):
+            # In a transaction that may write, in which another may have done it by now.
+            connection.execute("ROLLBACK")
+            connection.execute("BEGIN IMMEDIATE")
+            _upgrade(connection, _version(connection))
+        elif version > len(_STEPS):
+            raise PkiError(
+                self.path, f"a store of version {len(_STEPS)} or earlier", f"version {version}, of a later portguard"
+            )
+
+    def _record(self, row: _Row) -> Record:
+        serial, kind, name, not_before, not_after, issued_at, der, revoked_at, reason = row
         try:
-            return Record(int(serial, 16), Kind(kind), name, _time(not_before), _time(not_after), _time(issued_at), der)
+            revocation = None
+            if revoked_at is not None and reason is not None:
+                revocation = Revocation(_time(revoked_at), RevocationReason(reason))
+            return Record(
+                int(serial, 16),
+                Kind(kind),
+                name,
+                _time(not_before),
+                _time(not_after),
+                _time(issued_at),
+                der,
+                revocation,
+            )
         except (TypeError, ValueError, OverflowError, OSError) as error:
             raise PkiError(self.path, "a readable record", f"a damaged one, serial {serial!r}") from error
 
 
+def _version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version
+
+
+def _upgrade(connection: sqlite3.Connection, version: int) -> None:
+    for step in _STEPS[version:]:
+        for statement in step:
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {len(_STEPS)}")
+
+
 def _hex(serial: int) -> str:
     return f"{serial:x}"
+
+
+def _seconds(time: datetime) -> int:
+    return int(time.timestamp())
 
 
 def _time(seconds: int) -> datetime:

@@ -1,6 +1,13 @@
-"""Commands that ask a gateway over its control socket, `c.sock` beside the configuration."""
+"""Commands through the program's own entry point.
 
+Those that ask a gateway do so over its control socket, `c.sock` beside the configuration.
+"""
+
+import json
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -25,5 +32,35 @@ def run_portguard(monkeypatch, capsys, configuration):
             cli.main()
         output = capsys.readouterr()
         return caught.value.code or 0, output.out, output.err
+
+    return run
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Portguard = Callable[..., Outcome]
+
+
+@pytest.fixture
+def portguard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Portguard:
+    """Run a command in `tmp_path`, where $PORTGUARD_CA is `ca`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PORTGUARD_CA", "ca")
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["portguard", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Outcome(ended.value.code, out, err)
 
     return run

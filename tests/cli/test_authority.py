@@ -1,6 +1,5 @@
 """`portguard ca` and `portguard cert`, through the program's own entry point."""
 
-import json
 import os
 import shutil
 import sqlite3
@@ -11,7 +10,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 from cryptography import x509
@@ -19,39 +17,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from portguard.cli.main import main
+from tests.cli.conftest import Outcome, Portguard
 
 DOMAIN = "bastion.example.com"
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Portguard = Callable[..., Outcome]
-
-
-@pytest.fixture
-def portguard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Portguard:
-    """Run a command in `tmp_path`, where $PORTGUARD_CA is `ca`."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PORTGUARD_CA", "ca")
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["portguard", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Outcome(ended.value.code, out, err)
-
-    return run
 
 
 @pytest.fixture
@@ -89,6 +57,7 @@ def test_init_says_what_it_made(portguard: Portguard, tmp_path: Path) -> None:
     assert outcome.err == ""
     assert "ca/ca.crt" in outcome.out
     assert "ca/ca.key" in outcome.out
+    assert "ca/ca.crl" in outcome.out
     assert "root key" not in outcome.out
     assert stat.S_IMODE((tmp_path / "ca").stat().st_mode) == 0o700
 
@@ -342,7 +311,7 @@ def test_the_authority_is_found_by_option_then_environment_then_custom(
 ) -> None:
     assert made("ca", "show", "--ca", "ca").code == 0
     _failed(made("ca", "show", "--ca", "elsewhere"), 1, "elsewhere/ca.crt: expected")
-    monkeypatch.setattr("portguard.cli.authority.DEFAULT_AUTHORITY", "custom")
+    monkeypatch.setattr("portguard.cli.opened_authority.DEFAULT_AUTHORITY", "custom")
     for empty in (True, False):
         if empty:
             monkeypatch.setenv("PORTGUARD_CA", "")
@@ -538,7 +507,17 @@ def test_list_in_json_and_as_a_table(made: Portguard) -> None:
     client, gateway = made("cert", "list", "--json").json
     assert (client["kind"], client["name"], client["status"]) == ("client", "ci/deploy", "valid")
     assert (gateway["kind"], gateway["name"]) == ("gateway", f"*.{DOMAIN}")
-    assert set(client) == {"serial", "kind", "name", "not_before", "not_after", "issued_at", "status"}
+    assert set(client) == {
+        "serial",
+        "kind",
+        "name",
+        "not_before",
+        "not_after",
+        "issued_at",
+        "status",
+        "revoked_at",
+        "reason",
+    }
     header, *rows = made("cert", "list").out.splitlines()
     assert header.split() == ["NAME", "KIND", "STATUS", "NOT", "BEFORE", "NOT", "AFTER", "SERIAL"]
     assert [row.split()[0] for row in rows] == ["ci/deploy", f"*.{DOMAIN}"]

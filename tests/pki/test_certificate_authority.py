@@ -62,7 +62,7 @@ def test_a_new_authority_is_for_its_owner_alone(tmp_path: Path, now: datetime) -
         authority = Authority.create(tmp_path / "deep" / "ca", trust_domain=DOMAIN, at=now)
     finally:
         os.umask(previous)
-    assert sorted(os.listdir(authority.directory)) == ["ca.crt", "ca.key", "certificates.db"]
+    assert sorted(os.listdir(authority.directory)) == ["ca.crl", "ca.crt", "ca.key", "certificates.db"]
     assert _mode(authority.directory) == 0o700
     assert _mode(authority.directory / "ca.key") == 0o600
     assert _mode(authority.directory / "certificates.db") == 0o600
@@ -120,7 +120,9 @@ def test_of_many_that_make_one_at_once_one_wins(tmp_path: Path, now: datetime, t
     assert sticks == ({"stick" + winner.trust_domain[1:2]} if two_tiers else set())
 
 
-@pytest.mark.parametrize("broken", ["issuing.key", "issuing.crt", "ca.crt", "root.key", "root.crt"])
+@pytest.mark.parametrize(
+    "broken", ["issuing.key", "issuing.crt", "root.crl", "ca.crl", "ca.crt", "root.key", "root.crt"]
+)
 @pytest.mark.parametrize("directories_exist", [False, True])
 def test_a_failure_on_the_way_leaves_nothing(
     tmp_path: Path, now: datetime, monkeypatch: pytest.MonkeyPatch, broken: str, directories_exist: bool
@@ -178,7 +180,8 @@ def test_rsa_by_choice_gives_rsa_to_what_it_issues(tmp_path: Path, now: datetime
 
 def test_the_root_key_is_only_in_the_root_directory(tmp_path: Path, now: datetime) -> None:
     authority = Authority.create(tmp_path / "ca", trust_domain=DOMAIN, at=now, root_directory=tmp_path / "stick")
-    assert sorted(os.listdir(tmp_path / "ca")) == ["ca.crt", "certificates.db", "issuing.crt", "issuing.key"]
+    mine = ["ca.crl", "ca.crt", "certificates.db", "issuing.crt", "issuing.key", "root.crl"]
+    assert sorted(os.listdir(tmp_path / "ca")) == mine
     assert sorted(os.listdir(tmp_path / "stick")) == ["root.crt", "root.key"]
     assert _mode(tmp_path / "stick" / "root.key") == 0o600
     assert _mode(tmp_path / "stick") == 0o700

@@ -7,16 +7,20 @@ from pathlib import Path
 
 import pytest
 
+from portguard.pki import store as module
 from portguard.pki.errors import PkiError
-from portguard.pki.profiles import Kind
+from portguard.pki.profiles import Kind, Revocation, RevocationReason
 from portguard.pki.store import Record, Status, Store, status
 
 _TIME = datetime(2026, 7, 1, 12, 0, 0, tzinfo=UTC)
 _DAY = timedelta(days=1)
 
 
-def _record(serial: int, name: str = "alice") -> Record:
-    return Record(serial, Kind.CLIENT, name, _TIME, _TIME + _DAY, _TIME, b"der")
+_REVOKED = Revocation(_TIME, RevocationReason.KEY_COMPROMISE)
+
+
+def _record(serial: int, name: str = "alice", revocation: Revocation | None = None) -> Record:
+    return Record(serial, Kind.CLIENT, name, _TIME, _TIME + _DAY, _TIME, b"der", revocation)
 
 
 @pytest.fixture
@@ -105,9 +109,118 @@ def test_another_programs_database_is_an_error(store: Store) -> None:
 
 
 def test_a_store_of_a_later_version_is_an_error(store: Store) -> None:
-    _alter(store, "PRAGMA user_version = 2")
-    with pytest.raises(PkiError, match="expected a store of version 1, got version 2, of another portguard"):
+    _alter(store, "PRAGMA user_version = 3")
+    with pytest.raises(PkiError, match="expected a store of version 2 or earlier, got version 3, of a later portguard"):
         store.add(_record(1))
+
+
+@pytest.fixture
+def first_version(tmp_path: Path) -> Store:
+    """A store as it was before it knew of revocations, with one certificate."""
+    connection = sqlite3.connect(tmp_path / "certificates.db")
+    connection.executescript(
+        f"""
+        PRAGMA application_id = {0x50474341};
+        PRAGMA user_version = 1;
+        CREATE TABLE certificates (serial TEXT PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL,
+            not_before INTEGER NOT NULL, not_after INTEGER NOT NULL, issued_at INTEGER NOT NULL, der BLOB NOT NULL);
+        """
+    )
+    times = [int(time.timestamp()) for time in (_TIME, _TIME + _DAY, _TIME)]
+    connection.execute("INSERT INTO certificates VALUES ('1', 'client', 'alice', ?, ?, ?, ?)", [*times, b"der"])
+    connection.commit()
+    connection.close()
+    return Store(tmp_path / "certificates.db")
+
+
+def test_a_store_of_the_first_version_becomes_one_of_this_when_it_is_read(first_version: Store) -> None:
+    assert first_version.records() == [_record(1)]
+    first_version.revoke([1], _REVOKED)
+    assert first_version.get(1) == _record(1, revocation=_REVOKED)
+
+
+def test_a_store_of_the_first_version_becomes_one_of_this_when_it_is_written(first_version: Store) -> None:
+    first_version.add(_record(2))
+    assert first_version.unsettled() == []
+    assert first_version.begin_list(_TIME, _DAY) == 1
+
+
+def test_two_that_find_the_first_version_make_one_of_this(
+    first_version: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    barrier, seen = threading.Barrier(2), threading.local()
+    version = module._version
+    found: list[list[Record]] = []
+
+    def version_that_both_see(connection: sqlite3.Connection) -> int:
+        number = version(connection)
+        if not hasattr(seen, "once"):
+            seen.once = number
+            barrier.wait()
+        return number
+
+    monkeypatch.setattr(module, "_version", version_that_both_see)
+
+    def read() -> None:
+        found.append(Store(first_version.path).records())
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[_record(1)]] * 2
+
+
+def test_a_revocation_stays_with_its_certificate(store: Store) -> None:
+    for serial in (1, 2, 3):
+        store.add(_record(serial))
+    store.revoke([3, 1], _REVOKED)
+    assert [record.revocation for record in store.records()] == [_REVOKED, None, _REVOKED]
+    assert [record.serial for record in store.unsettled()] == [1, 3]
+    assert store.get(2) == _record(2)
+
+
+def test_of_several_revocations_all_are_recorded_or_none(store: Store) -> None:
+    for serial in (1, 2):
+        store.add(_record(serial))
+    with pytest.raises(PkiError, match="FOREIGN KEY"):
+        store.revoke([1, 7], _REVOKED)
+    store.revoke([2], _REVOKED)
+    with pytest.raises(PkiError, match="UNIQUE"):
+        store.revoke([1, 2], Revocation(_TIME, RevocationReason.UNSPECIFIED))
+    assert [record.revocation for record in store.records()] == [None, _REVOKED]
+
+
+def test_what_is_settled_is_revoked_but_needed_in_no_list(store: Store) -> None:
+    for serial in (1, 2):
+        store.add(_record(serial))
+    store.revoke([1, 2], _REVOKED)
+    store.settle([1], store.begin_list(_TIME, _DAY))
+    assert [record.serial for record in store.unsettled()] == [2]
+    assert store.get(1) == _record(1, revocation=_REVOKED)
+
+
+def test_each_list_has_a_higher_number_and_the_last_ones_length_is_known(store: Store) -> None:
+    assert store.last_valid_for() is None
+    assert [store.begin_list(_TIME, _DAY * length) for length in (3, 1, 2)] == [1, 2, 3]
+    assert store.last_valid_for() == 2 * _DAY
+
+
+def test_a_revoked_certificate_is_revoked_before_and_after_its_end_too() -> None:
+    revoked = _record(1, revocation=_REVOKED)
+    for offset in (-_DAY, timedelta(0), 3 * _DAY):
+        assert revoked.status(_TIME + offset) is Status.REVOKED
+        assert _record(1).status(_TIME + offset) is not Status.REVOKED
+
+
+@pytest.mark.parametrize("change", ["reason = 'boredom'", "revoked_at = 'soon'"])
+def test_a_damaged_revocation_is_an_error(store: Store, change: str) -> None:
+    store.add(_record(1))
+    store.revoke([1], _REVOKED)
+    _alter(store, f"UPDATE revocations SET {change}")
+    with pytest.raises(PkiError, match="expected a readable record, got a damaged one"):
+        store.records()
 
 
 @pytest.mark.parametrize("change", ["serial = 'xyz'", "kind = 'root'", "not_after = 'soon'", "not_before = 1e300"])

@@ -1,0 +1,149 @@
+"""`portguard cert revoke` and `portguard ca crl`: certificates taken back, and the lists that tell gateways of them."""
+
+import os
+import warnings
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from portguard.cli.certificates import Fields, print_fields, read_certificates, recorded, serial_text, time_text
+from portguard.cli.opened_authority import (
+    authority_option,
+    file_option,
+    issued_under,
+    passphrase_option,
+    unlocked,
+    valid_for_option,
+)
+from portguard.cli.options import json_option
+from portguard.errors import UsageError
+from portguard.pki import files
+from portguard.pki.authority import LIST_VALID_FOR, Authority
+from portguard.pki.errors import PkiError
+from portguard.pki.files import PUBLIC, NewFile
+from portguard.pki.profiles import RevocationReason
+from portguard.pki.revocation import WrittenLists, write_lists
+from portguard.pki.revocation import revoke as revoke_certificates
+from portguard.pki.store import Record
+
+
+def _reason(_context: click.Context, _parameter: click.Parameter, given: str | None) -> RevocationReason | None:
+    """Read a reason as RFC 5280 and openssl spell it, in any case, or with hyphens between its words."""
+    if given is None:
+        return None
+    for reason in RevocationReason:
+        if reason.lower() == given.replace("-", "").lower():
+            return reason
+    raise click.BadParameter(f"expected {', '.join(RevocationReason)}, got {given!r}")
+
+
+@click.command("revoke", short_help="Revoke certificates, and write the revocation list.")
+@click.argument("what", metavar="[FILE|SERIAL]...", nargs=-1)
+@click.option(
+    "--identity",
+    "identities",
+    multiple=True,
+    metavar="NAME",
+    help="Revoke all certificates of this client that are not expired; may be repeated.",
+)
+@click.option(
+    "--reason",
+    callback=_reason,
+    metavar="REASON",
+    help=f"{', '.join(RevocationReason)}. The first is the default.",
+)
+@authority_option
+@passphrase_option
+@json_option
+def revoke(
+    what: tuple[str, ...],
+    identities: tuple[str, ...],
+    reason: RevocationReason | None,
+    directory: Path,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Revoke certificates for good, all that are named or none, and write a new ca.crl.
+
+    FILE is a certificate that the authority issued, SERIAL its number in hex, or as many of its first digits as no
+    other begins with.
+
+    Gateways refuse the certificate, and end its sessions, once they have the new list.
+    """
+    if not (what or identities):
+        raise UsageError("FILE|SERIAL: expected a certificate, or --identity, got none")
+    authority = unlocked(directory, passphrase_file)
+    serials = [_issued(each, authority).serial for each in what]
+    now = datetime.now(UTC)
+    revoked = revoke_certificates(authority, serials, identities, reason=reason, at=now)
+    list_fields = _list_fields(revoked.lists)
+    if as_json:
+        fields: Fields = {
+            "revoked": [recorded(record, now) for record in revoked.now],
+            "revoked_before": [recorded(record, now) for record in revoked.before],
+            "crl": {"file": str(authority.crl_path), **list_fields},
+        }
+    else:
+        fields = {
+            "revoked": [_line(record) for record in revoked.now] or "nothing that was not revoked or expired before",
+            "reason": str(reason or RevocationReason.UNSPECIFIED) if revoked.now else None,
+            "revoked_before": [f"{_line(record)}, {_since(record)}" for record in revoked.before],
+            "crl": str(authority.crl_path),
+            **list_fields,
+        }
+    print_fields(fields, as_json)
+
+
+@click.command("crl", short_help="Sign a new revocation list.")
+@valid_for_option(
+    None, f"as long as the list before, where none is given; the first is valid for {LIST_VALID_FOR.days}d"
+)
+@file_option("--out", "Write the list to this file too, in the place of one that is there.")
+@authority_option
+@passphrase_option
+@json_option
+def crl(
+    valid_for: timedelta | None, out: Path | None, directory: Path, passphrase_file: Path | None, as_json: bool
+) -> None:
+    """Sign a new revocation list, with the same entries and a later end, to ca.crl in the authority's directory.
+
+    Gateways refuse everybody once their list has ended: have this run well before.
+    """
+    authority = unlocked(directory, passphrase_file)
+    lists = write_lists(authority, at=datetime.now(UTC), valid_for=valid_for)
+    if out is not None:
+        files.publish([NewFile(out, lists.pem, PUBLIC)], overwrite=True)
+    copy = None if out is None else str(out)
+    print_fields({"crl": str(authority.crl_path), "copy": copy, **_list_fields(lists)}, as_json)
+
+
+def _issued(what: str, authority: Authority) -> Record:
+    """Find the certificate that is meant. Raises UsageError, PkiError."""
+    if not os.path.exists(what):
+        return issued_under(what, authority)
+    with warnings.catch_warnings(action="ignore"):  # as in `cert show`
+        certificate = read_certificates(Path(what))[0]
+        record = authority.store.get(certificate.serial_number)
+    # Whoever has a certificate of another authority made may choose its serial.
+    if record is None or record.der != certificate.public_bytes(Encoding.DER):
+        raise PkiError(what, f"a certificate that the authority in {authority.directory} issued", "another one")
+    return record
+
+
+def _line(record: Record) -> str:
+    return f"{record.kind} {record.name}, serial {serial_text(record.serial)}"
+
+
+def _since(record: Record) -> str:
+    assert record.revocation is not None
+    return f"since {time_text(record.revocation.at)}, {record.revocation.reason}"
+
+
+def _list_fields(lists: WrittenLists) -> Fields:
+    return {
+        "number": lists.number,
+        "entries": lists.entries,
+        "next_update": time_text(lists.next_update),
+    }

@@ -1,0 +1,208 @@
+"""What the authority takes back: revocations in its record, and the lists in `ca.crl` that tell gateways of them.
+
+    revoked = revoke(authority, [serial], reason=RevocationReason.KEY_COMPROMISE, at=now)
+    written = write_lists(authority, at=now)
+
+First comes the record, then the list, which is always made of the whole record: one that was not written, after a crash
+or on a full disk, is made up for by the next. Both happen under the lock of the authority's directory, so that of two
+commands the later one's list has what the earlier one revoked, and the higher number.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from portguard.identity.names import Malformed
+from portguard.identity.pem import read_blocks
+from portguard.pki import files
+from portguard.pki.authority import LIST_VALID_FOR, Authority, list_pem
+from portguard.pki.errors import MALFORMED, PkiError
+from portguard.pki.files import PUBLIC, NewFile
+from portguard.pki.profiles import Kind, Revocation, RevocationReason, Validity
+from portguard.pki.store import Record, Status
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenLists:
+    """What `ca.crl` holds now. `next_update` is aware: until then gateways take it."""
+
+    number: int
+    entries: int
+    next_update: datetime
+    pem: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """What a call of `revoke` did: certificates revoked by it, those that were revoked before, and the new list."""
+
+    now: tuple[Record, ...]
+    before: tuple[Record, ...]
+    lists: WrittenLists
+
+
+class ListStatus(StrEnum):
+    """What `ca.crl` is worth."""
+
+    CURRENT = "current"
+    OUT_OF_DATE = "out_of_date"
+    BEHIND = "behind"  # something that was revoked is not in it, or the list of one CA is not
+    UNREADABLE = "unreadable"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedLists:
+    """`ca.crl` as it is. None: the file does not say."""
+
+    status: ListStatus
+    number: int | None = None
+    entries: int | None = None
+    next_update: datetime | None = None
+
+
+def revoke(
+    authority: Authority,
+    serials: Iterable[int] = (),
+    identities: Iterable[str] = (),
+    *,
+    reason: RevocationReason | None,
+    at: datetime,
+) -> Revoked:
+    """Record that certificates are revoked, all or none, and write the lists anew.
+
+    `identities` stand for all certificates of these clients that are neither revoked nor expired. `reason` None is
+    unspecified, and leaves the reason of what is revoked already alone.
+
+    Raises PkiError when a serial or an identity was never issued, or was revoked for another reason; WrongPassphrase
+    when the key is locked. Then nothing is recorded. When only the lists cannot be written, PkiError says so.
+    """
+    with files.locked(authority.directory):
+        authority.signer()  # a locked key is told before anything is recorded
+        chosen = _chosen(authority, serials, identities, at)
+        before = [record for record in chosen if record.revocation is not None]
+        if reason is not None:
+            _expect_reason(before, reason)
+        revocation = Revocation(at.replace(microsecond=0), reason or RevocationReason.UNSPECIFIED)
+        new = [record.serial for record in chosen if record.revocation is None]
+        authority.store.revoke(new, revocation)
+        try:
+            lists = _write(authority, at, None)
+        except PkiError as error:
+            found = f"{error.found}; what was revoked is recorded, and `portguard ca crl` writes the list"
+            raise PkiError(error.subject, error.expected, found) from error
+        return Revoked(tuple(filter(None, map(authority.store.get, new))), tuple(before), lists)
+
+
+def write_lists(authority: Authority, *, at: datetime, valid_for: timedelta | None = None) -> WrittenLists:
+    """Write the lists anew, valid for as long as the last ones where `valid_for` is None.
+
+    Raises UsageError for a `valid_for` that cannot be, WrongPassphrase when the key is locked, PkiError.
+    """
+    with files.locked(authority.directory):
+        return _write(authority, at, valid_for)
+
+
+def published_lists(authority: Authority, at: datetime) -> PublishedLists:
+    """Look at `ca.crl`, and whether it tells all that the record has. Raises PkiError for the record."""
+    unsettled = authority.store.unsettled()
+    try:
+        content = authority.crl_path.read_bytes()
+    except FileNotFoundError:
+        return PublishedLists(ListStatus.MISSING)
+    except OSError:
+        return PublishedLists(ListStatus.UNREADABLE)
+    try:
+        lists = _read_lists(content)
+        own = [_signed_by(certificate, lists) for certificate in dict.fromkeys((authority.issuer, authority.anchor))]
+        number = None if own[0] is None else own[0].extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        serials = {entry.serial_number for each in own if each is not None for entry in each}
+        ends = [each.next_update_utc for each in lists if each.next_update_utc is not None]
+    except (Malformed, x509.ExtensionNotFound, *MALFORMED):
+        return PublishedLists(ListStatus.UNREADABLE)
+    next_update = min(ends, default=None)
+    status = ListStatus.CURRENT
+    if None in own or not serials.issuperset(record.serial for record in unsettled):
+        status = ListStatus.BEHIND
+    elif next_update is None or next_update < at:
+        status = ListStatus.OUT_OF_DATE
+    return PublishedLists(status, number, len(serials), next_update)
+
+
+def _chosen(
+    authority: Authority, serials: Iterable[int], identities: Iterable[str], at: datetime
+) -> Collection[Record]:
+    """Each certificate once. Raises PkiError."""
+    chosen: dict[int, Record] = {}
+    for serial in serials:
+        record = authority.store.get(serial)
+        if record is None:
+            expected = f"a certificate that the authority in {authority.directory} issued"
+            raise PkiError(f"serial {serial:x}", expected, "none")
+        chosen[serial] = record
+    for identity in dict.fromkeys(identities):
+        issued = [each for each in authority.store.records() if (each.kind, each.name) == (Kind.CLIENT, identity)]
+        if not issued:
+            expected = f"a client to whom the authority in {authority.directory} issued a certificate"
+            raise PkiError(f"identity {identity}", expected, "none of this name")
+        chosen |= {each.serial: each for each in issued if each.status(at) in {Status.VALID, Status.NOT_YET_VALID}}
+    return chosen.values()
+
+
+def _expect_reason(revoked: Iterable[Record], reason: RevocationReason) -> None:
+    for record in revoked:
+        assert record.revocation is not None
+        if record.revocation.reason is not reason:
+            expected = f"a certificate that is not revoked, or for the reason {reason}"
+            since = f"{record.revocation.at:%Y-%m-%dT%H:%M:%SZ}"
+            found = f"one revoked since {since} for the reason {record.revocation.reason}, which stays"
+            raise PkiError(f"serial {record.serial:x}", expected, found)
+
+
+def _write(authority: Authority, at: datetime, valid_for: timedelta | None) -> WrittenLists:
+    """Write the lists, with the lock held."""
+    store, issuer = authority.store, authority.signer()
+    if valid_for is None:
+        valid_for = store.last_valid_for() or LIST_VALID_FOR
+    validity = Validity.starting(at, valid_for, issuer.certificate)
+    root_list = _root_list(authority)
+    revoked = store.unsettled()
+    # Before it is signed: a crash leaves out a number, and never uses one twice.
+    number = store.begin_list(at, valid_for)
+    entries = [(record.serial, record.revocation) for record in revoked if record.revocation is not None]
+    pem = list_pem(entries, number, validity, issuer) + root_list
+    files.publish([NewFile(authority.crl_path, pem, PUBLIC)], overwrite=True)
+    # Only now: RFC 5280 section 3.3 wants an entry in one list that was issued after the certificate's end.
+    store.settle([record.serial for record in revoked if record.not_after < validity.not_before], number)
+    return WrittenLists(number, len(entries), validity.not_after, pem)
+
+
+def _root_list(authority: Authority) -> bytes:
+    """Return the list that the root signed before its key went away, in PEM; empty where the root issues."""
+    path = authority.root_crl_path
+    if path is None:
+        return b""
+    expected = "the revocation list that the root signed"
+    pem = files.read(path, expected)
+    try:
+        if _signed_by(authority.anchor, _read_lists(pem)) is not None:
+            return pem
+    except (Malformed, *MALFORMED) as error:
+        raise PkiError(path, expected, "something else") from error
+    raise PkiError(path, expected, "one with another signature")
+
+
+def _read_lists(content: bytes) -> tuple[x509.CertificateRevocationList, ...]:
+    return tuple(map(x509.load_der_x509_crl, read_blocks(content, "X509 CRL", "revocation list")))
+
+
+def _signed_by(
+    authority: x509.Certificate, lists: Iterable[x509.CertificateRevocationList]
+) -> x509.CertificateRevocationList | None:
+    key = authority.public_key()
+    assert isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey)  # what `keys` makes
+    return next((each for each in lists if each.is_signature_valid(key)), None)
