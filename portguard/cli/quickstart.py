@@ -197,7 +197,7 @@ class _Demonstration:
         finally:
             await forwarding.close(0)
         _say("\nTo paste into another terminal:")
-        for line in printed:
+        for line in [*printed, paste.revoke()]:
             _say(f"\n  # {line.shows}\n  {line.text}")
 
     async def _as_alice(self, gateway: Gateway, forwarding: Forwarding, service: StarterService) -> Exchange | None:

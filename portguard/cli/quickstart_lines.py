@@ -38,6 +38,14 @@ class Paste:
             Line(self._connect_as_bob(service), f"{WITHOUT_RIGHTS} is refused"),
         ]
 
+    def revoke(self) -> Line:
+        """Return the line that takes the certificate of the client with rights away. None of the others works then."""
+        return Line(
+            f"{own_command()} cert revoke {_quoted(self.folder.certificate(ALLOWED)[0])} "
+            f"--ca {_quoted(self.folder.ca.parent)}",
+            f"the end of all this: the certificate of {ALLOWED} is revoked, the next quickstart makes another",
+        )
+
     def _http(self, service: str, port: int | None) -> list[Line]:
         target = service if port is None else f"{service}:{port}"
         request = "printf 'GET / HTTP/1.0\\r\\n\\r\\n'"

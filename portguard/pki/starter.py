@@ -20,6 +20,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from portguard.errors import UsageError
 from portguard.pki import files
@@ -27,6 +28,7 @@ from portguard.pki.authority import Authority
 from portguard.pki.errors import PkiError
 from portguard.pki.files import PUBLIC, NewFile
 from portguard.pki.issued import IssuedCertificate
+from portguard.pki.revocation import ListStatus, published_lists, write_lists
 from portguard.policy.addresses import HostPort
 
 GATEWAY_NAME = "gateway.localhost"
@@ -96,7 +98,9 @@ class StarterFolder:
         return self.path / f"{client}.toml"
 
     def issue(self, *, at: datetime) -> list[str]:
-        """Make the authority and the certificates that are missing or end within a day; name what was made.
+        """Make the authority, its revocation list and the certificates that are missing or end within a day.
+
+        A certificate that was revoked counts as missing. Returns the names of what was made.
 
         Raises PkiError.
         """
@@ -114,6 +118,10 @@ class StarterFolder:
             if not self._lasts(client, authority, at):
                 self._write_certificate(client, authority.issue_client(client, at=at))
                 made.append(client)
+        lists = published_lists(authority, at + _RENEW_BEFORE)
+        if lists.status is not ListStatus.CURRENT:
+            write_lists(authority, at=at)
+            made.append("revocation list")
         return made
 
     def write(self, services: Sequence[StarterService], *, port: int) -> list[Path]:
@@ -139,7 +147,8 @@ class StarterFolder:
             leaf = x509.load_pem_x509_certificate(certificate.read_bytes())
         except (OSError, ValueError):
             return False
-        ours = leaf.issuer == authority.issuer.subject
+        record = authority.store.get(leaf.serial_number)
+        ours = record is not None and record.der == leaf.public_bytes(Encoding.DER) and record.revocation is None
         return key.exists() and ours and leaf.not_valid_after_utc - at > _RENEW_BEFORE
 
     def _write_certificate(self, stem: str, issued: IssuedCertificate) -> None:
@@ -176,6 +185,7 @@ policy = "policy.toml"
 state = "state"
 control = "control.sock"
 workers = 2
+watch = true  # these files count as soon as they change
 
 [metrics]
 listen = "127.0.0.1:0"
@@ -184,6 +194,7 @@ listen = "127.0.0.1:0"
 ca = "ca/ca.crt"
 identity = "spiffe"
 trust_domain = "{GATEWAY_NAME}"
+crl = ["ca/ca.crl"]  # once it is out of date nobody gets in: `portguard ca crl --ca ca` makes it anew
 """
 
 

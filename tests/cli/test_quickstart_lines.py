@@ -49,6 +49,13 @@ def test_a_service_of_another_kind_is_reached_by_openssl_and_connect(paste: Past
     assert words_of(paste, "psql") == []
 
 
+def test_the_certificate_that_is_revoked_is_found_in_the_folder(paste: Paste) -> None:
+    words = shlex.split(paste.revoke().text)
+    certificate, key = paste.folder.certificate("alice")
+    assert words[-5:] == ["cert", "revoke", str(certificate), "--ca", str(paste.folder.path / "ca")]
+    assert str(key) not in words
+
+
 def test_portguard_is_called_by_its_name_where_that_leads_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = tmp_path / "my bin" / "portguard"
     script.parent.mkdir()

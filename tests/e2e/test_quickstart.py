@@ -21,6 +21,7 @@ from portguard.policy.addresses import HostPort
 
 _PORTGUARD = (sys.executable, "-P", "-m", "portguard")
 _PATIENCE_S = 60
+REVOKE = "the end of all this: the certificate of alice is revoked, the next quickstart makes another"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -128,7 +129,7 @@ def test_every_line_to_paste_works(running: Callable, real_program: Callable) ->
         real_program(program)
     quickstart = running()
     lines = printed_lines(quickstart.said)
-    assert len(lines) == 7
+    assert len(lines) == 8
     for shows in (
         "the service by its name, with any TLS client",
         "the same by hand",
@@ -147,6 +148,8 @@ def test_every_line_to_paste_works(running: Callable, real_program: Callable) ->
     assert "web: no_role: " in connect.stderr
     explain = paste(lines.pop("why, entry by entry"))
     assert "no_role" in explain.stdout
+    revoke = paste(lines.pop(REVOKE))
+    assert revoke.stdout.startswith("revoked      client alice, serial ")
     assert lines == {}
     quickstart.wait_until_it_says("session.refuse")
 
@@ -176,7 +179,25 @@ def test_a_service_of_ones_own_is_reached(running: Callable, upstream: Callable)
     assert paste("echo QUIT | " + lines.pop("any TLS client, by the service's name")).stdout == "220 ready\n"
     assert paste(f"{lines.pop('a local port for programs without TLS')} -- true").returncode == 0
     assert paste(lines.pop("bob is refused")).returncode == 3
-    assert lines == {}
+    assert list(lines) == [REVOKE]
+
+
+def test_the_line_that_revokes_ends_alice_at_once_and_the_next_run_makes_her_anew(
+    running: Callable, folder: Path
+) -> None:
+    quickstart = running()
+    lines = printed_lines(quickstart.said)
+    connect = lines["programs without TLS"].partition(" -- ")[0] + " -- true"
+    assert paste(connect).returncode == 0
+    assert paste(lines[REVOKE]).returncode == 0
+    quickstart.wait_until_it_says("gateway.reload by=watch")
+    refused = paste(connect)
+    assert refused.returncode == 3
+    assert "certificate_revoked" in refused.stderr
+    quickstart.stop(signal.SIGINT)
+    again = once(folder)
+    assert f"{folder} (made alice)" in again.stdout
+    assert again.returncode == 0
 
 
 def close_at_once(sock: socket.socket) -> None:

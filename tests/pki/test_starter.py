@@ -11,6 +11,7 @@ from portguard.gateway.bundle import read_bundle
 from portguard.gateway.snapshot import build
 from portguard.pki.authority import Authority
 from portguard.pki.errors import PkiError
+from portguard.pki.revocation import revoke
 from portguard.pki.starter import GATEWAY_NAME, StarterFolder, StarterService
 from portguard.policy.addresses import HostPort
 
@@ -75,7 +76,37 @@ def test_a_certificate_that_ends_soon_is_made_anew(path: Path) -> None:
     with StarterFolder.claim(path) as folder:
         folder.issue(at=now())
         assert folder.issue(at=now() + timedelta(days=28)) == []
-        assert folder.issue(at=now() + timedelta(days=29, minutes=1)) == ["alice", "bob"]
+        assert folder.issue(at=now() + timedelta(days=29, minutes=1)) == ["alice", "bob", "revocation list"]
+
+
+def test_a_certificate_that_was_revoked_is_made_anew(path: Path) -> None:
+    with StarterFolder.claim(path) as folder:
+        folder.issue(at=now())
+        authority = Authority.open(path / "ca")
+        alice = authority.store.records()[1]
+        revoke(authority, [alice.serial], reason=None, at=now())
+        assert folder.issue(at=now()) == ["alice"]
+        assert folder.issue(at=now()) == []
+
+
+def test_a_revocation_list_that_is_missing_is_made_anew(path: Path) -> None:
+    with StarterFolder.claim(path) as folder:
+        folder.issue(at=now())
+        (path / "ca" / "ca.crl").unlink()
+        assert folder.issue(at=now()) == ["revocation list"]
+        folder.write((WEB,), port=8443)
+        assert build(read_bundle(str(folder.configuration))).warnings == ()
+
+
+def test_a_list_that_went_out_of_date_is_warned_of_and_the_configuration_says_what_to_do(path: Path) -> None:
+    with StarterFolder.claim(path) as folder:
+        folder.issue(at=now() - timedelta(days=40))
+        folder.write((WEB,), port=8443)
+        warnings = build(read_bundle(str(folder.configuration))).warnings
+        assert any("trusts.local.crl: the list of " in line and "out of date since" in line for line in warnings)
+        assert "`portguard ca crl --ca ca` makes it anew" in folder.configuration.read_text()
+        assert folder.issue(at=now()) == ["alice", "bob", "revocation list"]
+        assert build(read_bundle(str(folder.configuration))).warnings == ()
 
 
 @pytest.mark.parametrize("name", ["alice.crt", "alice.key"])
