@@ -38,7 +38,7 @@ from portguard.cli.opened_authority import (
     valid_for_option,
 )
 from portguard.cli.options import json_option
-from portguard.cli.revocation import crl, revoke
+from portguard.cli.revocation import crl
 from portguard.errors import UsageError
 from portguard.pki import files, names
 from portguard.pki.authority import AUTHORITY_VALID_FOR, CLIENT_VALID_FOR, GATEWAY_VALID_FOR, Authority
@@ -82,13 +82,7 @@ def ca() -> None:
     """Make a certificate authority, look at it, sign its lists."""
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
-def cert() -> None:
-    """Issue certificates, look at them, and revoke them."""
-
-
 ca.add_command(crl)
-cert.add_command(revoke)
 
 
 @ca.command("init")
@@ -216,7 +210,7 @@ def _crl_text(authority: Authority, lists: PublishedLists) -> str:
     return ", ".join(parts)
 
 
-@cert.command("issue")
+@click.command("issue")
 @click.argument("name")
 @click.option("--pkcs12", is_flag=True, help="Write one .p12 file instead of .crt and .key.")
 @file_option("--pkcs12-passphrase-file", "Holds the passphrase for the .p12 file; else a terminal is asked.")
@@ -242,7 +236,7 @@ def issue(
     if pkcs12_passphrase_file is not None and not pkcs12:
         raise UsageError("--pkcs12-passphrase-file: expected --pkcs12 beside it, got none")
     stem = names.client_file_stem(name)
-    _expect_room(out, [pkcs12_path(out, stem)] if pkcs12 else list(pem_paths(out, stem)), force=force)
+    expect_room(out, [pkcs12_path(out, stem)] if pkcs12 else list(pem_paths(out, stem)), force=force)
     authority = unlocked(directory, passphrase_file)
     secret = None
     if pkcs12 and pkcs12_passphrase_file is not None:
@@ -258,10 +252,10 @@ def issue(
         certificate, key = issued.write(out, stem, overwrite=force)
         written = {"certificate": str(certificate), "key": str(key)}
     identity = {"identity": names.spiffe_id(authority.trust_domain, name)}
-    _report(authority, issued, {**identity, **written}, now + valid_for, as_json)
+    report(authority, issued, {**identity, **written}, now + valid_for, as_json)
 
 
-@cert.command("gateway", short_help="Issue a gateway's certificate.")
+@click.command("gateway", short_help="Issue a gateway's certificate.")
 @click.argument("gateway_names", metavar="NAME...", nargs=-1, required=True)
 @valid_for_option(GATEWAY_VALID_FOR)
 @_issue_options
@@ -280,19 +274,19 @@ def gateway(
     It goes to gateway.crt, with the authority's intermediate if there is one, and its key to gateway.key.
     """
     covered = [str(name.value) for name in names.gateway(gateway_names) if isinstance(name, x509.DNSName)]
-    _expect_room(out, list(pem_paths(out, GATEWAY_STEM)), force=force)
+    expect_room(out, list(pem_paths(out, GATEWAY_STEM)), force=force)
     authority = unlocked(directory, passphrase_file)
     now = datetime.now(UTC)
     issued = authority.issue_gateway(gateway_names, at=now, valid_for=valid_for, key_type=key_type)
     certificate, key = issued.write(out, GATEWAY_STEM, overwrite=force)
     written = {"names": list(gateway_names), "certificate": str(certificate), "key": str(key)}
-    _report(authority, issued, written, now + valid_for, as_json)
+    report(authority, issued, written, now + valid_for, as_json)
     # No wildcard can be issued below a single label.
     if (name := next((each for each in covered if "." in each), None)) and not any(map(_is_wildcard, covered)):
         note(f"services that clients name by SNI need *.{name} too; those by CONNECT or on ports of their own do not")
 
 
-@cert.command("list")
+@click.command("list")
 @authority_option
 @json_option
 def list_certificates(directory: Path, as_json: bool) -> None:
@@ -310,7 +304,7 @@ def list_certificates(directory: Path, as_json: bool) -> None:
         click.echo(line)
 
 
-@cert.command("show", short_help="Show a certificate, of a file or by its serial.")
+@click.command("show", short_help="Show a certificate, of a file or by its serial.")
 @click.argument("what", metavar="FILE|SERIAL")
 @authority_option
 @click.option("--pem", is_flag=True, help="Print the certificate itself.")
@@ -359,7 +353,7 @@ def _recorded_by(directory: Path, certificate: x509.Certificate) -> Record | Non
     return record if record is not None and record.der == certificate.public_bytes(Encoding.DER) else None
 
 
-def _expect_room(out: Path, paths: list[Path], *, force: bool) -> None:
+def expect_room(out: Path, paths: list[Path], *, force: bool) -> None:
     """Find out before anything is signed and recorded that its files could not be written."""
     files.make_directory(out, 0o777)
     if not force:
@@ -370,7 +364,7 @@ def _is_wildcard(name: str) -> bool:
     return name.startswith("*.")
 
 
-def _report(
+def report(
     authority: Authority, issued: IssuedCertificate, fields: Fields, asked_until: datetime, as_json: bool
 ) -> None:
     print_fields(

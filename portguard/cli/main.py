@@ -1,13 +1,12 @@
 """The `portguard` command: finds the subcommand, and turns errors into messages and exit codes."""
 
-import importlib
 import sys
 from typing import NoReturn
 
 import click
 
 from portguard import __version__
-from portguard.cli.groups import CommandGroup
+from portguard.cli.groups import LazyGroup
 from portguard.cli.rendering import printable
 from portguard.errors import PortguardError
 
@@ -15,7 +14,7 @@ from portguard.errors import PortguardError
 _COMMANDS = {
     "audit": "portguard.cli.audit:audit",
     "ca": "portguard.cli.authority:ca",
-    "cert": "portguard.cli.authority:cert",
+    "cert": "portguard.cli.cert:cert",
     "completion": "portguard.cli.completion:completion",
     "connect": "portguard.cli.connect:connect",
     "doctor": "portguard.cli.doctor:doctor",
@@ -37,19 +36,7 @@ _COMMANDS = {
 }
 
 
-class _LazyGroup(CommandGroup):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        module, attribute = _COMMANDS[cmd_name].split(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-
-@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=LazyGroup, modules=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="portguard")
 def portguard() -> None:
     """One door to internal TCP ports: mutual TLS in, least privilege, everything counted."""

@@ -1,0 +1,19 @@
+"""The group `portguard cert`. What concerns an authority, and what a client does for itself, live apart."""
+
+import click
+
+from portguard.cli.groups import LazyGroup
+
+# A client's commands are to load where the authority's do not: on Windows, and without waiting for them.
+_COMMANDS = {
+    "gateway": "portguard.cli.authority:gateway",
+    "issue": "portguard.cli.authority:issue",
+    "list": "portguard.cli.authority:list_certificates",
+    "revoke": "portguard.cli.revocation:revoke",
+    "show": "portguard.cli.authority:show_certificate",
+}
+
+
+@click.group(cls=LazyGroup, modules=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+def cert() -> None:
+    """Issue certificates, look at them, and revoke them."""
