@@ -43,7 +43,7 @@ from portguard.errors import UsageError
 from portguard.pki import files, names
 from portguard.pki.authority import AUTHORITY_VALID_FOR, CLIENT_VALID_FOR, GATEWAY_VALID_FOR, Authority
 from portguard.pki.errors import PkiError
-from portguard.pki.issued import IssuedCertificate, pem_paths, pkcs12_path
+from portguard.pki.issued import SignedCertificate, pem_paths, pkcs12_path
 from portguard.pki.keys import KeyType
 from portguard.pki.revocation import ListStatus, PublishedLists, published_lists
 from portguard.pki.store import Record
@@ -365,7 +365,7 @@ def _is_wildcard(name: str) -> bool:
 
 
 def report(
-    authority: Authority, issued: IssuedCertificate, fields: Fields, asked_until: datetime, as_json: bool
+    authority: Authority, issued: SignedCertificate, fields: Fields, asked_until: datetime, as_json: bool
 ) -> None:
     print_fields(
         {

@@ -11,6 +11,7 @@ _COMMANDS = {
     "list": "portguard.cli.authority:list_certificates",
     "revoke": "portguard.cli.revocation:revoke",
     "show": "portguard.cli.authority:show_certificate",
+    "sign": "portguard.cli.signing:sign",
 }
 
 

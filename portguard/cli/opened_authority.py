@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 import click
 
 from portguard.cli.certificates import serial_digits, serial_number, serial_text
+from portguard.cli.options import duration_option
 from portguard.cli.rendering import printable
 from portguard.errors import UsageError
 from portguard.pki.authority import Authority
 from portguard.pki.errors import PkiError
 from portguard.pki.store import Record
-from portguard.policy.quantities import Unexpected, parse_duration
 
 DEFAULT_AUTHORITY = "/var/lib/portguard/ca"
 
@@ -46,21 +46,10 @@ passphrase_option = file_option(
 )
 
 
-def valid_for_option(default: timedelta | None, otherwise: str = "") -> Callable[[_Command], _Command]:
-    """`--valid-for`, given to the command as `valid_for`. Where the default is None, `otherwise` says what it means."""
-
-    def parsed(_context: click.Context, _parameter: click.Parameter, given: str | None) -> timedelta | None:
-        if given is None:
-            return default
-        try:
-            return timedelta(seconds=parse_duration(given))
-        except Unexpected as error:
-            raise click.BadParameter(f"expected {error}, got {given!r}") from error
-
-    text = f'How long from now, such as "12h"; {otherwise}.'
-    if default is not None:
-        text = f'How long from now, such as "12h" or "{default.days}d" (the default).'
-    return click.option("--valid-for", callback=parsed, metavar="DURATION", help=text)
+def valid_for_option(default: timedelta) -> Callable[[_Command], _Command]:
+    """`--valid-for`, given to the command as `valid_for`."""
+    text = f'How long from now, such as "12h" or "{default.days}d" (the default).'
+    return duration_option("--valid-for", text, default)
 
 
 def opened(directory: Path) -> Authority:

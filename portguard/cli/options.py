@@ -2,9 +2,12 @@
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import click
+
+from portguard.policy.quantities import Unexpected, parse_duration
 
 DEFAULT_CONFIGURATION = "/etc/portguard/portguard.toml"
 
@@ -40,3 +43,15 @@ profile_option = click.option(
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 """`--json`, given to the command as `as_json: bool`."""
+
+
+def duration_option(name: str, help_text: str, default: timedelta | None = None) -> Callable[[_Command], _Command]:
+    """`NAME DURATION`, such as "12h", given to the command as a timedelta; without it, `default`."""
+
+    def parsed(_context: click.Context, _parameter: click.Parameter, given: str | None) -> timedelta | None:
+        try:
+            return default if given is None else timedelta(seconds=parse_duration(given))
+        except Unexpected as error:
+            raise click.BadParameter(f"expected {error}, got {given!r}") from error
+
+    return click.option(name, callback=parsed, metavar="DURATION", help=help_text)

@@ -15,9 +15,8 @@ from portguard.cli.opened_authority import (
     issued_under,
     passphrase_option,
     unlocked,
-    valid_for_option,
 )
-from portguard.cli.options import json_option
+from portguard.cli.options import duration_option, json_option
 from portguard.errors import UsageError
 from portguard.pki import files
 from portguard.pki.authority import LIST_VALID_FOR, Authority
@@ -97,8 +96,9 @@ def revoke(
 
 
 @click.command("crl", short_help="Sign a new revocation list.")
-@valid_for_option(
-    None, f"as long as the list before, where none is given; the first is valid for {LIST_VALID_FOR.days}d"
+@duration_option(
+    "--valid-for",
+    f'How long from now, such as "12h"; else as long as the list before. The first: {LIST_VALID_FOR.days}d.',
 )
 @file_option("--out", "Write the list to this file too, in the place of one that is there.")
 @authority_option

@@ -27,14 +27,16 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 from portguard.errors import UsageError
 from portguard.pki import files, keys, names, profiles
 from portguard.pki.errors import MALFORMED, PkiError
 from portguard.pki.files import PUBLIC, SECRET, NewFile
-from portguard.pki.issued import IssuedCertificate
+from portguard.pki.issued import IssuedCertificate, SignedCertificate
 from portguard.pki.keys import KeyType
 from portguard.pki.profiles import Issuer, Kind, Revocation, Validity
+from portguard.pki.request import check_public_key
 from portguard.pki.store import Record, Store
 
 STORE = "certificates.db"
@@ -195,10 +197,9 @@ class Authority:
 
         Raises UsageError for a name that cannot be one, WrongPassphrase when the key is locked, PkiError.
         """
-        spiffe = names.spiffe_id(self.trust_domain, names.client(name))
-        key, validity, issuer = self._prepare(at, valid_for, key_type)
-        certificate = profiles.client(key.public_key(), spiffe, name, validity, issuer)
-        return self._issued(Kind.CLIENT, name, certificate, key, at)
+        names.client(name)
+        key = self._new_key(key_type)
+        return _with_key(self.sign_client(key.public_key(), name, at=at, valid_for=valid_for), key)
 
     def issue_gateway(
         self,
@@ -209,21 +210,52 @@ class Authority:
         key_type: KeyType | None = None,
     ) -> IssuedCertificate:
         """Issue a server certificate for DNS names, wildcards and IP addresses. Raises as `issue_client` does."""
+        gateway_names = list(gateway_names)
+        names.gateway(gateway_names)
+        key = self._new_key(key_type)
+        return _with_key(self.sign_gateway(key.public_key(), gateway_names, at=at, valid_for=valid_for), key)
+
+    def sign_client(
+        self,
+        public_key: CertificatePublicKeyTypes,
+        name: str,
+        *,
+        at: datetime,
+        valid_for: timedelta = CLIENT_VALID_FOR,
+    ) -> SignedCertificate:
+        """Issue a client certificate for the identity `name` and a key of its own. Raises as `issue_client` does.
+
+        That whoever asks has the private key is for the caller to find out, as `request.read_request` does. *Fails
+        closed*: raises PkiError for a key of a kind that it does not take.
+        """
+        spiffe = names.spiffe_id(self.trust_domain, names.client(name))
+        validity, issuer = self._prepare(public_key, at, valid_for)
+        return self._signed(Kind.CLIENT, name, profiles.client(public_key, spiffe, name, validity, issuer), at)
+
+    def sign_gateway(
+        self,
+        public_key: CertificatePublicKeyTypes,
+        gateway_names: Iterable[str],
+        *,
+        at: datetime,
+        valid_for: timedelta = GATEWAY_VALID_FOR,
+    ) -> SignedCertificate:
+        """Issue a server certificate for a gateway's own key. Raises as `sign_client` does."""
         general_names = names.gateway(gateway_names)
-        key, validity, issuer = self._prepare(at, valid_for, key_type)
-        certificate = profiles.gateway(key.public_key(), general_names, validity, issuer)
-        return self._issued(Kind.GATEWAY, str(general_names[0].value), certificate, key, at)
+        validity, issuer = self._prepare(public_key, at, valid_for)
+        certificate = profiles.gateway(public_key, general_names, validity, issuer)
+        return self._signed(Kind.GATEWAY, str(general_names[0].value), certificate, at)
+
+    def _new_key(self, key_type: KeyType | None) -> keys.PrivateKey:
+        return keys.generate(key_type or keys.type_of(self.signer().key))
 
     def _prepare(
-        self, at: datetime, valid_for: timedelta, key_type: KeyType | None
-    ) -> tuple[keys.PrivateKey, Validity, Issuer]:
-        validity = Validity.starting(at, valid_for, self.issuer)
-        signer = self.signer()
-        return keys.generate(key_type or keys.type_of(signer.key)), validity, signer
+        self, public_key: CertificatePublicKeyTypes, at: datetime, valid_for: timedelta
+    ) -> tuple[Validity, Issuer]:
+        check_public_key(public_key, "public key")
+        return Validity.starting(at, valid_for, self.issuer), self.signer()
 
-    def _issued(
-        self, kind: Kind, name: str, certificate: x509.Certificate, key: keys.PrivateKey, at: datetime
-    ) -> IssuedCertificate:
+    def _signed(self, kind: Kind, name: str, certificate: x509.Certificate, at: datetime) -> SignedCertificate:
         record = Record(
             serial=certificate.serial_number,
             kind=kind,
@@ -236,7 +268,7 @@ class Authority:
         # First the record, then the certificate: one that nobody recorded could never be revoked.
         self.store.add(record)
         chain = _pem(certificate) + (b"" if self.issuer == self.anchor else _pem(self.issuer))
-        return IssuedCertificate(record, chain, self.certificate_pem, keys.to_pem(key))
+        return SignedCertificate(record, chain, self.certificate_pem)
 
 
 @contextlib.contextmanager
@@ -292,6 +324,10 @@ def _same(one: Path, other: Path) -> bool:
 def list_pem(revoked: Iterable[tuple[int, Revocation]], number: int, validity: Validity, issuer: Issuer) -> bytes:
     """Make a revocation list as `profiles.revocation_list` does, in PEM."""
     return profiles.revocation_list(revoked, number, validity, issuer).public_bytes(serialization.Encoding.PEM)
+
+
+def _with_key(signed: SignedCertificate, key: keys.PrivateKey) -> IssuedCertificate:
+    return IssuedCertificate(signed.record, signed.certificate_pem, signed.anchor_pem, keys.to_pem(key))
 
 
 def _key_file(path: Path, key: keys.PrivateKey, passphrase: bytes | None) -> NewFile:

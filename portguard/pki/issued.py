@@ -1,4 +1,4 @@
-"""What the authority hands out: a certificate with its key, and the files they go into."""
+"""What the authority hands out: a certificate, or one with its key, and the files they go into."""
 
 import os
 from dataclasses import dataclass, field
@@ -16,7 +16,12 @@ from portguard.pki.store import Record
 
 def pem_paths(directory: str | os.PathLike[str], stem: str) -> tuple[Path, Path]:
     """Where a certificate and its key are written. Raises UsageError when `stem` is not a plain file name."""
-    return _path(directory, stem, ".crt"), _path(directory, stem, ".key")
+    return certificate_path(directory, stem), _path(directory, stem, ".key")
+
+
+def certificate_path(directory: str | os.PathLike[str], stem: str) -> Path:
+    """Where a certificate is written whose key is elsewhere. Raises UsageError as `pem_paths` does."""
+    return _path(directory, stem, ".crt")
 
 
 def pkcs12_path(directory: str | os.PathLike[str], stem: str) -> Path:
@@ -25,15 +30,14 @@ def pkcs12_path(directory: str | os.PathLike[str], stem: str) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class IssuedCertificate:
-    """A new certificate and its key, which exists nowhere else."""
+class SignedCertificate:
+    """A new certificate for a key that is somebody else's."""
 
     record: Record
     certificate_pem: bytes = field(repr=False)
     """The certificate, then the CAs between it and the anchor: what its owner sends in a handshake."""
     anchor_pem: bytes = field(repr=False)
     """What its owner trusts when the other side answers."""
-    key_pem: bytes = field(repr=False)
 
     @property
     def serial(self) -> int:
@@ -49,6 +53,17 @@ class IssuedCertificate:
     def not_after(self) -> datetime:
         """The last second, aware. Earlier than asked for where the authority itself ends."""
         return self.record.not_after
+
+    def write_certificate(self, path: Path, *, overwrite: bool = False) -> None:
+        """Write the certificate to `path`; its directory is made if it is missing. Raises PkiError as `write` does."""
+        _publish([NewFile(path, self.certificate_pem, PUBLIC)], overwrite=overwrite)
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedCertificate(SignedCertificate):
+    """A new certificate and its key, which exists nowhere else."""
+
+    key_pem: bytes = field(repr=False)
 
     def write(self, directory: str | os.PathLike[str], stem: str, *, overwrite: bool = False) -> tuple[Path, Path]:
         """Write `STEM.crt` and `STEM.key` (0600), both or neither, and return their paths.

@@ -481,3 +481,27 @@ def test_the_docstring_names_every_file(authority: Authority) -> None:
     assert module.__doc__ is not None
     for name in os.listdir(authority.directory):
         assert name in module.__doc__
+
+
+# keys that are somebody else's
+
+
+def test_a_key_that_its_owner_keeps_gets_a_certificate(authority: Authority, now: datetime) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    client = authority.sign_client(key.public_key(), "alice", at=now)
+    gateway = authority.sign_gateway(key.public_key(), ["g.example"], at=now)
+    for signed, name in ((client, "alice"), (gateway, "g.example")):
+        certificate = x509.load_pem_x509_certificate(signed.certificate_pem)
+        assert certificate.public_key() == key.public_key()
+        record = authority.store.get(signed.serial)
+        assert record is not None
+        assert (record.name, record.der) == (name, certificate.public_bytes(Encoding.DER))
+
+
+def test_a_weak_key_gets_none(authority: Authority, now: datetime) -> None:
+    weak = rsa.generate_private_key(65537, 1024).public_key()
+    with pytest.raises(PkiError, match="public key: expected a key on P-256"):
+        authority.sign_client(weak, "alice", at=now)
+    with pytest.raises(PkiError, match="public key: expected a key on P-256"):
+        authority.sign_gateway(weak, ["g.example"], at=now)
+    assert authority.store.records() == []
