@@ -24,7 +24,12 @@ from portguard.observe.audit.verifying import Finding, Report
 from portguard.observe.audit.verifying import verify as verify_files
 
 _SHOWN_FINDINGS = 20
-_SHORTENED = {"policy", "fingerprint", "claimed_fingerprint"}  # for people; --json has all 64 digits
+_SHORTENED = {
+    "policy",
+    "fingerprint",
+    "claimed_fingerprint",
+    "issued_fingerprint",
+}  # for people; --json has all 64 digits
 _SHOWN_DIGITS = 12
 
 

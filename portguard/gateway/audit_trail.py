@@ -95,7 +95,8 @@ class AuditTrail:
         self._refused_acts = RefusalGates()  # by user
         self._policy: str | None = None  # the revision in force
         self._sessions: dict[str, Fields] = {}  # by id, those whose opening is recorded: what their closing repeats
-        self._waiting: dict[str, _Waiting] = {}  # by session id, in the order of their deadlines
+        # By session id, or what stands for a certificate; in the order of their deadlines.
+        self._waiting: dict[str, _Waiting] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._wake: asyncio.TimerHandle | None = None
 
@@ -125,7 +126,7 @@ class AuditTrail:
 
     @property
     def is_deciding(self) -> bool:
-        """Whether a session waits for its line."""
+        """Whether a session, or a certificate, waits for its line."""
         return bool(self._waiting)
 
     def state(self) -> dict[str, Any]:
@@ -255,12 +256,20 @@ class AuditTrail:
             on_decided(False)
             return
         self._sessions[request.session] = about
-        waiting = self._waiting[request.session] = _Waiting(time.monotonic() + PATIENCE_S, on_decided)
-        waiting.entry = self._writer.append(
-            "session.open", {**about, **more}, partial(self._on_written, request.session)
-        )
-        if self._timer is None:
-            self._timer = self._loop.call_later(PATIENCE_S, self._on_timer)
+        self._await_line(request.session, "session.open", {**about, **more}, on_decided)
+
+    def issues(self, serial: str, fields: Fields, on_decided: Callable[[bool], None]) -> None:
+        """Record that a certificate is issued. `on_decided` tells, as that of `opens`, whether it may leave.
+
+        *Fails closed*. `serial` is its own, in hex.
+        """
+        if not self._required:
+            self._note("certificate.issue", fields)
+            on_decided(True)
+        elif self.refuses:
+            on_decided(False)
+        else:
+            self._await_line(f"certificate {serial}", "certificate.issue", fields, on_decided)
 
     def moved(self, session: Session) -> None:
         """A live session goes on in another role, or under other limits."""
@@ -288,6 +297,13 @@ class AuditTrail:
             },
         )
 
+    def _await_line(self, key: str, event: str, fields: Fields, on_decided: Callable[[bool], None]) -> None:
+        """Record what waits for its line, for as long as `PATIENCE_S`."""
+        waiting = self._waiting[key] = _Waiting(time.monotonic() + PATIENCE_S, on_decided)
+        waiting.entry = self._writer.append(event, fields, partial(self._on_written, key))
+        if self._timer is None:
+            self._timer = self._loop.call_later(PATIENCE_S, self._on_timer)
+
     def _note(self, event: str, fields: Fields) -> None:
         """Record what nothing waits for."""
         self._writer.append(event, fields)
@@ -298,8 +314,8 @@ class AuditTrail:
         self._wake = None
         self._writer.wake()
 
-    def _on_written(self, session: str, written: bool) -> None:
-        waiting = self._waiting.pop(session, None)
+    def _on_written(self, key: str, written: bool) -> None:
+        waiting = self._waiting.pop(key, None)
         if waiting is not None:
             waiting.on_decided(written)
 
@@ -307,14 +323,14 @@ class AuditTrail:
         self._timer = None
         now_s = time.monotonic()
         while self._waiting:
-            session, waiting = next(iter(self._waiting.items()))
+            key, waiting = next(iter(self._waiting.items()))
             if waiting.deadline_s > now_s:
                 self._timer = self._loop.call_later(waiting.deadline_s - now_s, self._on_timer)
                 return
-            del self._waiting[session]
+            del self._waiting[key]
             if self._withdrawn(waiting):
                 # Its line will never be written, so neither is that of its end.
-                del self._sessions[session]
+                self._sessions.pop(key, None)
             waiting.on_decided(False)
 
     def _withdrawn(self, waiting: _Waiting) -> bool:

@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from portguard.errors import Problem
 from portguard.gateway.configuration import Configuration, read_configuration
 from portguard.gateway.credentials import GATEWAY_KEY_PASSPHRASE, credential
+from portguard.gateway.trust_files import AUTHORITY_INTERMEDIATE, AUTHORITY_ROOT
+from portguard.pki.errors import PkiError
 from portguard.policy.read import PolicyFile, policy_file_names, tls_files
 
 LARGEST_FILE_BYTES = 64 * 2**20
@@ -186,6 +188,29 @@ def _read_gateway_files(configuration: Configuration, reading: _Reading) -> None
         reading.read(trust.ca, f"trusts.{trust.name}.ca")
         for index, crl in enumerate(trust.crl):
             reading.read(crl, f"trusts.{trust.name}.crl[{index}]")
+        if trust.authority is not None:
+            _read_authority(trust.authority, f"trusts.{trust.name}.authority", reading)
+
+
+def _read_authority(directory: str, use: str, reading: "_Reading") -> None:
+    """Read the certificates of an authority, and make sure of its key, which is in no bundle."""
+    # With it come SQLite and more, which workers do without.
+    from portguard.gateway.issuing import open_authority  # noqa: PLC0415
+
+    root, intermediate = (os.path.join(directory, name) for name in (AUTHORITY_ROOT, AUTHORITY_INTERMEDIATE))
+    reading.read(root, use)
+    if os.path.lexists(intermediate):
+        reading.read(intermediate, use)
+    if root in reading.files:
+        try:
+            authority = open_authority(directory)
+            _content(str(authority.key_path))
+        except PkiError as error:
+            reading.report(error.subject, error.expected, error.found)
+        except _Unusable as error:
+            reading.report(str(authority.key_path), error.expected, error.found)
+        except OSError as error:
+            reading.report(root, f"an authority that can be read ({use})", _because(error))
 
 
 def _read_policy_files(configuration: Configuration, reading: _Reading) -> None:

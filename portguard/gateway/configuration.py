@@ -13,7 +13,7 @@ from portguard.control.access import Principal
 from portguard.errors import Problem
 from portguard.identity.names import SOURCES, Malformed, Namespace, Source, check_trust_domain, check_trust_name
 from portguard.policy.addresses import ListenAddress, parse_host_name
-from portguard.policy.quantities import Unexpected, parse_duration_or_off, parse_size
+from portguard.policy.quantities import Unexpected, parse_duration, parse_duration_or_off, parse_size
 from portguard.policy.toml import (
     BOOLEAN,
     DURATION,
@@ -36,6 +36,8 @@ Network = IPv4Network | IPv6Network
 LONGEST_GATEWAY_NAME = 189
 # A file of the audit that is smaller would be little more than its own beginning and end.
 LEAST_ROTATE_BYTES = 64 * 1024
+# A certificate that ends sooner would hardly reach its owner.
+LEAST_RENEW_FOR_S = 60.0
 # sun_path of unix(7), less the final NUL.
 LONGEST_SOCKET_PATH_BYTES = 107
 DEFAULT_OPERATORS = (Principal("group", "portguard"),)
@@ -70,6 +72,8 @@ class TrustSettings:
     crl: tuple[str, ...]
     crl_expired: Literal["refuse", "accept"]
     groups: str | None  # "ou", "uri:PREFIX", or None: certificates give no groups
+    authority: str | None  # the directory of the authority that renews certificates; None: none does
+    renew_for_s: float  # how long what it issues is valid
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +253,15 @@ def _trust(name: str, table: Table, folder: str, *, alone: bool) -> TrustSetting
         table.report("trust_domain", 'a trust domain, as identity is "spiffe"', None)
     if identity not in {"spiffe", None} and domain:
         table.report("trust_domain", 'no trust domain unless identity is "spiffe"', domain)
+    authority = _joined(folder, table.get("authority", PATH, "")) or None
+    groups = table.get("groups", _GROUPS, None)
+    if authority is not None and identity not in {"spiffe", None}:
+        table.report("authority", 'none unless identity is "spiffe"', authority)
+    if authority is not None and groups:
+        # Who renews would be rid of his groups, and of the deny entries that name them.
+        table.report("groups", "none beside authority, whose certificates give no groups", groups)
+    if authority is None and "renew_for" in table and "authority" not in table:
+        table.report("authority", "one, as renew_for is there", None)
     return TrustSettings(
         name=name,
         ca=_joined(folder, table.get("ca", PATH)),
@@ -257,7 +270,9 @@ def _trust(name: str, table: Table, folder: str, *, alone: bool) -> TrustSetting
         default=table.get("default", BOOLEAN, alone),
         crl=tuple(_joined(folder, crl) for crl in table.array("crl", PATH)),
         crl_expired=table.get("crl_expired", _CRL_EXPIRED, "refuse"),
-        groups=table.get("groups", _GROUPS, None),
+        groups=groups,
+        authority=authority,
+        renew_for_s=table.get("renew_for", _RENEW_FOR, 30 * 86_400.0),
     )
 
 
@@ -335,6 +350,13 @@ def _parse_rotate_size(text: str) -> int | None:
     return size
 
 
+def _parse_renew_for(text: str) -> float:
+    duration_s = parse_duration(text)
+    if duration_s < LEAST_RENEW_FOR_S:
+        raise Unexpected(_RENEW_FOR.expected)
+    return duration_s
+
+
 def _parse_gateway_name(text: str) -> str:
     name = parse_host_name(text)
     if "_" in name:
@@ -398,6 +420,7 @@ _LEVEL: Kind[Literal["debug", "info", "warning", "error"]] = choice("debug", "in
 _ROTATE_SIZE: Kind[int | None] = text_kind(
     _parse_rotate_size, 'a size of at least 64KiB such as "100MB", or "off"', None
 )
+_RENEW_FOR: Kind[float] = text_kind(_parse_renew_for, 'a duration of at least 1m such as "30d"', 0.0)
 _GATEWAY_NAME = _kind(_parse_gateway_name, 'a host name such as "bastion.example.com"')
 _TRUST_DOMAIN = _kind(_parse_trust_domain, 'a trust domain such as "example.com"')
 _GROUPS = _kind(_parse_groups, '"ou", or "uri:" and a prefix such as "uri:urn:acme:group:"')

@@ -263,7 +263,15 @@ class Connection:
         """Answer a question about the gateway, and end."""
         assert self._caller is not None
         source = self._source.address if self._source is not None else None
-        visitor = Visitor(self._accepted.connection, self._caller, source, self._setup.snapshot)
+        assert self._tls is not None
+        visitor = Visitor(
+            self._accepted.connection,
+            self._caller,
+            source,
+            self._setup.snapshot,
+            self._session,
+            verified_chain(self._tls),
+        )
         self._last_words(await answer(request, visitor, self._worker, self._granted), clean=True)
         return True
 

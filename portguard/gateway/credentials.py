@@ -10,6 +10,9 @@ from pathlib import Path
 GATEWAY_KEY_PASSPHRASE = "portguard.gateway-key-passphrase"  # noqa: S105 - the name of one
 """Opens `gateway.key` where that has a passphrase. One line of text."""
 
+AUTHORITY_PASSPHRASE = "portguard.authority-passphrase"  # noqa: S105 - the name of one
+"""Opens the keys of all `trusts.NAME.authority` that have a passphrase. One line of text."""
+
 AUDIT_KEY = "portguard.audit-key"
 """The private key of the audit, PEM, instead of the one in `gateway.state`."""
 

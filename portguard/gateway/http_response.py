@@ -133,9 +133,13 @@ def json_text(document: object) -> str:
 
 def json_text_response(status: int, text: str, *, headers: Mapping[str, str] | None = None) -> bytes:
     """As `json_response`, with a document that `json_text` made, maybe in pieces."""
-    body = text.encode("ascii") + b"\n"
+    return response(status, "application/json", text.encode("ascii") + b"\n", headers=headers)
+
+
+def response(status: int, content_type: str, body: bytes, *, headers: Mapping[str, str] | None = None) -> bytes:
+    """As `json_response`, with a body of another type."""
     usual = {
-        "Content-Type": "application/json",
+        "Content-Type": content_type,
         "Content-Length": str(len(body)),
         "Cache-Control": "no-store",
         "Connection": "close",

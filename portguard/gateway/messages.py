@@ -12,13 +12,23 @@ import msgspec
 from portguard.identity.claim import Claim
 from portguard.reasons import Reason
 
-VERSION = 4
+VERSION = 5
 
 MOST_ROLES = 10
 """In one `StandingWanted`: its answer has up to eight quotas for each."""
 
 MOST_FORECAST = 25
 """Sessions in one `ForecastWanted`: its answer may have a sentence for each."""
+
+MOST_CHAIN = 5
+"""Certificates in one `RenewalWanted`, from the holder's to the anchor."""
+
+LARGEST_CERTIFICATE_BYTES = 4096
+LARGEST_CHAIN_BYTES = 10_000
+"""Of one of them, and of all."""
+
+LARGEST_REQUEST_BYTES = 4096
+"""Of a request for a certificate (PKCS #10, DER)."""
 
 LARGEST_BYTES = 16384
 """Of a packet: a name of 2048 bytes, 3000 of groups and 200 characters of a message, and room."""
@@ -159,6 +169,13 @@ class Forecast(_Message, frozen=True):
 
     connection: Number
     refusals: list[ForeseenRefusal | None]
+
+
+class Renewed(_Message, frozen=True):
+    """The certificate that a `RenewalWanted` asked for, with those between it and the anchor, PEM."""
+
+    connection: Number
+    chain: str
 
 
 class PastRefusal(NamedTuple):
@@ -315,6 +332,24 @@ class PastRefusalsWanted(_Message, frozen=True):
     name: str
 
 
+class RenewalWanted(_Message, frozen=True):
+    """May the holder of a certificate have another one, for the same identity?
+
+    `chain` is that certificate up to its anchor, `request` the request (PKCS #10) for the next, all DER; `proof` is the
+    header of `portguard.pki.proof`, as the client sent it.
+    """
+
+    connection: Number
+    session: SessionId
+    source: str | None
+    chain: Annotated[
+        list[Annotated[bytes, msgspec.Meta(max_length=LARGEST_CERTIFICATE_BYTES)]],
+        msgspec.Meta(min_length=2, max_length=MOST_CHAIN),
+    ]
+    request: Annotated[bytes, msgspec.Meta(max_length=LARGEST_REQUEST_BYTES)]
+    proof: str | None
+
+
 class TurnedAway(_Message, frozen=True):
     """Somebody was refused a session, or the handshake. What is not known is None.
 
@@ -396,6 +431,7 @@ Message = (
     | Standing
     | Forecast
     | PastRefusals
+    | Renewed
     | Leased
     | Recalled
     | Closed
@@ -413,6 +449,7 @@ Message = (
     | StandingWanted
     | ForecastWanted
     | PastRefusalsWanted
+    | RenewalWanted
     | TurnedAway
     | Gone
     | Ended

@@ -3,6 +3,7 @@
     GET /v1/whoami          the identity, its certificate, and its last refusals
     GET /v1/services        what it may reach now, under which limits
     GET /v1/services/NAME   whether it may reach this one
+    POST /v1/renew          a new certificate for the same identity (`renewal_request`)
 
 What may be reached says too whether a session would be admitted now, or why it would be refused.
 
@@ -28,6 +29,8 @@ from portguard.gateway.messages import (
     RoleStanding,
     StandingWanted,
 )
+from portguard.gateway.renewal_request import PATH as RENEW
+from portguard.gateway.renewal_request import Renewing, answer_renewal
 from portguard.policy.decide import Grant, Request, reachable
 from portguard.policy.quantities import format_rate
 
@@ -45,7 +48,7 @@ _SERVICES = "/v1/services"
 _AT_A_TIME = 100  # services, about a millisecond; sessions want to go on in between
 
 
-class Supervising(Protocol):
+class Supervising(Renewing, Protocol):
     """What is asked of the supervisor. All raise Refused when it does not answer."""
 
     async def standing(self, request: StandingWanted) -> list[RoleStanding]:
@@ -66,6 +69,8 @@ class Visitor:
     caller: Caller
     source: Address | None
     snapshot: Snapshot
+    session: str = ""  # what log and audit know the request by
+    chain: tuple[bytes, ...] = ()  # that was verified: the certificate, those above it, the anchor; DER
 
 
 async def answer(
@@ -77,11 +82,15 @@ async def answer(
     visitor reach it now. *Fails closed*: what the visitor may not reach is not told of.
     """
     content = request.method != "HEAD"  # whose answer has none (RFC 9110 9.3.2)
-    if request.path not in (_WHOAMI, _SERVICES) and not request.path.startswith(f"{_SERVICES}/"):
-        expected = f"CONNECT SERVICE, or GET {_WHOAMI}, {_SERVICES} or {_SERVICES}/SERVICE"
+    if request.path not in (_WHOAMI, _SERVICES, RENEW) and not request.path.startswith(f"{_SERVICES}/"):
+        expected = f"CONNECT SERVICE, or GET {_WHOAMI}, {_SERVICES} or {_SERVICES}/SERVICE, or POST {RENEW}"
         raise RefusedRequest(404, f"expected {expected}, got {request.path!r}", content=content)
-    if request.method != "GET":
-        raise RefusedRequest(405, f"expected GET {request.path}, got {request.method}", allow="GET", content=content)
+    allowed = "POST" if request.path == RENEW else "GET"
+    if request.method != allowed:
+        message = f"expected {allowed} {request.path}, got {request.method}"
+        raise RefusedRequest(405, message, allow=allowed, content=content)
+    if request.path == RENEW:
+        return await answer_renewal(request, visitor, supervisor)
     if request.path == _WHOAMI:
         return json_response(200, await _whoami(visitor, supervisor))
     if request.path == _SERVICES:

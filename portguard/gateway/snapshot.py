@@ -16,7 +16,7 @@ from portguard.errors import ConfigurationError, Problem
 from portguard.gateway.bundle import Bundle, policy_files
 from portguard.gateway.configuration import Configuration, read_configuration
 from portguard.gateway.server_certificate import Finding, check_key_pair, check_server_certificate, date_warnings
-from portguard.gateway.trust_files import read_trusts, trust_warnings
+from portguard.gateway.trust_files import authority_problems, authority_warnings, read_trusts, trust_warnings
 from portguard.identity.names import Identity, Malformed
 from portguard.identity.pem import parse_certificates
 from portguard.identity.trust import Trusts
@@ -67,6 +67,7 @@ def build(bundle: Bundle) -> Snapshot:
     services = tuple(policy.services.values()) if policy is not None else ()
 
     readable_trusts, trusts = read_trusts(configuration, files, problems)
+    problems += authority_problems(configuration, readable_trusts, files)
     findings: list[Finding] = [*check_key_pair(gateway.certificate, gateway.key, files)]
     if not findings and gateway.certificate in files and gateway.key in files:
         findings += check_server_certificate(
@@ -83,6 +84,7 @@ def build(bundle: Bundle) -> Snapshot:
         *checks.warnings(policy),
         *(finding for finding in findings if isinstance(finding, str)),
         *trust_warnings(configuration.path, readable_trusts, at),
+        *authority_warnings(configuration, files, at),
     ]
     return Snapshot(
         configuration=configuration,

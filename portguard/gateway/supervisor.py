@@ -37,6 +37,7 @@ from portguard.gateway.messages import (
     Message,
     PastRefusalsWanted,
     Regrant,
+    RenewalWanted,
     ShareWanted,
     StandingWanted,
     Tried,
@@ -50,6 +51,7 @@ from portguard.gateway.quota_desk import QuotaDesk, Rules
 from portguard.gateway.reexec import HELD_SIGNALS
 from portguard.gateway.reload_desk import ReloadDesk
 from portguard.gateway.reloading import InForce, Reloader
+from portguard.gateway.renewing import Renewals
 from portguard.gateway.scrape import scrape
 from portguard.gateway.session_desk import SessionDesk
 from portguard.gateway.sessions import Sessions
@@ -152,6 +154,9 @@ class Supervisor:
             standings=self._standings,
             send=self._workers.send,
         )
+        self._renewals = Renewals(
+            snapshot, locks=locks, admission=self._admission, trail=trail, send=self._workers.send
+        )
         self._lock_desk = LockDesk(
             locks,
             store=ledger,
@@ -188,6 +193,7 @@ class Supervisor:
             trail=trail,
             reloader=self._reloader,
             notifier=notifier,
+            is_renewing=lambda: self._renewals.under_way,
             handover=self._handover,
             is_ending=lambda: self._ending.begun,
             stop=self._stop_ticking,
@@ -245,6 +251,7 @@ class Supervisor:
             watching.cancel()
             self._acceptor.close()
             await self._workers.close()
+            await self._renewals.stop()
             await self._http.stop()
             await self._control.stop()
         for worker in self._workers:
@@ -278,6 +285,8 @@ class Supervisor:
                 worker.channel.send(self._standings.answer(message))
             case ForecastWanted():
                 worker.channel.send(self._sessions.forecast(message))
+            case RenewalWanted():
+                self._renewals.renew(worker, message)
             case Gone():
                 self._admission.gone(message.connection, worker.number)
                 self._meter.gone(message.handshake_s)
@@ -337,6 +346,7 @@ class Supervisor:
         self._acceptor.replace([sock for _, sock in in_force.bound])
         self._admission.configure(**_pending_bounds(configuration))
         self._sessions.configure(snapshot)
+        self._renewals.configure(snapshot)
         self._meter.configure(written=snapshot.written, max_identities=configuration.metrics.max_identities)
         self._accounting.configure(snapshot.policy, configuration.ledger.when_unavailable)
         self._trail.configure(required=configuration.audit.required)

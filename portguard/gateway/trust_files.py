@@ -1,20 +1,26 @@
 """From `[trusts.*]` and the files that they name to the trusts that judge clients."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from portguard.errors import Problem
 from portguard.gateway.configuration import Configuration, TrustSettings
-from portguard.identity.authorities import UNREADABLE
+from portguard.gateway.server_certificate import date_warnings
+from portguard.identity.authorities import UNREADABLE, read_authority
 from portguard.identity.names import Malformed
 from portguard.identity.pem import parse_certificates
 from portguard.identity.revocation import RevocationList, parse_revocation_lists
 from portguard.identity.trust import Trust, Trusts, UnusableTrusts
 
 T = TypeVar("T")
+
+AUTHORITY_ROOT, AUTHORITY_INTERMEDIATE = "ca.crt", "issuing.crt"
+"""The certificates in the directory of an authority of portguard's; the second one is not in all."""
 
 RENEW_BEFORE = timedelta(days=30)
 """When to warn of an authority that expires, as everybody must learn of the next one; of short-lived ones, in the last
@@ -41,6 +47,49 @@ def read_trusts(
                 key = f"{table}.{problem.key}"
                 problems.append(Problem(configuration.path, key, problem.expected, problem.found))
         return trusts, None
+
+
+def authority_problems(
+    configuration: Configuration, trusts: tuple[Trust, ...], files: Mapping[str, bytes]
+) -> Iterator[Problem]:
+    """Which authorities do not issue for the trusts that they are to renew certificates of.
+
+    What keeps their files from being read is told elsewhere.
+    """
+    directories = {settings.name: settings.authority for settings in configuration.trusts}
+    for trust in trusts:
+        directory = directories[trust.name]
+        root = os.path.join(directory, AUTHORITY_ROOT) if directory is not None else ""
+        if root not in files:
+            continue
+        try:
+            mismatch = authority_mismatch(parse_certificates(files[root])[0], trust)
+        except ValueError:
+            mismatch = "the directory of an authority of portguard's", f"another {AUTHORITY_ROOT}"
+        if mismatch is not None:
+            yield Problem(configuration.path, f"trusts.{trust.name}.authority", *mismatch)
+
+
+def authority_mismatch(anchor: x509.Certificate, trust: Trust) -> tuple[str, str] | None:
+    """What is expected and found where the authority with this root does not issue for the trust; None where it does.
+
+    *Fails closed*. Raises Malformed for a root that cannot be read.
+    """
+    root = read_authority(anchor.public_bytes(Encoding.DER))
+    anchors = [read_authority(each.public_bytes(Encoding.DER)) for each in trust.anchors]
+    if not any((root.key, root.subject) == (each.key, each.subject) for each in anchors):
+        return "an authority whose certificate is in ca", root.name
+    if _own_trust_domain(anchor) != trust.trust_domain:
+        return f"an authority of the trust domain {trust.trust_domain}", str(_own_trust_domain(anchor))
+    return None
+
+
+def authority_warnings(configuration: Configuration, files: Mapping[str, bytes], at: datetime) -> Iterator[str]:
+    """Which intermediates, by which certificates are renewed, are out of date at `at` (aware), or will be soon."""
+    for settings in configuration.trusts:
+        path = os.path.join(settings.authority, AUTHORITY_INTERMEDIATE) if settings.authority is not None else ""
+        if path in files:
+            yield from date_warnings(path, parse_certificates(files[path]), at)
 
 
 def trust_warnings(path: str, trusts: tuple[Trust, ...], at: datetime) -> Iterator[str]:

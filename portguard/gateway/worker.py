@@ -57,6 +57,8 @@ from portguard.gateway.messages import (
     Refusal,
     Regrant,
     Regranted,
+    RenewalWanted,
+    Renewed,
     RoleStanding,
     Share,
     Standing,
@@ -85,8 +87,8 @@ _ANSWER_S = 10.0  # for the supervisor to decide about a session; the audit has 
 _SWITCH_S = 0.0005  # the usual 5 ms make a round of 20 sessions take up to 100 ms meanwhile, this 15 ms
 _MOST_TRIED = 25  # upstreams in one message: a name may have 253 characters
 
-_Question = Admit | StandingWanted | ForecastWanted | PastRefusalsWanted
-_Answer = Ticket | Refusal | Standing | Forecast | PastRefusals
+_Question = Admit | StandingWanted | ForecastWanted | PastRefusalsWanted | RenewalWanted
+_Answer = Ticket | Refusal | Standing | Forecast | PastRefusals | Renewed
 
 
 @dataclass(slots=True)
@@ -165,7 +167,13 @@ class Worker:
         assert isinstance(past, PastRefusals)
         return past.refusals
 
-    async def _ask(self, request: _Question) -> Ticket | Standing | Forecast | PastRefusals:
+    async def renew(self, request: RenewalWanted) -> str:
+        """Ask the supervisor for a certificate, PEM with those above it. Raises Refused, without an answer as admit."""
+        renewed = await self._ask(request)
+        assert isinstance(renewed, Renewed)
+        return renewed.chain
+
+    async def _ask(self, request: _Question) -> Ticket | Standing | Forecast | PastRefusals | Renewed:
         answer: asyncio.Future[_Answer] = self.loop.create_future()
         self._asked[request.connection] = _Asked(time.monotonic() + _ANSWER_S, answer)
         try:
@@ -236,7 +244,7 @@ class Worker:
         match message:
             case Accepted():
                 self._accept(message, descriptor)
-            case Ticket() | Refusal() | Standing() | Forecast() | PastRefusals():
+            case Ticket() | Refusal() | Standing() | Forecast() | PastRefusals() | Renewed():
                 if isinstance(message, Ticket):
                     self._admitted[message.slot] = message.connection
                     self.allowances.open(message)

@@ -152,10 +152,12 @@ def test_a_log_that_has_no_lines_yet_is_one(log, portguard):
 
 def test_people_get_long_digits_short_and_nothing_empty(log, portguard):
     digits = {"policy": "ab" * 32, "fingerprint": "cd" * 32, "claimed_fingerprint": "ef" * 32, "session": "01" * 16}
+    digits["issued_fingerprint"] = "ab" * 32
     log.add("session.open", **digits, groups=[], message="", service="0", received=0, clean=False)
     out = portguard("tail", "-n", "1")[1]
     assert out.endswith(
         f" policy=abababababab fingerprint=cdcdcdcdcdcd claimed_fingerprint=efefefefefef session={'01' * 16}"
+        " issued_fingerprint=abababababab"
         " service=0 received=0 clean=false\n"
     )
     whole = json.loads(portguard("tail", "-n", "1", "--json")[1])

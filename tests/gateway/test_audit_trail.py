@@ -280,3 +280,38 @@ async def test_refused_acts_that_nothing_follows_are_counted_in_a_line_of_their_
     trail.tick(61.0)
     assert writer.events[-1] == "admin.refuse.flood"
     assert writer.entries[-1].fields == {"uid": 1001, "user": "anna", "held_back": 30 - recorded}
+
+
+# Certificates.
+
+
+def issues(trail):
+    decided = asyncio.get_running_loop().create_future()
+    trail.issues("1f", {"identity": "alice"}, decided.set_result)
+    return decided
+
+
+async def test_a_certificate_may_leave_when_its_line_is_written_and_not_before(trail, writer):
+    trail = trail()
+    decided = issues(trail)
+    assert not decided.done()
+    assert trail.is_deciding
+    writer.entries[0].on_written(True)
+    assert await decided is True
+    assert not trail.is_deciding
+    assert (writer.entries[0].event, writer.entries[0].fields) == ("certificate.issue", {"identity": "alice"})
+
+
+async def test_a_certificate_whose_line_takes_too_long_may_not(trail, writer):
+    trail = trail()
+    assert await issues(trail) is False
+    assert writer.events == []
+    writer.failing = 5.0
+    assert issues(trail).result() is False
+    assert len(writer.entries) == 1
+
+
+async def test_where_the_audit_is_not_required_no_certificate_waits(trail, writer):
+    trail = trail(required=False)
+    assert issues(trail).result() is True
+    assert writer.events == ["certificate.issue"]

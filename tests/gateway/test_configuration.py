@@ -132,6 +132,8 @@ def test_the_least_configuration_has_the_documented_defaults():
             crl=(),
             crl_expired="refuse",
             groups=None,
+            authority=None,
+            renew_for_s=2_592_000,
         ),
     )
     assert configuration.timeouts == Timeouts(
@@ -270,6 +272,21 @@ def test_a_file_that_is_no_toml_is_one_problem():
         ("[trusts.local]", "[trusts.Local]", 'trusts.Local: expected a name of lower-case letters, digits, "-" and'),
         ('ca = "ca.crt"', "", "trusts.local.ca: expected the path of a file, got nothing"),
         (
+            'ca = "ca.crt"',
+            'ca = "ca.crt"\nauthority = "ca"\ngroups = "ou"',
+            "trusts.local.groups: expected none beside authority, whose certificates give no groups, got",
+        ),
+        (
+            'ca = "ca.crt"',
+            'ca = "ca.crt"\nrenew_for = "30d"',
+            "trusts.local.authority: expected one, as renew_for is there, got nothing",
+        ),
+        (
+            'ca = "ca.crt"',
+            'ca = "ca.crt"\nauthority = "ca"\nrenew_for = "59s"',
+            'trusts.local.renew_for: expected a duration of at least 1m such as "30d", got',
+        ),
+        (
             'identity = "spiffe"',
             'identity = "mail"',
             'trusts.local.identity: expected "spiffe", "email", "dns", "upn" or',
@@ -394,3 +411,13 @@ def test_all_problems_are_reported_in_one_go():
 @pytest.mark.parametrize(("text", "size"), [("64KiB", 65536), ("off", None)])
 def test_files_of_the_audit_are_renamed_at_a_size_or_never(text, size):
     assert good(f'{LEAST}[audit]\nrotate_size = "{text}"\n').audit.rotate_size == size
+
+
+def test_an_authority_that_renews_is_for_spiffe_alone():
+    [trust] = good(changed('ca = "ca.crt"', 'ca = "ca.crt"\nauthority = "ca/"\nrenew_for = "12h"')).trusts
+    assert (trust.authority, trust.renew_for_s) == ("/etc/portguard/ca", 43_200)
+    corp = changed('identity = "spiffe"\ntrust_domain = "bastion.example.com"', 'identity = "cn"\nauthority = "ca"')
+    [problem] = problems_of(corp)
+    assert problem.endswith(
+        'trusts.local.authority: expected none unless identity is "spiffe", got "/etc/portguard/ca"'
+    )

@@ -5,6 +5,9 @@ import pytest
 
 from portguard.gateway.messages import (
     LARGEST_BYTES,
+    LARGEST_CERTIFICATE_BYTES,
+    LARGEST_REQUEST_BYTES,
+    MOST_CHAIN,
     MOST_FORECAST,
     MOST_ROLES,
     VERSION,
@@ -23,6 +26,8 @@ from portguard.gateway.messages import (
     PastRefusalsWanted,
     QuotaStanding,
     Refusal,
+    RenewalWanted,
+    Renewed,
     RoleStanding,
     Share,
     Standing,
@@ -51,6 +56,9 @@ MESSAGES = [
     PastRefusals(7, [PastRefusal(1.5, None, "no_role", "é\n", "ab" * 16)]),
     PastRefusalsWanted(7, "corp", "älice"),
     Refusal(7, Reason.CONNECT_RATE, "too often", 1.5),
+    RenewalWanted(7, "ab" * 16, "192.0.2.1", [b"\x30\x00", b""], b"\x30", "1:AAAA"),
+    RenewalWanted(7, "ab" * 16, None, [b"", b""], b"", None),
+    Renewed(7, "-----BEGIN"),
     Share(5, 1, 0),
     Standing(7, [RoleStanding(1, 0.5, [QuotaStanding("day", True, 2**63 - 1, 4, 3, 2)]), RoleStanding(0, 0.0, [])]),
     StandingWanted(7, "corp", "älice", ["dba", "ops"]),
@@ -159,3 +167,18 @@ def test_a_message_that_would_arrive_cut_off_is_refused_where_it_is_made():
         ValueError, match=f"expected a message of at most {LARGEST_BYTES} bytes, got {LARGEST_BYTES + 1}"
     ):
         encode(Refusal(7, Reason.DENIED, "x" * (room + 1), None))
+
+
+@pytest.mark.parametrize(
+    ("chain", "request_bytes"),
+    [
+        ([1], 1),
+        ([1] * (MOST_CHAIN + 1), 1),
+        ([1, LARGEST_CERTIFICATE_BYTES + 1], 1),
+        ([1, 1], LARGEST_REQUEST_BYTES + 1),
+    ],
+)
+def test_no_more_is_sent_for_a_certificate_than_one_takes(chain, request_bytes):
+    wanted = RenewalWanted(7, "ab" * 16, None, [b"x" * size for size in chain], b"x" * request_bytes, None)
+    with pytest.raises(ValueError, match="channel: expected a message of version"):
+        decode(encode(wanted))

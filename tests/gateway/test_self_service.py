@@ -364,3 +364,17 @@ async def test_without_the_supervisors_answer_there_is_none(ask, supervisor, pat
 async def test_a_time_is_written_in_utc_whatever_zone_it_has(ask):
     [service, *_] = document(await ask("/v1/services"))["services"]
     assert datetime.fromisoformat(service["until"]).utcoffset() == timedelta(0)
+
+
+# A new certificate.
+
+
+async def test_a_certificate_is_asked_for_with_post_alone(ask, supervisor):
+    for method in ("GET", "HEAD", "PUT"):
+        with pytest.raises(RefusedRequest, match=f"expected POST /v1/renew, got {method}") as caught:
+            await ask("/v1/renew", method=method)
+        assert (caught.value.status, caught.value.allow, caught.value.content) == (405, "POST", method != "HEAD")
+    with pytest.raises(RefusedRequest, match="a certificate that is renewed here, got one of trust local") as caught:
+        await ask("/v1/renew", method="POST")
+    assert caught.value.status == 404
+    assert supervisor.asked == []

@@ -25,6 +25,7 @@ from portguard.gateway.messages import (
     PastRefusalsWanted,
     Refusal,
     Regrant,
+    RenewalWanted,
     StandingWanted,
     Stop,
     Ticket,
@@ -168,6 +169,7 @@ async def test_a_worker_ends_moves_and_admits_nothing_that_another_has(superviso
         Ended(slot, Reason.CLIENT_CLOSED, None, None),
         Regrant(slot, "other"),
         Admit(connection, B, "local", "bob", "orders-db", "dba", [], "1", "ab", None, 0.1, revision),
+        RenewalWanted(connection, B, None, [b"", b""], b"", None),
         Gone(connection, None),
         LeaseWanted(99, True),
     ):

@@ -1,0 +1,267 @@
+"""What the supervisor makes of a worker's wish for a certificate, be the worker ours or in somebody else's hands."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
+from portguard.gateway import renewing
+from portguard.gateway.bundle import read_bundle
+from portguard.gateway.messages import LARGEST_CHAIN_BYTES, Misconduct, Refusal, RenewalWanted, Renewed
+from portguard.gateway.renewing import MOST_AT_ONCE, RENEWALS, Renewals
+from portguard.gateway.snapshot import build
+from portguard.limits.ledger import LockRow, LockTarget
+from portguard.limits.locks import Locks
+from portguard.pki.authority import Authority
+from portguard.pki.proof import make_proof
+from portguard.reasons import Reason
+from tests.certificates import Authority as Strangers
+from tests.gateway_folder import CONFIGURATION, GatewayFolder
+
+SESSION = "aa" * 16
+WORKER = SimpleNamespace(number=1)
+
+
+class Trail:
+    """An audit that answers at once, as the test says, or when it says so."""
+
+    def __init__(self):
+        self.refuses = False
+        self.may = True
+        self.issued = []
+
+    def issues(self, serial, fields, on_decided):
+        self.issued.append(fields)
+        if self.may is not None:
+            on_decided(self.may)
+
+
+class Admission:
+    """Connection 1 and so on are worker 1's, 0 is another's."""
+
+    def check_pending(self, connection, worker):
+        if not connection:
+            raise Misconduct("not yours")
+
+
+def request(key):
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+class Client:
+    def __init__(self, authority, name, at=None, **keywords):
+        self.issued = authority.issue_client(name, at=at or datetime.now(UTC), **keywords)
+        self.key = load_pem_private_key(self.issued.key_pem, None)
+        self.der = self.issued.record.der
+        self.chain = [self.der, authority.anchor.public_bytes(Encoding.DER)]
+
+    def wanted(self, connection=1, *, key=None, proof=None, chain=None):
+        return RenewalWanted(connection, SESSION, "192.0.2.7", chain or self.chain, request(key or self.key), proof)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = GatewayFolder(tmp_path)
+    folder.ca = Authority.create(tmp_path / "ca", trust_domain="gateway.test", at=datetime.now(UTC))
+    folder.write(
+        "portguard.toml",
+        CONFIGURATION.replace('ca = "ca.crt"', 'ca = "ca/ca.crt"\nauthority = "ca"\nrenew_for = "2h"'),
+    )
+    return folder
+
+
+@pytest.fixture
+async def desk(folder):
+    locks, trail, answers = Locks(), Trail(), asyncio.Queue()
+    renewals = Renewals(
+        build(read_bundle(folder.configuration)),
+        locks=locks,
+        admission=Admission(),
+        trail=trail,
+        send=lambda worker, message: answers.put_nowait((worker, message)),
+    )
+    renewals.test = SimpleNamespace(locks=locks, trail=trail, answers=answers)
+    yield renewals
+    await renewals.stop()
+
+
+async def ask(desk, wanted):
+    desk.renew(WORKER, wanted)
+    worker, answer = await asyncio.wait_for(desk.test.answers.get(), 20)
+    assert (worker, answer.connection) == (1, wanted.connection)
+    await asyncio.gather(*desk._tasks.values())
+    await asyncio.sleep(0)  # the task is forgotten a turn after its end
+    return answer
+
+
+async def renewed(desk, wanted):
+    answer = await ask(desk, wanted)
+    assert isinstance(answer, Renewed), answer
+    return x509.load_pem_x509_certificates(answer.chain.encode())
+
+
+async def refused(desk, wanted):
+    answer = await ask(desk, wanted)
+    assert isinstance(answer, Refusal), answer
+    return answer
+
+
+@pytest.fixture
+def alice(folder):
+    return Client(folder.ca, "team/alice")
+
+
+async def test_the_holder_of_a_certificate_gets_another_for_the_same_identity(desk, folder, alice):
+    [certificate] = await renewed(desk, alice.wanted())
+    assert certificate.public_key() == alice.key.public_key()
+    san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [name.value for name in san] == ["spiffe://gateway.test/team/alice"]
+    assert certificate.not_valid_after_utc - certificate.not_valid_before_utc == timedelta(hours=2, minutes=5)
+    [fields] = desk.test.trail.issued
+    assert (fields["session"], fields["source"], fields["identity"]) == (SESSION, "192.0.2.7", "team/alice")
+    assert fields["issued_serial"] == f"{certificate.serial_number:x}"
+    assert folder.ca.store.get(certificate.serial_number) is not None
+
+
+async def test_a_worker_cannot_have_one_for_a_key_that_the_client_does_not_vouch_for(desk, folder, alice):
+    """What it has is what clients sent: certificates, requests and proofs."""
+    mine = ec.generate_private_key(ec.SECP256R1())
+    bob = Client(folder.ca, "bob")
+    now = int(datetime.now(UTC).timestamp())
+    earlier = make_proof(alice.key, alice.der, request(alice.key), now)
+    for proof in (
+        None,
+        earlier,
+        make_proof(mine, alice.der, request(mine), now),
+        make_proof(bob.key, bob.der, b"", now),
+    ):
+        refusal = await refused(desk, alice.wanted(key=mine, proof=proof))
+        assert refusal.reason is Reason.BAD_REQUEST
+    # A request of bob's with alice's certificate is of another key.
+    assert (await refused(desk, alice.wanted(key=bob.key))).reason is Reason.BAD_REQUEST
+    assert len(folder.ca.store.records()) == 2
+    wanted = request(mine)
+    proof = make_proof(alice.key, alice.der, wanted, now)
+    mixed = RenewalWanted(1, SESSION, None, alice.chain, wanted, proof)
+    [certificate] = await renewed(desk, mixed)
+    assert certificate.public_key() == mine.public_key()
+
+
+async def test_a_worker_cannot_make_up_certificates(desk, folder, alice):
+    forger = Strangers.root()
+    forged = forger.issue("team/alice")
+    anchor = alice.chain[-1]
+    for holder, chain in (
+        (forged, [forged.der, forger.der]),
+        (forged, [forged.der, anchor]),
+        (alice, [alice.der, alice.der]),
+    ):
+        wanted = RenewalWanted(1, SESSION, None, chain, request(holder.key), None)
+        assert (await refused(desk, wanted)).reason is Reason.CERTIFICATE_UNTRUSTED
+    # Nor is what alice may sign with her key an authority's.
+    own = Strangers(x509.load_der_x509_certificate(alice.der), alice.key).issue("bob")
+    wanted = RenewalWanted(1, SESSION, None, [own.der, alice.der, anchor], request(own.key), None)
+    assert (await refused(desk, wanted)).reason is Reason.CERTIFICATE_UNTRUSTED
+    assert desk.test.trail.issued == []
+
+
+async def test_an_expired_certificate_is_not_renewed(desk, folder):
+    old = Client(folder.ca, "alice", valid_for=timedelta(seconds=1))
+    chain, wanted = old.chain, old.wanted()
+    later = datetime.now(UTC) + timedelta(minutes=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(renewing, "datetime", SimpleNamespace(now=lambda _: later))
+        assert chain == wanted.chain
+        assert (await refused(desk, wanted)).reason is Reason.CERTIFICATE_EXPIRED
+
+
+@pytest.mark.parametrize("kind", ["identity", "serial", "fingerprint"])
+async def test_who_is_locked_out_gets_none(desk, folder, alice, kind):
+    certificate = x509.load_der_x509_certificate(alice.der)
+    value = {
+        "identity": "team/alice",
+        "serial": f"{certificate.serial_number:x}",
+        "fingerprint": certificate.fingerprint(hashes.SHA256()).hex(),
+    }[kind]
+    desk.test.locks.add(LockRow(LockTarget(kind, "" if kind == "fingerprint" else "local", value), "", "", 0, None))
+    assert (await refused(desk, alice.wanted())).reason is Reason.LOCKED
+    await renewed(desk, Client(folder.ca, "bob").wanted())
+
+
+async def test_no_certificate_leaves_without_its_line(desk, alice):
+    desk.test.trail.may = False
+    assert (await refused(desk, alice.wanted())).reason is Reason.AUDIT_UNAVAILABLE
+    desk.test.trail.refuses = True
+    assert (await refused(desk, alice.wanted())).reason is Reason.AUDIT_UNAVAILABLE
+    assert len(desk.test.trail.issued) == 1  # not even tried
+
+
+async def test_an_identity_renews_so_often_and_no_more(desk, folder, alice):
+    for _ in range(RENEWALS):
+        await renewed(desk, alice.wanted())
+    refusal = await refused(desk, alice.wanted())
+    assert (refusal.reason, refusal.message) == (Reason.CONNECT_RATE, "a certificate may be renewed 10 times in 7200 s")
+    assert 7000 < refusal.retry_after_s <= 7201
+    assert len(folder.ca.store.records()) == 1 + RENEWALS
+    await renewed(desk, Client(folder.ca, "bob").wanted())
+
+
+async def test_what_is_refused_does_not_count(desk, folder, alice):
+    for _ in range(RENEWALS + 1):
+        await refused(desk, alice.wanted(key=ec.generate_private_key(ec.SECP256R1())))
+    await renewed(desk, alice.wanted())
+
+
+async def test_what_the_authority_could_not_issue_does_not_count(desk, folder, alice, tmp_path):
+    (tmp_path / "ca/ca.key").rename(tmp_path / "away.key")
+    for _ in range(RENEWALS + 1):
+        assert (await refused(desk, alice.wanted())).reason is Reason.LEDGER_UNAVAILABLE
+    (tmp_path / "away.key").rename(tmp_path / "ca/ca.key")
+    await renewed(desk, alice.wanted())
+
+
+async def test_of_several_at_once_an_identity_gets_one(desk, folder, alice):
+    for connection in (1, 2, 3):
+        desk.renew(WORKER, alice.wanted(connection))
+    answers = [(await asyncio.wait_for(desk.test.answers.get(), 20))[1] for _ in range(3)]
+    refusals = [answer for answer in answers if isinstance(answer, Refusal)]
+    assert {(each.reason, each.message) for each in refusals} == {
+        (Reason.CONNECT_RATE, "a renewal is under way already")
+    }
+    assert len(folder.ca.store.records()) == 1 + len(answers) - len(refusals) < 4
+
+
+async def test_only_so_many_are_under_way(desk, folder, alice):
+    desk.test.trail.may = None
+    clients = [Client(folder.ca, f"client{number}") for number in range(MOST_AT_ONCE)]
+    for number, client in enumerate(clients, start=1):
+        desk.renew(WORKER, client.wanted(number))
+    desk.renew(WORKER, alice.wanted(99))
+    _, refusal = desk.test.answers.get_nowait()
+    assert (refusal.connection, refusal.reason) == (99, Reason.GATEWAY_FULL)
+
+
+async def test_a_worker_asks_for_connections_of_its_own_and_once(desk, folder, alice):
+    with pytest.raises(Misconduct, match="not yours"):
+        desk.renew(WORKER, alice.wanted(0))
+    desk.renew(WORKER, alice.wanted(1))
+    with pytest.raises(Misconduct, match="one request for a certificate at a time"):
+        desk.renew(WORKER, alice.wanted(1))
+    with pytest.raises(Misconduct, match=f"a chain of {LARGEST_CHAIN_BYTES} bytes, got more"):
+        desk.renew(WORKER, alice.wanted(2, chain=[b"x" * 4096] * 3))
+    assert isinstance((await desk.test.answers.get())[1], Renewed)
+
+
+async def test_an_authority_of_another_trust_domain_or_key_does_not_issue(desk, folder, alice, tmp_path):
+    """It may have been put in the other's place since the configuration was read."""
+    for domain in ("gateway.test", "other.test"):
+        (tmp_path / "ca").rename(tmp_path / f"not {domain}")
+        Authority.create(tmp_path / "ca", trust_domain=domain, at=datetime.now(UTC))
+        assert (await refused(desk, alice.wanted())).reason is Reason.LEDGER_UNAVAILABLE
+    assert desk.test.trail.issued == []
