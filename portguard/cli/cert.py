@@ -9,6 +9,7 @@ _COMMANDS = {
     "gateway": "portguard.cli.authority:gateway",
     "issue": "portguard.cli.authority:issue",
     "list": "portguard.cli.authority:list_certificates",
+    "renew": "portguard.cli.renew:renew",
     "revoke": "portguard.cli.revocation:revoke",
     "show": "portguard.cli.authority:show_certificate",
     "sign": "portguard.cli.signing:sign",
@@ -17,4 +18,4 @@ _COMMANDS = {
 
 @click.group(cls=LazyGroup, modules=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 def cert() -> None:
-    """Issue certificates, look at them, and revoke them."""
+    """Issue certificates, look at them, revoke them, and renew your own."""

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
+from portguard.client.key_pair import PrivateKey, finish_replacing
 from portguard.client.profile import Profile
 from portguard.errors import ConfigurationError, Problem
 from portguard.tls.chain import UnusableChain
@@ -26,7 +35,6 @@ class Credentials:
 
     profile: Profile
     certificate: x509.Certificate
-    anchors: tuple[x509.Certificate, ...]
     _anchors_pem: str = field(repr=False)
     _certificate_pem: bytes = field(repr=False)
     _key_pem: bytes = field(repr=False)
@@ -46,6 +54,36 @@ class Credentials:
             path = self.profile.key if error.part == "key" else self.profile.certificate
             raise _problem(self.profile, error.part, f"{error.expected} in {path}", error.found) from error
 
+    def key(self) -> PrivateKey:
+        """Return the private key. Raises ConfigurationError for one of a kind that makes no request."""
+        expected = f"an EC, RSA or Ed25519 key in PEM in {self.profile.key}"
+        try:
+            key = load_pem_private_key(self._key_pem, self._passphrase)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise _problem(self.profile, "key", expected, "something else, or another passphrase") from error
+        if not isinstance(key, PrivateKey):
+            raise _problem(self.profile, "key", expected, type(key).__name__)
+        return key
+
+    def key_file(self, key: PrivateKey) -> bytes:
+        """Return what a file with another key holds, PEM: encrypted with the old one's passphrase, if it has one."""
+        encryption = NoEncryption() if self._passphrase is None else BestAvailableEncryption(self._passphrase)
+        return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+
+    def chain(self) -> list[x509.Certificate]:
+        """Return the certificate and those that go with it."""
+        return x509.load_pem_x509_certificates(self._certificate_pem)
+
+    def anchors(self) -> list[x509.Certificate]:
+        """Return whom the profile trusts."""
+        return x509.load_pem_x509_certificates(self._anchors_pem.encode())
+
+
+def read_certificate(profile: Profile) -> x509.Certificate:
+    """Read the certificate of a profile alone. Raises ConfigurationError."""
+    path = profile.certificate
+    return _certificates(profile, "certificate", path, _read(profile, "certificate", path))[0]
+
 
 def read_credentials(profile: Profile, ask: AskPassphrase) -> Credentials:
     """Read the files that `profile` names. `ask` is called when the key has a passphrase and no file holds it.
@@ -55,16 +93,18 @@ def read_credentials(profile: Profile, ask: AskPassphrase) -> Credentials:
     key_pem = _read_secret(profile, "key", profile.key)
     anchors_pem = _read(profile, "ca", profile.ca)
     certificate_pem = _read(profile, "certificate", profile.certificate)
-    anchors = _certificates(profile, "ca", profile.ca, anchors_pem)
+    _certificates(profile, "ca", profile.ca, anchors_pem)
+    _certificates(profile, "certificate", profile.certificate, certificate_pem)
+    passphrase = _passphrase(profile, key_pem, ask)
+    certificate_pem = finish_replacing(profile.certificate, certificate_pem, key_pem, passphrase)
     leaf = _certificates(profile, "certificate", profile.certificate, certificate_pem)[0]
     return Credentials(
         profile=profile,
         certificate=leaf,
-        anchors=tuple(anchors),
         _anchors_pem=anchors_pem.decode("ascii", errors="replace"),
         _certificate_pem=certificate_pem,
         _key_pem=key_pem,
-        _passphrase=_passphrase(profile, key_pem, ask),
+        _passphrase=passphrase,
     )
 
 

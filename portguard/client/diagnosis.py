@@ -85,7 +85,7 @@ def _certificates(credentials: Credentials, at: datetime) -> Iterator[Finding]:
         yield failed("certificate", f"{path} is valid from {begins} on", "check this machine's clock")
     else:
         yield _until("certificate", str(path), certificate, at, "have a new one issued")
-    for number, anchor in enumerate(credentials.anchors):
+    for number, anchor in enumerate(credentials.anchors()):
         which = f"{credentials.profile.ca}" + (f", certificate {number + 1}" if number else "")
         yield _until("authority", which, anchor, at, "ask for the authority's new certificate")
 

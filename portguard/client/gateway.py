@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +21,7 @@ from portguard.client.refusal import Answer, foreseen_refusal, refused, refused_
 from portguard.client.tls_end import BufferedTlsEnd
 from portguard.errors import PortguardError, Unreachable
 from portguard.gateway.handshake import receive, send
+from portguard.pki.proof import HEADER
 from portguard.tls.endpoint import Endpoint
 
 _CONNECT_S = 10.0
@@ -111,8 +113,22 @@ class Gateway:
         """Ask what the caller may reach: the document of `GET /v1/services`, not checked."""
         return (await self._ask("services")).document
 
+    async def renew(self, request: bytes, proof: str | None) -> bytes:
+        """Ask for another certificate for the caller's own identity: the answer, PEM, not checked.
+
+        `request` is a request for it (PKCS #10, DER), `proof` the header that a new key takes (`portguard.pki.proof`).
+        """
+        headers = [("Content-Type", "application/pkcs10")]
+        if proof is not None:
+            headers.append((HEADER, proof))
+        exchange = await self._exchange("POST", "/v1/renew", self._host, headers=headers, body=request)
+        exchange.sock.close()
+        if exchange.answer.status != 200:
+            raise refused("renew", self.address, exchange.answer)
+        return exchange.answer.body
+
     async def _ask(self, subject: str, address: str | None = None) -> "_Asked":
-        exchange = await self._exchange("GET", f"/v1/{subject}", self._host, _LONGEST_LIST_BYTES, address)
+        exchange = await self._exchange("GET", f"/v1/{subject}", self._host, _LONGEST_LIST_BYTES, address=address)
         exchange.sock.close()
         answer = exchange.answer
         if answer.status != 200:
@@ -151,7 +167,10 @@ class Gateway:
         target: str,
         host: str,
         longest_body_bytes: int = _LONGEST_BODY_BYTES,
+        *,
         address: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
     ) -> "_Exchange":
         sock = await self._dial(address)
         try:
@@ -159,7 +178,7 @@ class Gateway:
             exchange = _Exchange(sock, endpoint, longest_body_bytes)
             try:
                 async with asyncio.timeout(_ANSWER_S):
-                    await exchange.run(method, target, host)
+                    await exchange.run(method, target, host, headers, body)
             except TimeoutError as error:
                 raise self._silent(f"an answer to {method} within {_ANSWER_S:.0f} s", "none") from error
             except ssl.SSLError as error:
@@ -242,10 +261,16 @@ class _Exchange:
         self.trailing = b""
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LONGEST_HEAD_BYTES)
 
-    async def run(self, method: str, target: str, host: str) -> None:
-        """Raises h11.RemoteProtocolError, ssl.SSLError, OSError."""
-        headers = [("Host", host), ("User-Agent", f"portguard/{__version__}")]
+    async def run(
+        self, method: str, target: str, host: str, more: Sequence[tuple[str, str]] = (), body: bytes = b""
+    ) -> None:
+        """Send a request with `more` headers and a body. Raises h11.RemoteProtocolError, ssl.SSLError, OSError."""
+        headers = [("Host", host), ("User-Agent", f"portguard/{__version__}"), *more]
+        if body:
+            headers.append(("Content-Length", str(len(body))))
         request = self._http.send(h11.Request(method=method, target=target, headers=headers)) or b""
+        if body:
+            request += self._http.send(h11.Data(data=body)) or b""
         request += self._http.send(h11.EndOfMessage()) or b""
         # When this fails, the alert or the answer that says why may still be there to read.
         with contextlib.suppress(OSError):

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator, Sequence
@@ -86,6 +85,9 @@ def sync_directory(path: Path) -> None:
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold the lock of a directory, for which this waits; a crash ends it. Raises PkiError."""
+    # Clients write files too, also where no authority can be.
+    import fcntl  # noqa: PLC0415
+
     with reported(directory):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -21,7 +21,16 @@ import {module}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
-@pytest.mark.parametrize("module", ["portguard.cli.connect", "portguard.cli.standing", "portguard.cli.doctor"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "portguard.cli.cert",
+        "portguard.cli.connect",
+        "portguard.cli.doctor",
+        "portguard.cli.renew",
+        "portguard.cli.standing",
+    ],
+)
 def test_a_clients_command_needs_nothing_that_other_platforms_lack(module: str) -> None:
     done = imports(module)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from portguard.pki.authority import Authority
 from portguard.pki.proof import make_proof
@@ -19,6 +25,7 @@ from tests.certificates import Authority as Holders
 from tests.curl import curl
 from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
+from tests.profiles import write_profile
 
 RENEWS = 'authority = "ca"\nrenew_for = "20d"\n'
 OTHER = """
@@ -178,6 +185,149 @@ def test_a_new_key_with_a_proof_by_the_old_one_gets_a_certificate_that_renews_ag
         key_path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         assert echoes(gateway, "alice")
         key = ec.generate_private_key(ec.SECP256R1())
+
+
+# By `portguard cert renew`.
+
+
+def renew(gateway, name, *options, more=""):
+    """Run `portguard cert renew` as a client; the exit code, standard output and standard error."""
+    profile = write_profile(gateway, name, gateway.folder)
+    profile.write_text(profile.read_text() + more)
+    command = [*PORTGUARD, "cert", "renew", "--profile", profile, *options]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_client_renews_and_connects_with_the_new_certificate_while_the_old_one_lasts(gateway):
+    paths = gateway.certificate("alice")
+    before, old_key = certificate_of(gateway, "alice"), key_of(gateway, "alice")
+    old = gateway.context("alice")
+    code, out, err = renew(gateway, "alice", "--json")
+    assert (code, err) == (0, "")
+    after = certificate_of(gateway, "alice")
+    assert json.loads(out) == {
+        "renewed": True,
+        "identity": "spiffe://gateway.test/alice",
+        "certificate": str(paths[0]),
+        "not_after": after.not_valid_after_utc.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "serial": f"{after.serial_number:x}",
+        "key": str(paths[1]),
+        "new_key": True,
+    }
+    assert after.serial_number != before.serial_number
+    assert key_of(gateway, "alice").public_key() == after.public_key() != old_key.public_key()
+    assert paths[1].stat().st_mode & 0o777 == 0o600
+    assert not list(gateway.folder.glob("*.new"))
+    assert echoes(gateway, "alice")
+    with gateway.connect_with(old, "echo") as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+    [line] = audited(gateway)
+    assert (line["serial"], line["issued_serial"]) == (f"{before.serial_number:x}", f"{after.serial_number:x}")
+
+
+def test_a_client_keeps_its_key_if_it_likes(gateway):
+    before, key = certificate_of(gateway, "alice"), gateway.certificate("alice")[1].read_bytes()
+    code, out, err = renew(gateway, "alice", "--keep-key")
+    assert (code, err) == (0, "")
+    assert "new key      no\n" in out
+    assert gateway.certificate("alice")[1].read_bytes() == key
+    after = certificate_of(gateway, "alice")
+    assert after.serial_number != before.serial_number
+    assert after.public_key() == before.public_key()
+    assert echoes(gateway, "alice")
+
+
+def test_a_client_renews_only_when_it_is_time(gateway):
+    path = gateway.certificate("alice")[0]
+    before = path.read_bytes()
+    code, out, err = renew(gateway, "alice", "--if-within", "10d")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"not renewed  {path} is valid until 20")
+    code, out, _ = renew(gateway, "alice", "--if-within", "10d", "--json")
+    assert code == 0
+    assert json.loads(out)["renewed"] is False
+    assert path.read_bytes() == before
+    assert audited(gateway) == []
+    assert renew(gateway, "alice", "--if-within", "31d")[0] == 0
+    assert path.read_bytes() != before
+
+
+def test_a_key_with_a_passphrase_gets_one_with_the_same(gateway):
+    key = gateway.certificate("alice")[1]
+    form = Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"correct horse")
+    key.write_bytes(key_of(gateway, "alice").private_bytes(*form))
+    (gateway.folder / "secret").write_text("correct horse\n")
+    (gateway.folder / "secret").chmod(0o600)
+    before = key.read_bytes()
+    # Whether it is time is found out without it.
+    assert renew(gateway, "alice", "--if-within", "10d")[0] == 0
+    assert renew(gateway, "alice")[0] == 2
+    code, out, err = renew(gateway, "alice", more='key_passphrase_file = "secret"\n')
+    assert (code, err) == (0, "")
+    assert key.read_bytes() != before
+    opened = load_pem_private_key(key.read_bytes(), b"correct horse")
+    assert opened.public_key() == certificate_of(gateway, "alice").public_key()
+    assert "horse" not in out
+
+
+@pytest.mark.parametrize("command", [["whoami"], ["cert", "renew", "--if-within", "10d"]])
+def test_a_renewal_that_a_crash_has_interrupted_is_finished_by_the_next_command(gateway, command):
+    ending = gateway.authority.issue_client("alice", at=datetime.now(UTC), valid_for=timedelta(days=1))
+    certificate, _ = ending.write(gateway.folder, "alice")
+    old = certificate.read_bytes()
+    assert renew(gateway, "alice")[0] == 0
+    new = certificate.read_bytes()
+    # As it is when the key has its name, and the certificate does not yet.
+    certificate.with_name("alice.crt.new").write_bytes(new)
+    certificate.write_bytes(old)
+    profile = write_profile(gateway, "alice", gateway.folder)
+    subprocess.run([*PORTGUARD, *command, "--profile", profile], capture_output=True, check=True, timeout=60)
+    assert len(audited(gateway)) == 1
+    assert certificate.read_bytes() == new
+    assert not list(gateway.folder.glob("*.new"))
+
+
+def test_a_client_that_is_refused_keeps_what_it_has_and_is_told_why(gateway):
+    files = [path.read_bytes() for path in gateway.certificate("alice")]
+    portguard(gateway, "lock", "alice", "--reason", "INC-1")
+    code, out, err = renew(gateway, "alice")
+    assert (code, out) == (3, "")
+    assert err.startswith("portguard: renew: locked: the identity is locked (session ")
+    assert [path.read_bytes() for path in gateway.certificate("alice")] == files
+    gateway.program.stop()
+    code, _, err = renew(gateway, "alice")
+    assert code == 4
+    assert "expected a connection, got" in err
+    assert renew(gateway, "alice", more="nonsense = 1\n")[0] == 2
+    assert [path.read_bytes() for path in gateway.certificate("alice")] == files
+    assert not list(gateway.folder.glob("*.new"))
+
+
+def test_the_commands_of_the_howto_run(gateway, tmp_path):
+    """Those for a shell, for cron and for systemd; the last two by what stands in the files."""
+    page = (DOCS / "howto/issue-certificates.md").read_text()
+    blocks = re.findall(r"^```(sh|text|ini)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    commands = [re.search(r"portguard cert renew .*", block) for _, block in blocks]
+    profile = write_profile(gateway, "alice", gateway.folder)
+    environment = {"PORTGUARD_PROFILE": str(profile), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    (tmp_path / "portguard").write_text(f'#!/bin/sh\nexec {" ".join(PORTGUARD)} "$@"\n')
+    (tmp_path / "portguard").chmod(0o755)
+    ran = [
+        subprocess.run(["sh", "-euc", command[0]], env=environment, capture_output=True, check=True, timeout=60)
+        for command in commands
+        if command is not None
+    ]
+    assert [done.stdout[:11] for done in ran] == [b"not renewed", b"", b"not renewed"]
 
 
 # Who does not get one.
