@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,9 +20,9 @@ _PATIENCE_S = 120
 def transcript(text: str) -> list[Step]:
     """The commands of the console blocks of a page, with the lines of their here-documents, and what is shown."""
     steps: list[Step] = []
-    for block in re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+    for block in re.findall(r"^ *```console\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL):
         end = None  # of a here-document
-        for line in block.splitlines():
+        for line in textwrap.dedent(block).splitlines():
             if end is not None:
                 steps[-1] = f"{steps[-1][0]}\n{line}", []
                 end = None if line == end else end

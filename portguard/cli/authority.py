@@ -30,6 +30,7 @@ from portguard.cli.opened_authority import (
     authority_option,
     file_option,
     issued_under,
+    key_type_option,
     note,
     opened,
     passphrase_option,
@@ -39,6 +40,7 @@ from portguard.cli.opened_authority import (
 )
 from portguard.cli.options import json_option
 from portguard.cli.revocation import crl
+from portguard.cli.rotation import next_step, rotate
 from portguard.errors import UsageError
 from portguard.pki import files, names
 from portguard.pki.authority import AUTHORITY_VALID_FOR, CLIENT_VALID_FOR, GATEWAY_VALID_FOR, Authority
@@ -46,6 +48,7 @@ from portguard.pki.errors import PkiError
 from portguard.pki.issued import SignedCertificate, pem_paths, pkcs12_path
 from portguard.pki.keys import KeyType
 from portguard.pki.revocation import ListStatus, PublishedLists, published_lists
+from portguard.pki.rotation import stage
 from portguard.pki.store import Record
 
 GATEWAY_STEM = "gateway"
@@ -53,20 +56,12 @@ GATEWAY_STEM = "gateway"
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def _key_type_option(help_text: str) -> Callable[[_Command], _Command]:
-    def parsed(_context: click.Context, _parameter: click.Parameter, given: str | None) -> KeyType | None:
-        return None if given is None else KeyType(given)
-
-    choice = click.Choice([key_type.value for key_type in KeyType])
-    return click.option("--key-type", type=choice, callback=parsed, help=help_text)
-
-
 def _issue_options(command: _Command) -> _Command:
     """The options that `cert issue` and `cert gateway` share."""
     for option in (
         json_option,
         click.option("--force", is_flag=True, help="Replace files that exist."),
-        _key_type_option("EC P-256 or RSA 3072; else as the authority's."),
+        key_type_option("EC P-256 or RSA 3072; else as the authority's."),
         click.option(
             "--out", type=click.Path(path_type=Path), default=".", metavar="DIR", help="Where to write files."
         ),
@@ -83,12 +78,13 @@ def ca() -> None:
 
 
 ca.add_command(crl)
+ca.add_command(rotate)
 
 
 @ca.command("init")
 @authority_option
 @click.option("--trust-domain", required=True, metavar="DOMAIN", help="Clients become spiffe://DOMAIN/NAME.")
-@_key_type_option("EC P-256 (the default) or RSA 3072.")
+@key_type_option("EC P-256 (the default) or RSA 3072.")
 @click.option("--encrypt-key", is_flag=True, help="Encrypt the key, with a passphrase that a terminal is asked for.")
 @file_option("--passphrase-file", "Encrypt the key, with the passphrase in this file.")
 @click.option(
@@ -164,7 +160,10 @@ def show_authority(directory: Path, pem: bool, as_json: bool) -> None:
         "directory": str(directory),
         "trust_domain": authority.trust_domain,
         "root": described(authority.anchor, now, "root"),
-        "issuing": None if authority.issuer == authority.anchor else described(authority.issuer, now, "issuing CA"),
+        "other_root": described(authority.anchors[1], now, "root") if authority.anchors[1:] else None,
+        "issuing": described(authority.issuer, now, "issuing CA") if authority.two_tier else None,
+        "retired": [each.subject.rfc4514_string() for each in authority.retired],
+        "rotation": stage(authority),
         "key_encrypted": authority.key_is_encrypted,
         "issued": dict(sorted(issued.items())),
         "crl": _crl_fields(authority, lists),
@@ -174,13 +173,16 @@ def show_authority(directory: Path, pem: bool, as_json: bool) -> None:
         return
     counts = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in sorted(issued.items()))
     shown = {"issued": counts or "none yet", "crl": _crl_text(authority, lists)}
-    print_fields({**fields, "root": None, "issuing": None, **shown}, as_json=False)
-    for part in ("root", "issuing"):
+    parts = ("root", "other_root", "issuing")
+    print_fields({**fields, **dict.fromkeys(parts), **shown}, as_json=False)
+    for part in parts:
         if isinstance(certificate := fields[part], dict):
-            click.echo(f"\n{part} certificate")
+            click.echo(f"\n{part.replace('_', ' ')} certificate")
             print_fields(certificate, as_json=False)
     if lists.status is not ListStatus.CURRENT:
         note(f"{authority.crl_path}: {_CRL_STATUS[lists.status]}; `portguard ca crl` writes it")
+    if (step := next_step(authority, now)) is not None:
+        note(step)
 
 
 _CRL_STATUS = {

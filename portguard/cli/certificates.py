@@ -94,6 +94,11 @@ def revocation_fields(record: Record | None) -> Fields:
     }
 
 
+def certificate_line(record: Record) -> str:
+    """Name a recorded certificate in one line, unescaped."""
+    return f"{record.kind} {record.name}, serial {serial_text(record.serial)}"
+
+
 def serial_text(serial: int) -> str:
     """Lower-case hex without leading zeros."""
     return f"{serial:x}"

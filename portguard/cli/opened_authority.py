@@ -16,6 +16,7 @@ from portguard.cli.rendering import printable
 from portguard.errors import UsageError
 from portguard.pki.authority import Authority
 from portguard.pki.errors import PkiError
+from portguard.pki.keys import KeyType
 from portguard.pki.store import Record
 
 DEFAULT_AUTHORITY = "/var/lib/portguard/ca"
@@ -44,6 +45,16 @@ def file_option(name: str, help_text: str) -> Callable[[_Command], _Command]:
 passphrase_option = file_option(
     "--passphrase-file", "Holds the passphrase of the authority's key; else a terminal is asked."
 )
+
+
+def key_type_option(help_text: str) -> Callable[[_Command], _Command]:
+    """`--key-type`, given to the command as `key_type: KeyType | None`."""
+
+    def parsed(_context: click.Context, _parameter: click.Parameter, given: str | None) -> KeyType | None:
+        return None if given is None else KeyType(given)
+
+    choice = click.Choice([key_type.value for key_type in KeyType])
+    return click.option("--key-type", type=choice, callback=parsed, help=help_text)
 
 
 def valid_for_option(default: timedelta) -> Callable[[_Command], _Command]:

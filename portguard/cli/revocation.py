@@ -8,7 +8,14 @@ from pathlib import Path
 import click
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from portguard.cli.certificates import Fields, print_fields, read_certificates, recorded, serial_text, time_text
+from portguard.cli.certificates import (
+    Fields,
+    certificate_line,
+    print_fields,
+    read_certificates,
+    recorded,
+    time_text,
+)
 from portguard.cli.opened_authority import (
     authority_option,
     file_option,
@@ -86,9 +93,10 @@ def revoke(
         }
     else:
         fields = {
-            "revoked": [_line(record) for record in revoked.now] or "nothing that was not revoked or expired before",
+            "revoked": [certificate_line(record) for record in revoked.now]
+            or "nothing that was not revoked or expired before",
             "reason": str(reason or RevocationReason.UNSPECIFIED) if revoked.now else None,
-            "revoked_before": [f"{_line(record)}, {_since(record)}" for record in revoked.before],
+            "revoked_before": [f"{certificate_line(record)}, {_since(record)}" for record in revoked.before],
             "crl": str(authority.crl_path),
             **list_fields,
         }
@@ -130,10 +138,6 @@ def _issued(what: str, authority: Authority) -> Record:
     if record is None or record.der != certificate.public_bytes(Encoding.DER):
         raise PkiError(what, f"a certificate that the authority in {authority.directory} issued", "another one")
     return record
-
-
-def _line(record: Record) -> str:
-    return f"{record.kind} {record.name}, serial {serial_text(record.serial)}"
 
 
 def _since(record: Record) -> str:

@@ -14,13 +14,15 @@ The directory holds
     root.crl          with a root directory: the root's own list, which becomes a part of ca.crl
     certificates.db   the record of everything issued and revoked
 
-and the root directory, which can be unplugged and put in a safe, `root.crt` and `root.key`.
+and the root directory, which can be unplugged and put in a safe, `root.crt` and `root.key`. After a rotation (see
+`rotation`), keys of later CAs are in `ca-ID.key` and `issuing-ID.key`, and issuing CAs that were replaced in
+`issuing-ID.crt`, where ID is how the CA's name ends. Of several roots in ca.crt the first one issues.
 """
 
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -55,13 +57,25 @@ class Authority:
     processes may use one directory at the same time.
     """
 
-    def __init__(self, directory: Path, anchor: x509.Certificate, issuer: x509.Certificate, key_path: Path):
+    def __init__(
+        self,
+        directory: Path,
+        anchors: Sequence[x509.Certificate],
+        issuer: x509.Certificate,
+        retired: Sequence[x509.Certificate],
+    ):
         self.directory = directory
-        self.anchor = anchor
+        self.anchors = tuple(anchors)
+        """What gateways and clients trust: one root, or two while one is replaced by the other."""
+        self.anchor = anchors[0]
+        """The root that issues, or that stands above the CA that does."""
         self.issuer = issuer
-        self.key_path = key_path
-        self.trust_domain = _trust_domain(anchor, directory / "ca.crt")
+        self.retired = tuple(retired)
+        """Issuing CAs below the same root that were replaced."""
+        self.trust_domain = _trust_domain(self.anchor, directory / "ca.crt")
         self.store = Store(directory / STORE)
+        self.passphrase: bytes | None = None
+        """What opens its keys, once `unlock` has read one. None: nothing, or nothing yet."""
         self._key: keys.PrivateKey | None = None
 
     @classmethod
@@ -105,7 +119,7 @@ class Authority:
                 issuer = Issuer(profiles.issuing(key, trust_domain, validity, Issuer(root, root_key)), key)
                 mine = [
                     _key_file(directory / "issuing.key", key, passphrase),
-                    _certificate_file(directory / "issuing.crt", issuer.certificate),
+                    certificate_file(directory / "issuing.crt", issuer.certificate),
                 ]
             # The first lists, without entries: a gateway can name the file from the beginning.
             number = store.begin_list(at, LIST_VALID_FOR)
@@ -120,14 +134,14 @@ class Authority:
                 secret = passphrase if root_passphrase is None else root_passphrase
                 theirs = [
                     _key_file(root_directory / "root.key", root_key, secret),
-                    _certificate_file(root_directory / "root.crt", root),
+                    certificate_file(root_directory / "root.crt", root),
                 ]
                 undo = claims.enter_context(_claimed(root_directory, must_be_empty=False))
                 files.publish(theirs)
                 for file in theirs:
                     undo.callback(file.path.unlink)
             # ca.crt comes last: its presence is what makes this directory an authority.
-            files.publish([*mine, _certificate_file(directory / "ca.crt", root)])
+            files.publish([*mine, certificate_file(directory / "ca.crt", root)])
         return cls.open(directory, passphrase=passphrase)
 
     @classmethod
@@ -137,23 +151,38 @@ class Authority:
         The key is read when a passphrase is given, else when it is first needed: to look at certificates takes none.
         """
         directory = Path(directory)
-        anchor = _read_certificate(directory / "ca.crt")
-        issuer, key_path = anchor, directory / "ca.key"
+        anchors = _read_anchors(directory / "ca.crt")
+        issuer, retired = anchors[0], []
         if (directory / "issuing.crt").exists():
-            issuer, key_path = _read_certificate(directory / "issuing.crt"), directory / "issuing.key"
-            try:
-                issuer.verify_directly_issued_by(anchor)
-            except (InvalidSignature, *MALFORMED) as error:
-                raise PkiError(directory / "issuing.crt", "a CA that ca.crt signed", "another one") from error
-        authority = cls(directory, anchor, issuer, key_path)
+            issuer = _read_issuing(directory / "issuing.crt", anchors[0])
+            every = (_read_issuing(path, anchors[0]) for path in sorted(directory.glob("issuing-*.crt")))
+            # A rotation that was interrupted leaves a copy of the one in force.
+            retired = [each for each in every if each != issuer]
+        authority = cls(directory, anchors, issuer, retired)
         if passphrase is not None:
             authority.unlock(passphrase)
         return authority
 
     @property
     def certificate_pem(self) -> bytes:
-        """The root in PEM: what gateways and clients trust."""
-        return _pem(self.anchor)
+        """The roots in PEM: what gateways and clients trust."""
+        return b"".join(map(_pem, self.anchors))
+
+    @property
+    def key_path(self) -> Path:
+        """Where the key that issues is."""
+        return self.key_path_of(self.issuer)
+
+    def key_path_of(self, certificate: x509.Certificate) -> Path:
+        """Where the key of one of this authority's CAs is."""
+        stem = "ca" if certificate in self.anchors else "issuing"
+        later = self.directory / f"{stem}-{profiles.key_id(certificate)}.key"
+        return later if later.exists() else self.directory / f"{stem}.key"
+
+    @property
+    def two_tier(self) -> bool:
+        """Whether an issuing CA works in the place of a root whose key is elsewhere."""
+        return self.issuer != self.anchor
 
     @property
     def crl_path(self) -> Path:
@@ -163,7 +192,7 @@ class Authority:
     @property
     def root_crl_path(self) -> Path | None:
         """Where the root's own list is. None where the root issues, and signs `crl_path` itself."""
-        return None if self.issuer == self.anchor else self.directory / "root.crl"
+        return self.directory / "root.crl" if self.two_tier else None
 
     @property
     def key_is_encrypted(self) -> bool:
@@ -172,11 +201,31 @@ class Authority:
 
     def unlock(self, passphrase: bytes | None) -> None:
         """Read the key that issues. Raises WrongPassphrase, PkiError."""
-        pem = files.read(self.key_path, "the key of the authority")
-        key = keys.from_pem(pem, passphrase, str(self.key_path))
-        if key.public_key() != self.issuer.public_key():
-            raise PkiError(self.key_path, "the key of the authority's certificate", "the key of another one")
-        self._key = key
+        self._key = self._read_key(self.issuer, passphrase)
+        self.passphrase = passphrase
+
+    def reopened(self) -> "Authority":
+        """Return the authority as it is on the disk now, with the same passphrase. Raises PkiError."""
+        authority = Authority.open(self.directory)
+        authority.unlock(self.passphrase)
+        return authority
+
+    def signer_of(self, certificate: x509.Certificate) -> Issuer:
+        """Return one of this authority's CAs with its key. All keys have one passphrase. Raises as `signer` does."""
+        return Issuer(certificate, self._read_key(certificate, self.passphrase))
+
+    def new_key(self, stem: str, key_type: KeyType | None) -> tuple[keys.PrivateKey, NewFile]:
+        """Make a key, of the type of the one that issues where None, and the file for it, with the same passphrase."""
+        key = keys.generate(key_type or keys.type_of(self.signer().key))
+        path = self.directory / f"{stem}-{profiles.key_id_of(key.public_key())}.key"
+        return key, _key_file(path, key, self.passphrase)
+
+    def _read_key(self, certificate: x509.Certificate, passphrase: bytes | None) -> keys.PrivateKey:
+        path = self.key_path_of(certificate)
+        key = keys.from_pem(files.read(path, "the key of the authority"), passphrase, str(path))
+        if key.public_key() != certificate.public_key():
+            raise PkiError(path, "the key of the authority's certificate", "the key of another one")
+        return key
 
     def signer(self) -> Issuer:
         """Return the CA that issues, with its key. Raises WrongPassphrase when that is locked, PkiError."""
@@ -267,7 +316,7 @@ class Authority:
         )
         # First the record, then the certificate: one that nobody recorded could never be revoked.
         self.store.add(record)
-        chain = _pem(certificate) + (b"" if self.issuer == self.anchor else _pem(self.issuer))
+        chain = _pem(certificate) + (_pem(self.issuer) if self.two_tier else b"")
         return SignedCertificate(record, chain, self.certificate_pem)
 
 
@@ -334,27 +383,46 @@ def _key_file(path: Path, key: keys.PrivateKey, passphrase: bytes | None) -> New
     return NewFile(path, keys.to_pem(key, passphrase), SECRET)
 
 
-def _certificate_file(path: Path, certificate: x509.Certificate) -> NewFile:
-    return NewFile(path, _pem(certificate), PUBLIC)
+def certificate_file(path: Path, *certificates: x509.Certificate) -> NewFile:
+    """Make a file of certificates in PEM, ready to be published."""
+    return NewFile(path, b"".join(map(_pem, certificates)), PUBLIC)
 
 
 def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _read_certificate(path: Path) -> x509.Certificate:
-    """Read a CA certificate that has what issuing takes. Raises PkiError."""
+def _read_anchors(path: Path) -> list[x509.Certificate]:
+    """Read the one root of ca.crt, or the two of a rotation, of one trust domain. Raises PkiError."""
+    anchors = read_certificates(path)
+    if len({_trust_domain(anchor, path) for anchor in anchors}) > 1 or len(anchors) > 2:
+        raise PkiError(path, "one CA certificate of portguard, or two of one trust domain", "others")
+    return anchors
+
+
+def _read_issuing(path: Path, anchor: x509.Certificate) -> x509.Certificate:
+    certificate = read_certificates(path)[0]
+    try:
+        certificate.verify_directly_issued_by(anchor)
+    except (InvalidSignature, *MALFORMED) as error:
+        raise PkiError(path, "a CA that ca.crt signed", "another one") from error
+    return certificate
+
+
+def read_certificates(path: Path) -> list[x509.Certificate]:
+    """Read CA certificates that have what issuing takes, at least one. Raises PkiError."""
     expected = "a CA certificate of portguard"
     pem = files.read(path, expected)
     try:
-        certificate = x509.load_pem_x509_certificate(pem)
-        certificate.public_key()
-        certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-        if certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            return certificate
+        certificates = x509.load_pem_x509_certificates(pem)
+        for certificate in certificates:
+            certificate.public_key()
+            certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+            if not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+                raise PkiError(path, expected, "the certificate of no CA")
     except (x509.ExtensionNotFound, *MALFORMED) as error:
         raise PkiError(path, expected, "something else") from error
-    raise PkiError(path, expected, "the certificate of no CA")
+    return certificates
 
 
 def _trust_domain(anchor: x509.Certificate, path: Path) -> str:

@@ -200,10 +200,19 @@ def _authority_key(issuer: Issuer) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ski)
 
 
+def key_id_of(key: CertificatePublicKeyTypes) -> str:
+    """Return how the name of a CA with this key ends, eight hex digits."""
+    return x509.SubjectKeyIdentifier.from_public_key(key).digest.hex()[:8]
+
+
+def key_id(certificate: x509.Certificate) -> str:
+    """Return the same for the certificate of a CA, which has a subject key identifier."""
+    return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest.hex()[:8]
+
+
 def _ca_name(what: str, trust_domain: str, key: PrivateKey) -> x509.Name:
     # Two authorities of one trust domain, the old and the new, must not share a name: issuers are found by it.
-    key_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest.hex()[:8]
-    attributes = [x509.NameAttribute(NameOID.COMMON_NAME, f"portguard {what} {key_id}")]
+    attributes = [x509.NameAttribute(NameOID.COMMON_NAME, f"portguard {what} {key_id_of(key.public_key())}")]
     if len(trust_domain) <= ATTRIBUTE_MAX:
         attributes.insert(0, x509.NameAttribute(NameOID.ORGANIZATION_NAME, trust_domain))
     return x509.Name(attributes)

@@ -22,7 +22,7 @@ from portguard.pki import files
 from portguard.pki.authority import LIST_VALID_FOR, Authority, list_pem
 from portguard.pki.errors import MALFORMED, PkiError
 from portguard.pki.files import PUBLIC, NewFile
-from portguard.pki.profiles import Kind, Revocation, RevocationReason, Validity
+from portguard.pki.profiles import CLOCK_SKEW, Issuer, Kind, Revocation, RevocationReason, Validity
 from portguard.pki.store import Record, Status
 
 
@@ -82,7 +82,8 @@ def revoke(
     when the key is locked. Then nothing is recorded. When only the lists cannot be written, PkiError says so.
     """
     with files.locked(authority.directory):
-        authority.signer()  # a locked key is told before anything is recorded
+        authority = authority.reopened()
+        _signers(authority, at)  # a locked key is told before anything is recorded
         chosen = _chosen(authority, serials, identities, at)
         before = [record for record in chosen if record.revocation is not None]
         if reason is not None:
@@ -91,7 +92,7 @@ def revoke(
         new = [record.serial for record in chosen if record.revocation is None]
         authority.store.revoke(new, revocation)
         try:
-            lists = _write(authority, at, None)
+            lists = write_lists_locked(authority, at=at)
         except PkiError as error:
             found = f"{error.found}; what was revoked is recorded, and `portguard ca crl` writes the list"
             raise PkiError(error.subject, error.expected, found) from error
@@ -104,12 +105,15 @@ def write_lists(authority: Authority, *, at: datetime, valid_for: timedelta | No
     Raises UsageError for a `valid_for` that cannot be, WrongPassphrase when the key is locked, PkiError.
     """
     with files.locked(authority.directory):
-        return _write(authority, at, valid_for)
+        return write_lists_locked(authority.reopened(), at=at, valid_for=valid_for)
 
 
 def published_lists(authority: Authority, at: datetime) -> PublishedLists:
     """Look at `ca.crl`, and whether it tells all that the record has. Raises PkiError for the record."""
-    unsettled = authority.store.unsettled()
+    issuers = [*dict.fromkeys((authority.issuer, authority.anchor)), *_others(authority, at)]
+    unsettled = [
+        record for record in authority.store.unsettled() if any(is_issued_by(record, each) for each in issuers)
+    ]
     try:
         content = authority.crl_path.read_bytes()
     except FileNotFoundError:
@@ -118,7 +122,7 @@ def published_lists(authority: Authority, at: datetime) -> PublishedLists:
         return PublishedLists(ListStatus.UNREADABLE)
     try:
         lists = _read_lists(content)
-        own = [_signed_by(certificate, lists) for certificate in dict.fromkeys((authority.issuer, authority.anchor))]
+        own = [_signed_by(certificate, lists) for certificate in issuers]
         number = None if own[0] is None else own[0].extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         serials = {entry.serial_number for each in own if each is not None for entry in each}
         ends = [each.next_update_utc for each in lists if each.next_update_utc is not None]
@@ -163,22 +167,50 @@ def _expect_reason(revoked: Iterable[Record], reason: RevocationReason) -> None:
             raise PkiError(f"serial {record.serial:x}", expected, found)
 
 
-def _write(authority: Authority, at: datetime, valid_for: timedelta | None) -> WrittenLists:
-    """Write the lists, with the lock held."""
-    store, issuer = authority.store, authority.signer()
+def write_lists_locked(authority: Authority, *, at: datetime, valid_for: timedelta | None = None) -> WrittenLists:
+    """As `write_lists`, for who holds the lock of the directory and has opened the authority since."""
+    store = authority.store
     if valid_for is None:
         valid_for = store.last_valid_for() or LIST_VALID_FOR
-    validity = Validity.starting(at, valid_for, issuer.certificate)
+    signers = _signers(authority, at)
+    validities = [Validity.starting(at, valid_for, signer.certificate) for signer in signers]
     root_list = _root_list(authority)
     revoked = store.unsettled()
     # Before it is signed: a crash leaves out a number, and never uses one twice.
     number = store.begin_list(at, valid_for)
-    entries = [(record.serial, record.revocation) for record in revoked if record.revocation is not None]
-    pem = list_pem(entries, number, validity, issuer) + root_list
-    files.publish([NewFile(authority.crl_path, pem, PUBLIC)], overwrite=True)
+    pem, listed = b"", []
+    for signer, validity in zip(signers, validities, strict=True):
+        entries = [record for record in revoked if is_issued_by(record, signer.certificate)]
+        pem += list_pem(
+            ((each.serial, each.revocation) for each in entries if each.revocation), number, validity, signer
+        )
+        listed += entries
+    files.publish([NewFile(authority.crl_path, pem + root_list, PUBLIC)], overwrite=True)
     # Only now: RFC 5280 section 3.3 wants an entry in one list that was issued after the certificate's end.
-    store.settle([record.serial for record in revoked if record.not_after < validity.not_before], number)
-    return WrittenLists(number, len(entries), validity.not_after, pem)
+    over = [record.serial for record in listed if record.not_after < validities[0].not_before]
+    store.settle(over, number)
+    return WrittenLists(number, len(listed), min(validity.not_after for validity in validities), pem + root_list)
+
+
+def _signers(authority: Authority, at: datetime) -> list[Issuer]:
+    """Return the CAs of which `ca.crl` needs a list, with their keys, the one that issues first."""
+    return [authority.signer(), *map(authority.signer_of, _others(authority, at))]
+
+
+def _others(authority: Authority, at: datetime) -> list[x509.Certificate]:
+    """Return the CAs beside the one that issues of which somebody may still show a certificate."""
+    others = [*authority.anchors[1:], *authority.retired]
+    if authority.retired:
+        open_ended = [each for each in authority.store.records() if each.not_after >= at - CLOCK_SKEW]
+        left = {each.serial: each for each in (*open_ended, *authority.store.unsettled())}.values()
+        retired = [each for each in authority.retired if any(is_issued_by(record, each) for record in left)]
+        others = [*authority.anchors[1:], *retired]
+    return [each for each in others if at < each.not_valid_after_utc]
+
+
+def is_issued_by(record: Record, authority: x509.Certificate) -> bool:
+    """Whether this CA issued the certificate: by its name, which no two of portguard's CAs share."""
+    return x509.load_der_x509_certificate(record.der).issuer == authority.subject
 
 
 def _root_list(authority: Authority) -> bytes:

@@ -25,6 +25,7 @@ from tests import certificates
 from tests.e2e.conftest import GATEWAY_NAME, PORTGUARD
 from tests.echo import echo_service
 from tests.traffic import Traffic
+from tests.transcripts import expected, transcript
 from tests.unharmed import echoes, unharmed, warm_up, workers
 
 _PATIENCE_S = 20
@@ -834,18 +835,6 @@ def test_with_watch_changed_files_are_reloaded_until_it_is_switched_off(start_ga
 # What the how-to shows.
 
 
-def transcript(page):
-    """Each command of its console blocks, and the pattern of what is shown below it; `…` stands for anything."""
-    steps = []
-    for block in re.findall(r"^```console\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
-        for line in block.splitlines():
-            if line.startswith("$ "):
-                steps.append((line[2:], []))
-            else:
-                steps[-1][1].append(r"(?:.*\n)*" if line == "…" else re.escape(line).replace("…", ".*") + r"\n")
-    return [(command_, "".join(shown)) for command_, shown in steps]
-
-
 def test_the_commands_of_the_how_to_do_what_it_shows(gateway):
     page = (_REPOSITORY / "docs/howto/change-things-while-running.md").read_text()
     environment = os.environ | {
@@ -865,7 +854,7 @@ def test_the_commands_of_the_how_to_do_what_it_shows(gateway):
                 timeout=_PATIENCE_S,
                 check=False,
             )
-            assert re.fullmatch(shown, done.stdout), f"$ {command_}\nprinted:\n{done.stdout}\nnot:\n{shown}"
+            assert expected(shown).fullmatch(done.stdout), f"$ {command_}\nprinted:\n{done.stdout}\nnot:\n{shown}"
             codes = {"a slip": 2, "status": 1, "other.sock: expected": 4}
             code = next((code for word, code in codes.items() if word in command_ + done.stdout), 0)
             assert done.returncode == code, command_

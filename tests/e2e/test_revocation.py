@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import ssl
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -12,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from portguard.pki.authority import Authority
-from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
+from tests.held import goes_on, held, is_cut, is_refused, portguard
 from tests.traffic import Traffic
+from tests.transcripts import expected, transcript
 
 _PATIENCE_S = 20
 _HOWTO = (Path(__file__).parents[2] / "docs/howto/revoke-certificates.md").read_text()
@@ -34,42 +34,6 @@ CRL = 'crl = ["ca/ca.crl"]\n'
 def echo():
     with echo_service() as address:
         yield address
-
-
-def portguard(gateway, *words, code=0):
-    """Run a command in the gateway's folder; return its standard output."""
-    environment = os.environ | {"PORTGUARD_CA": "ca", "PORTGUARD_CONFIG": "portguard.toml"}
-    done = subprocess.run(
-        [*PORTGUARD, *words], cwd=gateway.folder, env=environment, capture_output=True, text=True,
-        timeout=_PATIENCE_S, check=False,
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
-
-
-def held(gateway, name):
-    client = gateway.connect("echo", name)
-    client.settimeout(_PATIENCE_S)
-    assert goes_on(client)
-    return client
-
-
-def goes_on(client):
-    client.sendall(b"more")
-    return client.recv(10) == b"more"
-
-
-def is_cut(client):
-    """Wait for its end, of which the client can tell that it was none in order."""
-    with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
-        client.recv(10)
-    return True
-
-
-def is_refused(gateway, name):
-    with pytest.raises(OSError, match=r"EOF|reset|alert"), gateway.connect("echo", name) as client:
-        client.recv(1)
-    return True
 
 
 def openssl(program, gateway, name, *more, ca="ca"):
@@ -152,18 +116,6 @@ trust_domain = "corp.test"
 # The how-to.
 
 
-def _transcript():
-    """Each command of the console blocks, and the pattern of what is shown below it; `…` stands for anything."""
-    steps = []
-    for block in re.findall(r"^```console\n(.*?)^```$", _HOWTO, re.MULTILINE | re.DOTALL):
-        for line in block.splitlines():
-            if line.startswith("$ "):
-                steps.append((line[2:], []))
-            else:
-                steps[-1][1].append(r"(?:.*\n)*" if line == "…" else re.escape(line).replace("…", ".*") + r"\n")
-    return [(command, "".join(shown)) for command, shown in steps]
-
-
 def _block(beginning):
     blocks = re.findall(r"^```\w+\n(.*?)^```$", _HOWTO, re.MULTILINE | re.DOTALL)
     [text] = [each for each in blocks if each.startswith(beginning)]
@@ -210,14 +162,14 @@ def test_the_commands_of_the_how_to_do_what_it_shows(with_the_howtos_files, tmp_
     for out in ("one", "two"):
         gateway.authority.issue_client("ci/deploy", at=datetime.now(UTC)).write(gateway.folder / out, "ci+deploy")
     with held(gateway, "alice") as alice, held(gateway, "bob") as bob:
-        steps = _transcript()
+        steps = transcript(_HOWTO)
         assert len(steps) == 8
         for command, shown in steps:
             done = subprocess.run(
                 ["bash", "-c", f"{command} 2>&1"], stdout=subprocess.PIPE, text=True, timeout=_PATIENCE_S,
                 check=False, **_shell(gateway, tmp_path),
             )  # fmt: skip
-            assert re.fullmatch(shown, done.stdout), f"$ {command}\nprinted:\n{done.stdout}\nnot:\n{shown}"
+            assert expected(shown).fullmatch(done.stdout), f"$ {command}\nprinted:\n{done.stdout}\nnot:\n{shown}"
             assert done.returncode == (2 if "error 23" in done.stdout else 0), command
         assert is_cut(alice)
         assert goes_on(bob)

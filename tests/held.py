@@ -1,0 +1,47 @@
+"""Sessions that a test holds and looks after, while commands are run on the gateway and on its authority."""
+
+import os
+import ssl
+import subprocess
+
+import pytest
+
+from tests.e2e.conftest import PORTGUARD
+
+_PATIENCE_S = 20
+
+
+def portguard(gateway, *words, code=0):
+    """Run a command in the gateway's folder; return its standard output."""
+    environment = os.environ | {"PORTGUARD_CA": "ca", "PORTGUARD_CONFIG": "portguard.toml"}
+    done = subprocess.run(
+        [*PORTGUARD, *words], cwd=gateway.folder, env=environment, capture_output=True, text=True,
+        timeout=_PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def held(gateway, name):
+    client = gateway.connect("echo", name)
+    client.settimeout(_PATIENCE_S)
+    assert goes_on(client)
+    return client
+
+
+def goes_on(client):
+    client.sendall(b"more")
+    return client.recv(10) == b"more"
+
+
+def is_cut(client):
+    """Wait for its end, of which the client can tell that it was none in order."""
+    with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
+        client.recv(10)
+    return True
+
+
+def is_refused(gateway, name):
+    with pytest.raises(OSError, match=r"EOF|reset|alert"), gateway.connect("echo", name) as client:
+        client.recv(1)
+    return True
