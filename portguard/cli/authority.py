@@ -74,7 +74,7 @@ def _issue_options(command: _Command) -> _Command:
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def ca() -> None:
-    """Make a certificate authority, look at it, sign its lists."""
+    """Make, show and renew a certificate authority and its lists."""
 
 
 ca.add_command(crl)

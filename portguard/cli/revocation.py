@@ -34,15 +34,17 @@ from portguard.pki.revocation import WrittenLists, write_lists
 from portguard.pki.revocation import revoke as revoke_certificates
 from portguard.pki.store import Record
 
+_REASONS = tuple(reason for reason in RevocationReason if reason is not RevocationReason.CA_COMPROMISE)
+
 
 def _reason(_context: click.Context, _parameter: click.Parameter, given: str | None) -> RevocationReason | None:
     """Read a reason as RFC 5280 and openssl spell it, in any case, or with hyphens between its words."""
     if given is None:
         return None
-    for reason in RevocationReason:
+    for reason in _REASONS:
         if reason.lower() == given.replace("-", "").lower():
             return reason
-    raise click.BadParameter(f"expected {', '.join(RevocationReason)}, got {given!r}")
+    raise click.BadParameter(f"expected {', '.join(_REASONS)}, got {given!r}")
 
 
 @click.command("revoke", short_help="Revoke certificates, and write the revocation list.")
@@ -58,7 +60,7 @@ def _reason(_context: click.Context, _parameter: click.Parameter, given: str | N
     "--reason",
     callback=_reason,
     metavar="REASON",
-    help=f"{', '.join(RevocationReason)}. The first is the default.",
+    help=f"{', '.join(_REASONS)}. The first is the default.",
 )
 @authority_option
 @passphrase_option

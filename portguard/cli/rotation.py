@@ -34,6 +34,9 @@ from portguard.pki.rotation import Stage
 @click.option(
     "--root-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the root's key is, if not here."
 )
+@click.option(
+    "--compromised", is_flag=True, help="With --root-dir: revoke the old issuing CA, and with it all it issued."
+)
 @file_option("--root-passphrase-file", "Holds the passphrase of the root's key; else it is that of the other key.")
 @valid_for_option(AUTHORITY_VALID_FOR)
 @key_type_option("EC P-256 or RSA 3072; else as the old one's.")
@@ -44,6 +47,7 @@ def rotate(
     steps: tuple[str, ...],
     force: bool,
     root_dir: Path | None,
+    compromised: bool,
     root_passphrase_file: Path | None,
     valid_for: timedelta,
     key_type: KeyType | None,
@@ -58,13 +62,22 @@ def rotate(
     A root that issues itself is replaced in three steps: without an option it makes the new root beside the old one,
     --switch lets the new one issue, --finish ends the old one. Between them, ca.crt has to reach everybody.
     """
-    step = _only(steps, force=force, root_dir=root_dir, root_passphrase_file=root_passphrase_file)
+    step = _only(steps, force=force, root_dir=root_dir)
+    for option, given in (("--root-passphrase-file", root_passphrase_file), ("--compromised", compromised)):
+        if given and root_dir is None:
+            raise UsageError(f"{option}: expected --root-dir beside it, got none")
     authority = unlocked(directory, passphrase_file)
     now = datetime.now(UTC)
     if root_dir is not None:
         passphrase = _root_passphrase(root_dir, root_passphrase_file, authority.passphrase)
         authority = rotation.replace_issuing(
-            authority, root_dir, at=now, root_passphrase=passphrase, valid_for=valid_for, key_type=key_type
+            authority,
+            root_dir,
+            at=now,
+            root_passphrase=passphrase,
+            valid_for=valid_for,
+            key_type=key_type,
+            compromised=compromised,
         )
         then = f"take {authority.crl_path} to every gateway that names it, before the first new certificate comes there"
     elif step == "finish":
@@ -112,9 +125,7 @@ def _everywhere(authority: Authority) -> str:
     return f"{authority.directory / 'ca.crt'} to every gateway and client, and {authority.crl_path} to every gateway"
 
 
-def _only(
-    steps: tuple[str, ...], *, force: bool, root_dir: Path | None, root_passphrase_file: Path | None
-) -> str | None:
+def _only(steps: tuple[str, ...], *, force: bool, root_dir: Path | None) -> str | None:
     """Return the one step that was asked for, None for the first. Raises UsageError."""
     if len(set(steps)) > 1:
         raise UsageError(f"--{steps[0]}: expected not to be given beside --{steps[1]}")
@@ -123,8 +134,6 @@ def _only(
         raise UsageError(f"--{step}: expected not to be given beside --root-dir")
     if force and step != "finish":
         raise UsageError("--force: expected --finish beside it, got none")
-    if root_passphrase_file is not None and root_dir is None:
-        raise UsageError("--root-passphrase-file: expected --root-dir beside it, got none")
     return step
 
 

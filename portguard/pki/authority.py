@@ -154,8 +154,11 @@ class Authority:
         anchors = _read_anchors(directory / "ca.crt")
         issuer, retired = anchors[0], []
         if (directory / "issuing.crt").exists():
+            if len(anchors) > 1:
+                raise PkiError(directory / "ca.crt", "one CA certificate, beside issuing.crt", f"{len(anchors)}")
             issuer = _read_issuing(directory / "issuing.crt", anchors[0])
-            every = (_read_issuing(path, anchors[0]) for path in sorted(directory.glob("issuing-*.crt")))
+            pattern = f"issuing-{'[0-9a-f]' * 8}.crt"
+            every = (_read_issuing(path, anchors[0]) for path in sorted(directory.glob(pattern)))
             # A rotation that was interrupted leaves a copy of the one in force.
             retired = [each for each in every if each != issuer]
         authority = cls(directory, anchors, issuer, retired)

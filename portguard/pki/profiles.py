@@ -36,7 +36,8 @@ class Kind(StrEnum):
 class RevocationReason(StrEnum):
     """Why a certificate was revoked, in the words of RFC 5280 section 5.3.1.
 
-    Those that an authority of this size can mean: certificateHold is what `portguard lock` does better.
+    Those that an authority of this size can mean: certificateHold is what `portguard lock` does better. cACompromise is
+    for CAs, all others for what they issue.
     """
 
     UNSPECIFIED = "unspecified"
@@ -45,6 +46,7 @@ class RevocationReason(StrEnum):
     SUPERSEDED = "superseded"
     CESSATION_OF_OPERATION = "cessationOfOperation"
     PRIVILEGE_WITHDRAWN = "privilegeWithdrawn"
+    CA_COMPROMISE = "cACompromise"
 
 
 @dataclass(frozen=True, slots=True)

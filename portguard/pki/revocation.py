@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -24,6 +25,8 @@ from portguard.pki.errors import MALFORMED, PkiError
 from portguard.pki.files import PUBLIC, NewFile
 from portguard.pki.profiles import CLOCK_SKEW, Issuer, Kind, Revocation, RevocationReason, Validity
 from portguard.pki.store import Record, Status
+
+_ROOT_LIST = "the revocation list that the root signed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,9 @@ def revoke(
     """
     with files.locked(authority.directory):
         authority = authority.reopened()
-        _signers(authority, at)  # a locked key is told before anything is recorded
+        # What would keep the list from being signed is told before anything is recorded.
+        _signers(authority, at)
+        _root_list(authority)
         chosen = _chosen(authority, serials, identities, at)
         before = [record for record in chosen if record.revocation is not None]
         if reason is not None:
@@ -201,8 +206,8 @@ def _others(authority: Authority, at: datetime) -> list[x509.Certificate]:
     """Return the CAs beside the one that issues of which somebody may still show a certificate."""
     others = [*authority.anchors[1:], *authority.retired]
     if authority.retired:
-        open_ended = [each for each in authority.store.records() if each.not_after >= at - CLOCK_SKEW]
-        left = {each.serial: each for each in (*open_ended, *authority.store.unsettled())}.values()
+        unexpired = [each for each in authority.store.records() if each.not_after >= at - CLOCK_SKEW]
+        left = {each.serial: each for each in (*unexpired, *authority.store.unsettled())}.values()
         retired = [each for each in authority.retired if any(is_issued_by(record, each) for record in left)]
         others = [*authority.anchors[1:], *retired]
     return [each for each in others if at < each.not_valid_after_utc]
@@ -218,14 +223,21 @@ def _root_list(authority: Authority) -> bytes:
     path = authority.root_crl_path
     if path is None:
         return b""
-    expected = "the revocation list that the root signed"
-    pem = files.read(path, expected)
+    if not path.exists():
+        raise PkiError(path, _ROOT_LIST, "no such file; `portguard ca rotate --root-dir` makes it")
+    read_root_list(authority, path)
+    return files.read(path, _ROOT_LIST)
+
+
+def read_root_list(authority: Authority, path: Path) -> x509.CertificateRevocationList:
+    """Read the root's own list, checked against the root's key. Raises PkiError."""
     try:
-        if _signed_by(authority.anchor, _read_lists(pem)) is not None:
-            return pem
+        crl = _signed_by(authority.anchor, _read_lists(files.read(path, _ROOT_LIST)))
     except (Malformed, *MALFORMED) as error:
-        raise PkiError(path, expected, "something else") from error
-    raise PkiError(path, expected, "one with another signature")
+        raise PkiError(path, _ROOT_LIST, "something else") from error
+    if crl is None:
+        raise PkiError(path, _ROOT_LIST, "one with another signature")
+    return crl
 
 
 def _read_lists(content: bytes) -> tuple[x509.CertificateRevocationList, ...]:

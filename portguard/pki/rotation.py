@@ -37,8 +37,8 @@ from portguard.pki.authority import (
 from portguard.pki.errors import PkiError
 from portguard.pki.files import PUBLIC, NewFile
 from portguard.pki.keys import KeyType
-from portguard.pki.profiles import Issuer, Validity
-from portguard.pki.revocation import is_issued_by, write_lists_locked
+from portguard.pki.profiles import Issuer, Revocation, RevocationReason, Validity
+from portguard.pki.revocation import is_issued_by, read_root_list, write_lists_locked
 from portguard.pki.store import Record, Status
 
 
@@ -129,10 +129,12 @@ def replace_issuing(
     root_passphrase: bytes | None = None,
     valid_for: timedelta = AUTHORITY_VALID_FOR,
     key_type: KeyType | None = None,
+    compromised: bool = False,
 ) -> Authority:
     """Let a new issuing CA take over, below the same root; return the authority as it is then.
 
     `root_passphrase` opens the root's key (None: the same passphrase as that of the authority's, if it takes one).
+    With `compromised` the root revokes the old issuing CA, and so all that it has issued, recorded or not.
     Raises UsageError where the root itself issues, PkiError when `root_directory` has no key of this root,
     WrongPassphrase when one of the keys is locked.
     """
@@ -145,7 +147,8 @@ def replace_issuing(
         key, key_file = authority.new_key("issuing", key_type)
         issuing = profiles.issuing(key, authority.trust_domain, validity, root)
         directory, old = authority.directory, authority.issuer
-        _make_root_list(authority, root, at)
+        # First: who repeats a command that was interrupted means this issuing CA, and not the new one.
+        _update_root_list(authority, root, at, revoke=authority.issuer if compromised else None)
         files.publish([key_file])
         retired = certificate_file(directory / f"issuing-{profiles.key_id(old)}.crt", old)
         # One that an interrupted rotation left is the same.
@@ -153,15 +156,29 @@ def replace_issuing(
         return _with_lists(authority, at)
 
 
-def _make_root_list(authority: Authority, root: Issuer, at: datetime) -> None:
-    """Make the root's list where there is none: an authority of before there were lists could never revoke."""
+def _update_root_list(authority: Authority, root: Issuer, at: datetime, *, revoke: x509.Certificate | None) -> None:
+    """Sign the root's list anew, with an entry more, or make the one that an authority of before lists lacks."""
     path = authority.root_crl_path
-    if path is None or path.exists():
-        return  # a list that is there may have entries
+    assert path is not None
+    entries: dict[int, Revocation] = {}
+    if path.exists():
+        if revoke is None:
+            return
+        entries = {each.serial_number: _revocation(each) for each in read_root_list(authority, path)}
+    if revoke is not None:
+        entries.setdefault(revoke.serial_number, Revocation(at.replace(microsecond=0), RevocationReason.CA_COMPROMISE))
     number = authority.store.begin_list(at, authority.store.last_valid_for() or LIST_VALID_FOR)
-    end = root.certificate.not_valid_after_utc
-    validity = Validity.starting(at, end - at, root.certificate)
-    files.publish([NewFile(path, list_pem([], number, validity, root), PUBLIC)])
+    validity = Validity.starting(at, root.certificate.not_valid_after_utc - at, root.certificate)
+    files.publish([NewFile(path, list_pem(entries.items(), number, validity, root), PUBLIC)], overwrite=True)
+
+
+def _revocation(entry: x509.RevokedCertificate) -> Revocation:
+    """Read an entry of the root's list back. A reason that portguard does not use, by another's hand, is left out."""
+    try:
+        reason = RevocationReason(entry.extensions.get_extension_for_class(x509.CRLReason).value.reason.value)
+    except (x509.ExtensionNotFound, ValueError):
+        reason = RevocationReason.UNSPECIFIED
+    return Revocation(entry.revocation_date_utc, reason)
 
 
 def _expect_stage(authority: Authority, expected: Stage | None) -> Authority:

@@ -100,6 +100,7 @@ def test_with_the_root_elsewhere_a_new_issuing_ca_takes_over(made: Portguard) ->
         (["--switch", "--root-dir", "stick"], "--switch: expected not to be given beside --root-dir"),
         (["--force"], "--force: expected --finish beside it, got none"),
         (["--switch", "--force"], "--force: expected --finish beside it, got none"),
+        (["--compromised"], "--compromised: expected --root-dir beside it, got none"),
         (["--root-passphrase-file", "x"], "--root-passphrase-file: expected --root-dir beside it, got none"),
         (["--key-type", "dsa"], "'dsa' is not one of"),
         (["--valid-for", "0s"], "expected "),

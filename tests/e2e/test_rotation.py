@@ -103,7 +103,7 @@ def test_the_commands_of_the_how_to_do_what_it_shows(start_gateway, echo, tmp_pa
     }
     with held(gateway, "alice") as alice, held(gateway, "bob") as bob:
         steps = transcript(_HOWTO)
-        assert len(steps) == 11
+        assert len(steps) == 13
         for command, shown in steps:
             done = subprocess.run(
                 ["bash", "-c", f"{command} 2>&1"], cwd=gateway.folder, env=environment, stdout=subprocess.PIPE,

@@ -151,7 +151,7 @@ def test_with_a_root_elsewhere_the_file_has_lists_of_both_and_a_gateway_reads_th
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (None, "“No such file or directory”"),
+        (None, "no such file; `portguard ca rotate --root-dir` makes it"),
         (b"", "something else"),
         (b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n", "something else"),
         ("ca.crt", "something else"),
@@ -166,6 +166,10 @@ def test_without_the_roots_list_no_list_is_written(
     else:
         path.write_bytes(content if isinstance(content, bytes) else (two_tiers.directory / content).read_bytes())
     before = two_tiers.crl_path.read_bytes()
+    serial = two_tiers.issue_client("alice", at=now).serial
+    with pytest.raises(PkiError, match="root"):
+        revoke(two_tiers, [serial], reason=None, at=now)
+    assert two_tiers.store.unsettled() == []
     with pytest.raises(PkiError, match=f"root.crl: expected the revocation list that the root signed, got {found}"):
         write_lists(two_tiers, at=now)
     assert two_tiers.crl_path.read_bytes() == before

@@ -226,7 +226,7 @@ def test_two_roots_of_different_domains_are_no_authority(authority: Authority, t
             Authority.open(authority.directory)
 
 
-def _crash(step: str, directory: Path, before: str, at: datetime, *more: object) -> None:
+def _crash(step: str, directory: Path, before: str, at: datetime, *more: object, **options: bool) -> None:
     """Take a step in a process that dies when it is about to do `before` with a file of this name."""
     script = (
         "import datetime, os, sys\n"
@@ -237,7 +237,7 @@ def _crash(step: str, directory: Path, before: str, at: datetime, *more: object)
         "os.link = lambda a, b, **k: os._exit(9) if dies(b.name) else link(a, b, **k)\n"
         "os.replace = lambda a, b: os._exit(9) if dies(b.name) else replace(a, b)\n"
         "at = datetime.datetime.fromisoformat(sys.argv[2])\n"
-        f"rotation.{step}(Authority.open(sys.argv[1]), *sys.argv[3:], at=at)\n"
+        f"rotation.{step}(Authority.open(sys.argv[1]), *sys.argv[3:], at=at, **{options!r})\n"
     )
     argv = [sys.executable, "-c", script, str(directory), at.isoformat(), *map(str, more)]
     assert subprocess.run(argv, check=False).returncode == 9
@@ -365,6 +365,43 @@ def test_the_roots_key_takes_its_own_passphrase_or_that_of_the_other(
         with pytest.raises(WrongPassphrase, match=r"root\.key: expected the passphrase"):
             replace_issuing(authority, tmp_path / "stick", at=later, root_passphrase=given)
         assert Authority.open(tmp_path / "ca").retired == ()
+
+
+def test_a_compromised_issuing_ca_is_revoked_with_all_that_it_issued(
+    two_tiers: Authority, stick: Path, now: datetime, later: datetime, verified
+) -> None:
+    old = two_tiers.issue_client("old", at=now)
+    rotated = replace_issuing(two_tiers, stick, at=later, compromised=True)
+    new = rotated.issue_client("new", at=later)
+    assert "certificate revoked" in verified(rotated, old, later)
+    assert verified(rotated, new, later).endswith(": OK\n")
+    assert _revoked(rotated) == [set(), set(), {two_tiers.issuer.serial_number}]
+    # Another one, later: the first stays revoked, also in a rotation without need.
+    again = replace_issuing(rotated, stick, at=later + DAY, compromised=True)
+    both = {two_tiers.issuer.serial_number, rotated.issuer.serial_number}
+    assert _revoked(again)[-1] == both == _revoked(replace_issuing(again, stick, at=later + DAY))[-1]
+    root_list = x509.load_pem_x509_crl((two_tiers.directory / "root.crl").read_bytes())
+    assert root_list.is_signature_valid(two_tiers.anchor.public_key())
+    assert root_list.next_update_utc == two_tiers.anchor.not_valid_after_utc
+    dates = {entry.revocation_date_utc for entry in root_list}
+    reasons = {entry.extensions.get_extension_for_class(x509.CRLReason).value.reason for entry in root_list}
+    assert (dates, reasons) == ({later, later + DAY}, {x509.ReasonFlags.ca_compromise})
+    assert again.store.last_valid_for() == 30 * DAY
+
+
+def test_a_compromise_that_was_interrupted_is_of_the_same_issuing_ca_when_it_is_repeated(
+    two_tiers: Authority, stick: Path, later: datetime
+) -> None:
+    _crash("replace_issuing", two_tiers.directory, "path == 'issuing.crt'", later, stick, compromised=True)
+    rotated = replace_issuing(Authority.open(two_tiers.directory), stick, at=later, compromised=True)
+    assert _revoked(rotated)[-1] == {two_tiers.issuer.serial_number}
+    assert rotated.issuer != two_tiers.issuer
+
+
+def test_two_roots_above_an_issuing_ca_are_no_authority(two_tiers: Authority, authority: Authority) -> None:
+    (two_tiers.directory / "ca.crt").write_bytes(two_tiers.certificate_pem + authority.certificate_pem)
+    with pytest.raises(PkiError, match=r"ca\.crt: expected one CA certificate, beside issuing\.crt, got 2"):
+        Authority.open(two_tiers.directory)
 
 
 def test_an_authority_of_before_there_were_lists_gets_the_roots(two_tiers: Authority, stick: Path, now, later) -> None:
