@@ -18,4 +18,4 @@ _COMMANDS = {
 
 @click.group(cls=LazyGroup, modules=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 def cert() -> None:
-    """Issue certificates, look at them, revoke them, and renew your own."""
+    """Issue certificates, look at them, revoke and renew them."""
