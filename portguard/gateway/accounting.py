@@ -24,7 +24,7 @@ from portguard.gateway.messages import (
     ShareWanted,
     Ticket,
 )
-from portguard.gateway.slots import RECEIVED, SENT, SlotTable
+from portguard.gateway.slot_tables import SlotTables
 from portguard.limits.accounts import Accounts, Warned
 from portguard.limits.bandwidth import Bucket
 from portguard.limits.leases import Answer, Exhausted, Lease, Leases, Recall
@@ -62,7 +62,7 @@ class Accounting:
     def __init__(
         self,
         policy: Policy,
-        slots: SlotTable,
+        slots: SlotTables,
         store: Store,
         *,
         when_unavailable: Literal["refuse", "allow"],
@@ -74,7 +74,7 @@ class Accounting:
         contents = store.contents(now_s)
         self.locks = contents.locks  # that the ledger held; who is in charge of them takes them over
         self.accounts.load(contents.usage)
-        self._moved = partial(_moved, slots)
+        self._moved = slots.moved
         self._leases = Leases(self.accounts, self._moved)
         self._rates = ConnectRates()
         try:
@@ -386,11 +386,6 @@ class Accounting:
 def _answer(answers: Answers) -> None:
     for on_written, written in answers:
         on_written(written)
-
-
-def _moved(slots: SlotTable, slot: int) -> int:
-    base = slots.base(slot)
-    return slots.cells[base + RECEIVED] + slots.cells[base + SENT]
 
 
 def _too_often(role: str, rate: Rate) -> str:

@@ -14,7 +14,7 @@ from typing import Any, TypedDict, TypeVar
 
 from portguard.errors import Refused
 from portguard.gateway.messages import Misconduct
-from portguard.gateway.slots import SlotTable
+from portguard.gateway.slot_tables import SlotTables
 from portguard.limits.ledger import Owner
 from portguard.reasons import Reason
 
@@ -82,7 +82,7 @@ class Admission:
 
     def __init__(
         self,
-        slots: SlotTable,
+        slots: SlotTables,
         *,
         max_pending: int,
         max_pending_per_address: int,
@@ -90,7 +90,6 @@ class Admission:
     ):
         self.sessions: dict[int, Session] = {}  # by slot
         self._slots = slots
-        self._free = list(range(slots.capacity - 1, -1, -1))
         self._max_pending = max_pending
         self._max_pending_per_address = max_pending_per_address
         self._exempt = tuple(exempt)
@@ -132,8 +131,7 @@ class Admission:
             )
             self.sessions[session.slot] = session
             self._count(session)
-        taken = self.sessions.keys()
-        self._free = [slot for slot in self._free if slot not in taken]
+        self._slots.retake(self.sessions)
         for connection, worker, counted in state["pending"]:
             address = None if counted is None else ip_address(counted)
             self._pending[connection] = _Pending(worker, address)
@@ -192,7 +190,7 @@ class Admission:
 
     def check_free(self) -> None:
         """Raise Refused with `gateway_full` when there is no slot for another session. *Fails closed*."""
-        if not self._free:
+        if len(self.sessions) >= self._slots.capacity:
             raise Refused(Reason.GATEWAY_FULL)
 
     def sessions_of(self, owner: Owner) -> int:
@@ -218,8 +216,7 @@ class Admission:
         pending = self._pending[connection]
         self.check_free()
         self._forget(connection)
-        slot = self._free.pop()
-        self._slots.open(slot, pending.worker, now_ns)
+        slot = self._slots.take(pending.worker, now_ns)
         session = Session(session_id, slot, pending.worker, owner, service, client, upstreams, now_ns)
         self.sessions[slot] = session
         self._count(session)
@@ -267,7 +264,6 @@ class Admission:
         _discount(self._per_service, session.service)
         connected_s, upstream = self._slots.connected_s(slot), self.upstream(session)
         received, sent = self._slots.free(slot)
-        self._free.append(slot)
         return Account(session, received, sent, (now_ns - session.opened_ns) / 1e9, connected_s, upstream)
 
     def lose(self, worker: int, now_ns: int) -> list[Account]:

@@ -1,6 +1,5 @@
-"""What the system allows with descriptors: how many a process may have open, and what workers may do with one."""
+"""What the system allows with descriptors: how many a process may have open."""
 
-import fcntl
 import resource
 
 from portguard.errors import ConfigurationError, Problem
@@ -33,11 +32,3 @@ def descriptor_problem(capacity: Capacity, file: str) -> Problem | None:
     room = (hard - beside) // _PER_SESSION
     expected = f"at most {max(room, 0)}, which is what the limit of {hard} open files allows"
     return Problem(file, "capacity.max_sessions", expected, str(capacity.max_sessions))
-
-
-def seal_size(descriptor: int) -> None:
-    """Let nobody change the size of a memory file that allows sealing, fcntl(2).
-
-    A worker in somebody else's hands that made one shorter would end everybody who has it mapped, with SIGBUS.
-    """
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)

@@ -16,9 +16,9 @@ from portguard.gateway import messages
 from portguard.gateway.bundle import Bundle
 from portguard.gateway.notify import Notifier
 from portguard.gateway.reloading import InForce
-from portguard.gateway.slots import SlotTable
+from portguard.gateway.slot_tables import SlotTables
 
-VERSION = 1
+VERSION = 2
 _VARIABLE = "PORTGUARD_HANDOVER"
 
 
@@ -34,7 +34,8 @@ class Handover:
     bound: tuple[int, ...]  # descriptors of the sockets that clients connect to, in the listeners' order
     metrics: int
     control: Mapping[str, Any] = field(repr=False)
-    slots: tuple[int, int]  # descriptor and capacity
+    max_sessions: int
+    slots: tuple[tuple[int, int], ...]  # workers' numbers and the descriptors of their slot tables
     notifier: tuple[str | None, float | None]  # address and interval of keep-alives, in seconds
     state: Mapping[str, Any] = field(repr=False)
 
@@ -43,7 +44,7 @@ class Handover:
         cls,
         in_force: InForce,
         control: ControlSocket,
-        slots: SlotTable,
+        slots: SlotTables,
         notifier: Notifier,
         state: Mapping[str, Any],
     ) -> "Handover":
@@ -59,7 +60,8 @@ class Handover:
                 "inode": control.inode,
                 "warning": control.warning,
             },
-            (slots.descriptor, slots.capacity),
+            slots.capacity,
+            tuple(slots.descriptors),
             notifier.passed_on,
             state,
         )
@@ -68,7 +70,8 @@ class Handover:
     def descriptors(self) -> Iterable[int]:
         """All that the next program goes on with."""
         workers = [descriptor for _, _, descriptor, *_ in self.state["workers"]["workers"]]
-        return (*self.bound, self.metrics, self.control["descriptor"], self.slots[0], *workers)
+        slots = [descriptor for _, descriptor in self.slots]
+        return (*self.bound, self.metrics, self.control["descriptor"], *slots, *workers)
 
     def write(self) -> int:
         """Return the memory file's descriptor. Raises OSError."""
@@ -78,6 +81,7 @@ class Handover:
             "bound": self.bound,
             "metrics": self.metrics,
             "control": dict(self.control),
+            "max_sessions": self.max_sessions,
             "slots": self.slots,
             "notifier": self.notifier,
             "state": self.state,
@@ -106,7 +110,8 @@ class Handover:
             tuple(document["bound"]),
             document["metrics"],
             document["control"],
-            tuple(document["slots"]),
+            document["max_sessions"],
+            tuple((worker, slots) for worker, slots in document["slots"]),
             tuple(document["notifier"]),
             document["state"],
         )

@@ -12,7 +12,8 @@ from typing import Any
 
 from portguard.gateway.admission import Account, Session
 from portguard.gateway.expiries import certificate_expiries, crl_expiries
-from portguard.gateway.slots import CONNECTED, RECEIVED, SENT, SlotTable
+from portguard.gateway.slot_tables import SlotsCopy, SlotTables
+from portguard.gateway.slots import CONNECTED, RECEIVED, SENT
 from portguard.gateway.snapshot import Snapshot
 from portguard.limits.accounts import QuotaLine
 from portguard.observe.metrics import OTHER, QuotaUse, Reading, Totals
@@ -35,7 +36,7 @@ class Meter:
 
     def __init__(
         self,
-        slots: SlotTable,
+        slots: SlotTables,
         sessions: Mapping[int, Session],
         *,
         written: Callable[[str, str], str],
@@ -177,7 +178,7 @@ class Moment:
 
     totals: Totals
     sessions: Mapping[int, Session]
-    cells: memoryview = field(repr=False)  # the slot table
+    slots: SlotsCopy = field(repr=False)
     labels: Mapping[tuple[str, str], str] = field(repr=False)
     active: Counter[tuple[str, str]]  # live sessions by service and role
     up: Mapping[str, bool]
@@ -185,14 +186,14 @@ class Moment:
 
     def add_live(self) -> Iterator[None]:
         """Add what live sessions have moved, some at a time: with thousands, others want to run in between."""
-        totals, cells = self.totals, self.cells
+        totals, slots = self.totals, self.slots
         for number, (slot, session) in enumerate(self.sessions.items(), start=1):
             self.active[session.service, session.owner.role] += 1
-            base = SlotTable.base(slot)
-            if cells[base + CONNECTED]:
+            cells = slots[slot]
+            if cells[CONNECTED]:
                 key = self.labels.get((session.owner.trust, session.owner.name), OTHER), session.service
-                totals.received[key] += cells[base + RECEIVED]
-                totals.sent[key] += cells[base + SENT]
+                totals.received[key] += cells[RECEIVED]
+                totals.sent[key] += cells[SENT]
             if number % _SESSIONS_AT_A_TIME == 0:
                 yield
 

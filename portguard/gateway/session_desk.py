@@ -13,7 +13,8 @@ from operator import itemgetter
 from portguard.control.access import Level, Peer
 from portguard.control.routes import Arguable, Arguments, BadArgument, NotFound, Pieces, Route
 from portguard.gateway.admission import Session
-from portguard.gateway.slots import ACTIVITY, CONNECTED, RECEIVED, SENT, UPSTREAM, SlotTable
+from portguard.gateway.slot_tables import SlotsCopy, SlotTables
+from portguard.gateway.slots import ACTIVITY, CONNECTED, RECEIVED, SENT, UPSTREAM
 from portguard.identity.names import Identity, Malformed, Namespace, parse_identity
 from portguard.reasons import Reason
 
@@ -35,19 +36,19 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class _Moment:
-    """The slot table at one moment: sessions may end, and their slots be others', while an answer is made."""
+    """The slots at one moment: sessions may end, and their slots be others', while an answer is made."""
 
-    cells: memoryview
+    slots: SlotsCopy
     now_ns: int
     now_s: float
     namespace: Namespace
 
     def moved(self, session: Session) -> int:
-        base = SlotTable.base(session.slot)
-        return self.cells[base + RECEIVED] + self.cells[base + SENT]
+        cells = self.slots[session.slot]
+        return cells[RECEIVED] + cells[SENT]
 
     def idle_ns(self, session: Session) -> int:
-        return max(0, self.now_ns - self.cells[SlotTable.base(session.slot) + ACTIVITY])
+        return max(0, self.now_ns - self.slots[session.slot][ACTIVITY])
 
     def written(self, session: Session) -> str:
         return Identity(session.owner.trust, session.owner.name).written(self.namespace.default)
@@ -95,7 +96,7 @@ class SessionDesk:
     def __init__(
         self,
         sessions: Mapping[int, Session],
-        slots: SlotTable,
+        slots: SlotTables,
         namespace: Callable[[], Namespace],
         end: Callable[[Session, Reason], None],
         clock: Clock | None = None,
@@ -173,10 +174,10 @@ class SessionDesk:
 
 
 def _line(moment: _Moment, session: Session) -> dict[str, object]:
-    base, cells = SlotTable.base(session.slot), moment.cells
+    cells = moment.slots[session.slot]
     age_ns = max(0, moment.now_ns - session.opened_ns)
     opened = datetime.fromtimestamp(moment.now_s - age_ns / _NS, UTC)
-    reached = cells[base + UPSTREAM]
+    reached = cells[UPSTREAM]
     return {
         "session": session.id,
         "identity": moment.written(session),
@@ -189,11 +190,11 @@ def _line(moment: _Moment, session: Session) -> dict[str, object]:
         "service": session.service,
         "role": session.owner.role,
         "upstream": session.upstreams[reached - 1] if 0 < reached <= len(session.upstreams) else None,
-        "connected": cells[base + CONNECTED] > 0,
+        "connected": cells[CONNECTED] > 0,
         "worker": session.worker,
         "opened": opened.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "age": round(age_ns / _NS, 3),
         "idle": round(moment.idle_ns(session) / _NS, 3),
-        "received": cells[base + RECEIVED],
-        "sent": cells[base + SENT],
+        "received": cells[RECEIVED],
+        "sent": cells[SENT],
     }

@@ -1,7 +1,8 @@
-"""The slot table: what each live session has moved, in memory that supervisor and workers share.
+"""The slot table: what each live session of a worker has moved, in memory that it shares with the supervisor alone.
 
 A worker adds to its sessions' slots as bytes move; the supervisor reads them, also after the worker was killed, so
-that nothing counted is lost. A slot is eight unsigned 64-bit numbers, one cache line:
+that nothing counted is lost. Slots are numbered through the whole gateway: with tables of 100, worker 2 has those from
+200 to 299. A slot is eight unsigned 64-bit numbers, one cache line:
 
     0 STATE      FREE or OPEN, for whoever looks at the memory: nobody here goes by it
     1 WORKER     the number of the worker that carries the session
@@ -14,8 +15,8 @@ that nothing counted is lost. A slot is eight unsigned 64-bit numbers, one cache
 
 Aligned 64-bit stores are whole on the platforms that the gateway runs on, so a reader never sees half a number.
 
-A worker that is in somebody else's hands can write whatever it likes into all of it. So which slots are free is not
-read from here (`admission` knows), and its size is sealed (`descriptors`).
+A worker that is in somebody else's hands can write whatever it likes into its own. So no other worker has it, which
+slots are free is not read from here (`slot_tables` knows), and its size is sealed.
 """
 
 import mmap
@@ -24,12 +25,12 @@ import os
 STATE, WORKER, RECEIVED, SENT, ACTIVITY, OPENED, CONNECTED, UPSTREAM = range(8)
 FREE, OPEN = range(2)
 
-_FIELDS = 8
-_SLOT_BYTES = _FIELDS * 8
+FIELDS = 8
+_SLOT_BYTES = FIELDS * 8
 
 
 class SlotTable:
-    """The table over a shared memory file. `cells` is all its numbers; a slot begins at `base(slot)`."""
+    """The table of one worker, over a memory file. `cells` is all its numbers; a slot begins at `base(slot)`."""
 
     def __init__(self, descriptor: int, capacity: int):
         self.descriptor = descriptor
@@ -44,10 +45,15 @@ class SlotTable:
         os.ftruncate(descriptor, capacity * _SLOT_BYTES)
         return cls(descriptor, capacity)
 
-    @staticmethod
-    def base(slot: int) -> int:
-        """Return the index in `cells` at which `slot` begins."""
-        return slot * _FIELDS
+    def close(self) -> None:
+        """Let go of the memory and its descriptor."""
+        self.cells.release()
+        self._memory.close()
+        os.close(self.descriptor)
+
+    def base(self, slot: int) -> int:
+        """Return the index in `cells` at which `slot` begins, one of the worker's own."""
+        return slot % self.capacity * FIELDS
 
     def open(self, slot: int, worker: int, now_ns: int) -> None:
         """Begin a session in a slot, whatever is in it; that it is free is for the caller to know."""
@@ -58,10 +64,6 @@ class SlotTable:
         self.cells[base + ACTIVITY] = self.cells[base + OPENED] = now_ns
         self.cells[base + STATE] = OPEN
 
-    def opened_ns(self, slot: int) -> int:
-        """When the session in `slot` was admitted, time.monotonic_ns()."""
-        return self.cells[self.base(slot) + OPENED]
-
     def connected_s(self, slot: int) -> float | None:
         """How long the session in `slot` took to connect to its service; None until bytes can pass."""
         return self.cells[self.base(slot) + CONNECTED] / 1e9 or None
@@ -71,9 +73,14 @@ class SlotTable:
         number = self.cells[self.base(slot) + UPSTREAM]
         return number - 1 if number else None
 
-    def copy(self) -> memoryview:
-        """Return all numbers as they are now, which is quick."""
-        return memoryview(self.cells.tobytes()).cast("Q")
+    def moved(self, slot: int) -> int:
+        """How many bytes the session in `slot` has moved, both ways together."""
+        base = self.base(slot)
+        return self.cells[base + RECEIVED] + self.cells[base + SENT]
+
+    def copy(self, count: int) -> memoryview:
+        """Return the numbers of the first `count` slots as they are now, which is quick."""
+        return memoryview(self.cells[: count * FIELDS].tobytes()).cast("Q")
 
     def free(self, slot: int) -> tuple[int, int]:
         """End the session in `slot`, whatever is in it; return its final (received, sent)."""

@@ -13,13 +13,13 @@ from portguard.gateway.activation import receive
 from portguard.gateway.audit_trail import AuditTrail, open_recorder
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.configuration import Configuration
-from portguard.gateway.descriptors import raise_descriptor_limit, seal_size
+from portguard.gateway.descriptors import raise_descriptor_limit
 from portguard.gateway.handover import Handover
 from portguard.gateway.host import host_warnings
 from portguard.gateway.listeners import listen, listeners
 from portguard.gateway.notify import Notifier
 from portguard.gateway.reloading import InForce
-from portguard.gateway.slots import SlotTable
+from portguard.gateway.slot_tables import SlotTables
 from portguard.gateway.snapshot import build
 from portguard.gateway.supervisor import Supervisor
 from portguard.observe import log
@@ -48,8 +48,7 @@ def _begin(configuration_path: str) -> int:
         log.event("warning", "configuration.warning", message=warning)
     raise_descriptor_limit(configuration.capacity, configuration_path)
     bound, metrics = listen(configuration, snapshot.policy, handed_over)
-    slots = SlotTable.create(configuration.capacity.max_sessions)
-    seal_size(slots.descriptor)
+    slots = SlotTables(configuration.capacity.max_sessions)
     return _serve(InForce(bundle, snapshot, tuple(bound), metrics), slots, notifier, None)
 
 
@@ -61,7 +60,8 @@ def _take_over(handover: Handover) -> int:
     clients, metrics = handover.sockets()
     bound = tuple(zip(listeners(configuration, snapshot.policy), clients, strict=True))
     in_force = InForce(handover.bundle, snapshot, bound, metrics)
-    return _serve(in_force, SlotTable(*handover.slots), Notifier(*handover.notifier), handover)
+    slots = SlotTables.adopted(handover.max_sessions, handover.slots)
+    return _serve(in_force, slots, Notifier(*handover.notifier), handover)
 
 
 def _as_taken_over(configuration: Configuration, handover: Handover) -> Configuration:
@@ -69,11 +69,11 @@ def _as_taken_over(configuration: Configuration, handover: Handover) -> Configur
     return replace(
         configuration,
         gateway=replace(configuration.gateway, control=handover.control["path"]),
-        capacity=replace(configuration.capacity, max_sessions=handover.slots[1]),
+        capacity=replace(configuration.capacity, max_sessions=handover.max_sessions),
     )
 
 
-def _serve(in_force: InForce, slots: SlotTable, notifier: Notifier, handover: Handover | None) -> int:
+def _serve(in_force: InForce, slots: SlotTables, notifier: Notifier, handover: Handover | None) -> int:
     configuration = in_force.snapshot.configuration
     ledger = open_ledger(configuration)
     recorder = open_recorder(configuration)

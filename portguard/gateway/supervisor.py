@@ -55,7 +55,7 @@ from portguard.gateway.renewing import Renewals
 from portguard.gateway.scrape import scrape
 from portguard.gateway.session_desk import SessionDesk
 from portguard.gateway.sessions import Sessions
-from portguard.gateway.slots import SlotTable
+from portguard.gateway.slot_tables import SlotTables
 from portguard.gateway.snapshot import Snapshot
 from portguard.gateway.standing import Standings
 from portguard.gateway.status import StatusDesk, Watched
@@ -78,7 +78,7 @@ class Supervisor:
     def __init__(
         self,
         in_force: InForce,
-        slots: SlotTable,
+        slots: SlotTables,
         control: ControlSocket,
         floods: log.Floods,
         trail: AuditTrail,
@@ -256,6 +256,7 @@ class Supervisor:
             await self._control.stop()
         for worker in self._workers:
             self._sessions.lost(worker)
+        self._slots.close()
         await self._accounting.stop()
         await self._trail.stop(code)
         self._notifier.close()

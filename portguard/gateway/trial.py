@@ -14,7 +14,7 @@ from portguard.errors import PortguardError
 from portguard.gateway.admission import Admission
 from portguard.gateway.bundle import Bundle
 from portguard.gateway.handover import Handover, NotTakenOver
-from portguard.gateway.slots import SlotTable
+from portguard.gateway.slot_tables import SlotTables
 from portguard.gateway.snapshot import Snapshot, build
 from portguard.gateway.workers import Workers
 from portguard.limits.accounts import Accounts
@@ -26,7 +26,9 @@ _WORKER_S = 120.0
 
 def _understand(handover: Handover, snapshot: Snapshot) -> None:
     """Take the books over, as far as that needs nothing but memory."""
-    state, slots = handover.state, SlotTable.create(handover.slots[1])
+    state, slots = handover.state, SlotTables(handover.max_sessions)
+    for worker, _ in handover.slots:
+        slots.add(worker)
     Admission(slots, max_pending=1, max_pending_per_address=1).restore(state["admission"])
     limits = {role.name: role.limits for role in snapshot.policy.roles}
     accounts = Accounts(limits, snapshot.policy.zone, time.time())
@@ -44,7 +46,7 @@ async def _start_worker(bundle: Bundle) -> None:
 
     workers = Workers(
         bundle,
-        SlotTable.create(1),
+        SlotTables(1),
         on_message=lambda _worker, _message: None,
         on_ready=lambda: found(True),
         on_gone=lambda _worker: found(False),

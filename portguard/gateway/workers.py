@@ -26,7 +26,7 @@ from portguard.gateway.messages import (
     Stop,
 )
 from portguard.gateway.processes import Adopted, Process, start, wait_or_kill
-from portguard.gateway.slots import SlotTable
+from portguard.gateway.slot_tables import SlotTables
 from portguard.observe import log
 from portguard.reasons import Reason
 
@@ -67,8 +67,9 @@ class Workers:
     """All workers. Iterating gives those whose channel is open. Belongs to the running loop.
 
     `on_message(worker, message)` gets what is not about the process itself. `on_ready()` is called when a worker has
-    begun to serve, `on_gone(worker)` when one is no more, after its last message. `on_exit(worker, status)` has the
-    exit status of one that ended unasked, negative for a signal. `greeting()` is what each is told before all else.
+    begun to serve, `on_gone(worker)` when one is no more, after its last message; its slots can be read until that
+    returns. `on_exit(worker, status)` has the exit status of one that ended unasked, negative for a signal.
+    `greeting()` is what each is told before all else.
 
     A worker parses what strangers send, and may come into the hands of one. Of whom `on_message` raises Misconduct, or
     that says nonsense, nothing is heard any more: it is killed, and its sessions are lost with it.
@@ -77,7 +78,7 @@ class Workers:
     def __init__(
         self,
         bundle: Bundle,
-        slots: SlotTable,
+        slots: SlotTables,
         *,
         on_message: Callable[[Worker, Message], None],
         on_ready: Callable[[], None],
@@ -287,13 +288,18 @@ class Workers:
 
     def _start_one(self) -> None:
         """Start one more. Raises OSError."""
-        ours, theirs = Channel.pair()
-        arguments = [theirs.fileno(), self._slots.descriptor, self._slots.capacity]
+        table = self._slots.add(self._next_number)
         try:
-            with theirs:
-                process = start(arguments, arguments[:2])
+            ours, theirs = Channel.pair()
+            arguments = [theirs.fileno(), table.descriptor, table.capacity]
+            try:
+                with theirs:
+                    process = start(arguments, arguments[:2])
+            except OSError:
+                ours.close()
+                raise
         except OSError:
-            ours.close()
+            self._slots.drop(self._next_number)
             raise
         self._add(Worker(self._next_number, process), ours)
         self._next_number += 1
@@ -381,6 +387,7 @@ class Workers:
                 self._deaths_in_a_row = 0
             self._start_one_later()
         self._on_gone(worker)
+        self._slots.drop(worker.number)
 
     def _reap_later(self, worker: Worker) -> None:
         """Collect the process, which is ending or has."""

@@ -65,7 +65,7 @@ class Holding:
     def unspent(self) -> int:
         """What is leased and not used yet.
 
-        Counts are in memory that any worker may write to. Whatever they say, it is between nothing and all.
+        Counts are in memory that the worker writes to. Whatever they say, it is between nothing and all.
         """
         left = self.leased - self.spent - sum(self.moved(slot) - before for slot, before in self.slots.items())
         return max(0, min(left, self.leased - self.spent))

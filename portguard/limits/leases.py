@@ -172,7 +172,7 @@ class Leases:
         """Enter what a live session without a lease has moved; nothing for others, and for one that has ended."""
         self._accounts.roll(now_s)
         session = self._sessions.get(slot)
-        # Less than before is a count that somebody else has written, or bytes that did not get out: they do again.
+        # Less than before is a count that its worker has forged, or bytes that did not get out: they do again.
         if session is not None and session.holding is None and (moved := self._moved(slot)) > session.noted:
             self._accounts.use(session.account, moved - session.noted)
             session.noted = moved

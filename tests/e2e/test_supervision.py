@@ -112,11 +112,63 @@ def test_a_fault_of_the_supervisor_is_one_line_and_it_goes_on(start_after):
     assert not any(line.startswith(("Traceback", "  File")) for line in gateway.log.splitlines())
 
 
-def test_a_worker_cannot_take_the_slot_table_away_from_the_others(start_gateway, echo):
+def slot_tables(pid):
+    """The memory files of slot tables that a process has, as paths that open them, and which file each is."""
+    folder = f"/proc/{pid}/fd"
+    paths = [f"{folder}/{name}" for name in os.listdir(folder)]
+    return {os.stat(path).st_ino: path for path in paths if "portguard-slots" in os.readlink(path)}
+
+
+def command(gateway, *arguments):
+    argv = [*PORTGUARD, *arguments, "-c", str(gateway.folder / "portguard.toml")]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout
+
+
+def live(gateway):
+    lines = json.loads(command(gateway, "sessions", "list", "--json"))["sessions"]
+    return {line["worker"]: (line["received"], line["sent"], line["idle"]) for line in lines}
+
+
+def test_each_worker_has_a_slot_table_of_its_own_and_a_new_one_gets_another(start_gateway, echo):
     gateway = start_gateway({"echo": echo})
-    worker = workers(gateway)[0]
-    folder = f"/proc/{worker}/fd"
-    table = next(name for name in os.listdir(folder) if "portguard-slots" in os.readlink(f"{folder}/{name}"))
-    with open(f"{folder}/{table}", "r+b") as file, pytest.raises(PermissionError):
-        os.ftruncate(file.fileno(), 0)
+    victim, other = workers(gateway)
+    (before,), (kept,) = slot_tables(victim), slot_tables(other)
+    assert before != kept
+    assert slot_tables(gateway.program.process.pid).keys() == {before, kept}
+    os.kill(victim, signal.SIGKILL)
+    gateway.wait_for_log("worker.exit ")
+    gateway.program.wait_until(lambda: len(workers(gateway)) == 2, "another worker came")
+    (new,) = set(workers(gateway)) - {other}
+    gateway.program.wait_until(lambda: len(slot_tables(new)) == 1, "it has a slot table")
+    (after,) = slot_tables(new)
+    gateway.program.wait_until(
+        lambda: slot_tables(gateway.program.process.pid).keys() == {after, kept}, "the supervisor let go of the first"
+    )
+
+
+def test_a_worker_that_writes_over_all_the_counts_it_has_forges_no_other_worker_s(start_gateway, echo):
+    gateway = start_gateway({"echo": echo})
+    with gateway.connect("echo") as one, gateway.connect("echo") as two:
+        for client in (one, two):
+            client.sendall(b"hello")
+            assert client.recv(100) == b"hello"
+        status = json.loads(command(gateway, "status", "--json"))
+        pids = {each["worker"]: each["pid"] for each in status["workers"]}
+        hostile, other = sorted(live(gateway))
+        for path in slot_tables(pids[hostile]).values():
+            with open(path, "r+b") as file:
+                file.write(b"\x01" * os.fstat(file.fileno()).st_size)
+        counts = live(gateway)
+        assert counts[hostile][0] == 0x0101010101010101
+        assert counts[other][:2] == (5, 5)
+        assert counts[other][2] < 3600  # else its idle time is forged
+        os.kill(pids[other], signal.SIGKILL)
+        gateway.wait_for_log("session.close .*received=5 sent=5 .*reason=worker_lost")
+
+
+def test_a_worker_cannot_take_the_slot_table_away_from_the_supervisor(start_gateway, echo):
+    gateway = start_gateway({"echo": echo})
+    for path in slot_tables(workers(gateway)[0]).values():
+        with open(path, "r+b") as file, pytest.raises(PermissionError):
+            os.ftruncate(file.fileno(), 0)
     echoes(gateway)

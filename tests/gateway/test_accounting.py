@@ -12,7 +12,7 @@ from portguard.gateway import accounting
 from portguard.gateway.accounting import Accounting
 from portguard.gateway.admission import Account, Client, Session
 from portguard.gateway.messages import Leased, LeaseReturned, LeaseWanted, Regranted, ShareWanted, Ticket
-from portguard.gateway.slots import RECEIVED, SENT, SlotTable
+from portguard.gateway.slots import RECEIVED, SENT
 from portguard.identity.names import Namespace
 from portguard.limits.leases import FIRST_BYTES
 from portguard.limits.ledger import Owner, RateRow
@@ -20,6 +20,7 @@ from portguard.policy.quantities import Period
 from portguard.policy.read import read_policy
 from portguard.reasons import Reason
 from tests.ledger_double import MemoryLedger
+from tests.slots import Slots
 
 MB = 1_000_000
 ALICE, BOB = Owner("team", "local", "alice"), Owner("team", "local", "bob")
@@ -47,11 +48,10 @@ class Books:
 
     def __init__(self, limits="", ledger=None, when_unavailable="refuse"):
         self.ledger = MemoryLedger() if ledger is None else ledger
-        self.slots = SlotTable.create(8)
+        self.slots = Slots(8, *range(4))
         self.sent = []
         self.came = asyncio.Event()
         self.warned = []
-        self._free = list(range(8))
         self.accounting = Accounting(
             policy_with(limits),
             self.slots,
@@ -72,8 +72,7 @@ class Books:
     async def open(self, owner=ALICE, worker=0):
         """A session that was checked and let in, and all that follows from it."""
         self.accounting.check(owner)
-        slot = self._free.pop()
-        self.slots.open(slot, worker, 0)
+        slot = self.slots.take(worker, 0)
         session = Session("ab" * 16, slot, worker, owner, "db", CLIENT, (), 0)
         self.ticket = self.accounting.open(7, session)
         if self.ticket.lease_bytes:
@@ -82,17 +81,15 @@ class Books:
         return session
 
     def move(self, session, received=0, sent=0):
-        base = self.slots.base(session.slot)
-        self.slots.cells[base + RECEIVED] += received
-        self.slots.cells[base + SENT] += sent
+        cells = self.slots[session.slot]
+        cells[RECEIVED] += received
+        cells[SENT] += sent
 
     def moved(self, session):
-        base = self.slots.base(session.slot)
-        return self.slots.cells[base + RECEIVED] + self.slots.cells[base + SENT]
+        return self.slots.moved(session.slot)
 
     def end(self, session):
         self.accounting.ended(Account(session, *self.slots.free(session.slot), 1.0, 0.1, None))
-        self._free.append(session.slot)
 
     async def say(self, worker, message):
         self.accounting.on_message(worker, message)
@@ -316,8 +313,8 @@ async def test_what_a_session_moved_is_in_the_ledger_to_the_byte_once_nobody_dra
 
 async def test_a_session_that_was_never_opened_ends_without_a_trace():
     books = Books('quota = ["1MB/day"]')
-    books.slots.open(3, 0, 0)
-    books.end(Session("ab" * 16, 3, 0, ALICE, "db", CLIENT, (), 0))
+    slot = books.slots.take(0, 0)
+    books.end(Session("ab" * 16, slot, 0, ALICE, "db", CLIENT, (), 0))
     await books.accounting.stop()
     assert books.ledger.rows == {}
 

@@ -5,9 +5,10 @@ import pytest
 from portguard.errors import Refused
 from portguard.gateway.admission import Admission, Client
 from portguard.gateway.messages import Misconduct
-from portguard.gateway.slots import CONNECTED, RECEIVED, SENT, UPSTREAM, SlotTable
+from portguard.gateway.slots import CONNECTED, RECEIVED, SENT, UPSTREAM
 from portguard.limits.ledger import Owner
 from portguard.reasons import Reason
+from tests.slots import Slots
 
 HERE, THERE = ip_address("192.0.2.1"), ip_address("2001:db8::1")
 SECOND_NS = 1_000_000_000
@@ -17,7 +18,7 @@ ALICE, BOB = Owner("team", "local", "alice"), Owner("team", "local", "bob")
 
 @pytest.fixture
 def slots():
-    return SlotTable.create(2)
+    return Slots(2, 0, 1, 2, 4)
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_of_ipv6_all_addresses_of_a_network_of_64_bits_count_together(admission)
 
 def test_an_exempt_address_of_ipv6_is_that_one_and_not_its_network():
     exempt = [ip_network("2001:db8::7/128")]
-    admission = Admission(SlotTable.create(1), max_pending=9, max_pending_per_address=1, exempt=exempt)
+    admission = Admission(Slots(1, 0), max_pending=9, max_pending_per_address=1, exempt=exempt)
     for _ in range(3):
         admission.begin(0, ip_address("2001:db8::7"))
     admission.begin(0, ip_address("2001:db8::8"))
@@ -169,15 +170,15 @@ def test_an_unknown_connection_is_not_admitted(admission):
 
 def test_the_end_of_a_session_tells_what_it_moved_and_frees_its_slot(admission, slots):
     session = admit(admission, admission.begin(4, HERE), now_ns=SECOND_NS)
-    slots.cells[slots.base(session.slot) + RECEIVED] = 10
-    slots.cells[slots.base(session.slot) + SENT] = 20
+    slots[session.slot][RECEIVED] = 10
+    slots[session.slot][SENT] = 20
     account = admission.end(session.slot, 3 * SECOND_NS)
     assert (account.session, account.received, account.sent, account.duration_s) == (session, 10, 20, 2.0)
     with pytest.raises(KeyError):
         admission.end(session.slot, 3 * SECOND_NS)
     for _ in range(2):
         again = admit(admission, admission.begin(0, THERE))
-        assert slots.cells[slots.base(again.slot) + RECEIVED] == 0
+        assert slots[again.slot][RECEIVED] == 0
 
 
 def test_a_worker_that_is_lost_takes_only_its_own_along(admission):
@@ -230,7 +231,7 @@ def test_the_load_of_a_worker_counts_connections_and_sessions(admission):
 
 def test_the_end_of_a_session_tells_how_long_its_service_took_to_reach(admission, slots):
     reached, unreached = (admit(admission, admission.begin(0, HERE)) for _ in range(2))
-    slots.cells[slots.base(reached.slot) + CONNECTED] = SECOND_NS // 4
+    slots[reached.slot][CONNECTED] = SECOND_NS // 4
     assert admission.end(reached.slot, SECOND_NS).connected_s == 0.25
     assert admission.end(unreached.slot, SECOND_NS).connected_s is None
     again = admit(admission, admission.begin(0, HERE))
@@ -241,7 +242,7 @@ def test_the_end_of_a_session_tells_how_long_its_service_took_to_reach(admission
 @pytest.mark.parametrize(("cell", "upstream"), [(0, None), (1, "db-1:5432"), (2, "db-2:5432"), (3, None)])
 def test_the_end_of_a_session_tells_which_upstream_it_had_reached(admission, slots, cell, upstream):
     session = admit(admission, admission.begin(0, HERE))
-    slots.cells[slots.base(session.slot) + UPSTREAM] = cell
+    slots[session.slot][UPSTREAM] = cell
     assert admission.upstream(session) == upstream
     assert admission.end(session.slot, SECOND_NS).upstream == upstream
     again = admit(admission, admission.begin(0, HERE))

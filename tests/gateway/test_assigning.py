@@ -10,8 +10,8 @@ from portguard.gateway.admission import Admission
 from portguard.gateway.assigning import Assigner
 from portguard.gateway.messages import Accepted
 from portguard.gateway.meter import Meter
-from portguard.gateway.slots import SlotTable
 from portguard.observe import log
+from tests.slots import Slots
 
 ADDRESS = ("192.0.2.1", 50000)
 
@@ -20,7 +20,7 @@ class Gateway:
     """An assigner, and workers that serve. `passed` is what they got: the worker, the message, and where it came to."""
 
     def __init__(self, *, workers=2, max_pending=9):
-        slots = SlotTable.create(1)
+        slots = Slots(1, *range(workers))
         self.admission = Admission(slots, max_pending=max_pending, max_pending_per_address=9)
         self.meter = Meter(slots, self.admission.sessions, written=lambda trust, name: name, max_identities=9)
         self.passed, self.recorded, self.far_ends = [], [], []

@@ -10,11 +10,12 @@ from portguard.gateway.draining import Drained
 from portguard.gateway.meter import Loaded, Meter
 from portguard.gateway.reloading import FailedReload
 from portguard.gateway.scrape import scrape
-from portguard.gateway.slots import CONNECTED, RECEIVED, SlotTable
+from portguard.gateway.slots import CONNECTED, RECEIVED
 from portguard.limits.accounts import Accounts
 from portguard.limits.ledger import Owner
 from portguard.policy.model import Limits
 from portguard.policy.quantities import Period, Quota
+from tests.slots import Slots
 
 NOW_S = 1_795_000_000.0
 ALICE = Owner("team", "corp", "alice")
@@ -24,15 +25,15 @@ class Gateway:
     """One session that is connected, of an identity with a quota; `watched` is what a scrape looks at."""
 
     def __init__(self):
-        slots = SlotTable.create(1)
+        slots = Slots(1, 0)
         self.admission = Admission(slots, max_pending=9, max_pending_per_address=9)
         meter = Meter(slots, self.admission.sessions, written=lambda trust, name: name, max_identities=9)
         client = Client((), "1f", "cd" * 32, None)
         about = {"session_id": "ab" * 16, "owner": ALICE, "service": "db", "client": client, "upstreams": ()}
         session = self.admission.admit(self.admission.begin(0, None), **about, now_ns=0)
         meter.admitted(session.slot, 0.002)
-        slots.cells[slots.base(session.slot) + CONNECTED] = 1
-        slots.cells[slots.base(session.slot) + RECEIVED] = 7
+        slots[session.slot][CONNECTED] = 1
+        slots[session.slot][RECEIVED] = 7
         accounts = Accounts({"team": Limits(quota=(Quota(1000, Period.DAY),))}, None, NOW_S)
         accounts.use(accounts.account(ALICE), 400)
         self.ending_s = None

@@ -9,10 +9,11 @@ from portguard.control.access import Level, Peer
 from portguard.control.routes import BadArgument, NotFound
 from portguard.gateway.admission import Admission, Client
 from portguard.gateway.session_desk import Clock, SessionDesk
-from portguard.gateway.slots import ACTIVITY, CONNECTED, RECEIVED, SENT, UPSTREAM, SlotTable
+from portguard.gateway.slots import ACTIVITY, CONNECTED, RECEIVED, SENT, UPSTREAM
 from portguard.identity.names import Namespace
 from portguard.limits.ledger import Owner
 from portguard.reasons import Reason
+from tests.slots import Slots
 
 ROOT = Peer(0, 0, 1, "root")
 NAMESPACE = Namespace({"local": "spiffe", "corp": "email"}, "local", {"x.test": "local"})
@@ -23,7 +24,7 @@ NOW_NS = 5_000 * SECOND_NS
 
 class Desk:
     def __init__(self, capacity=10):
-        self.slots = SlotTable.create(capacity)
+        self.slots = Slots(capacity, 3)
         self.admission = Admission(self.slots, max_pending=10, max_pending_per_address=10)
         self.ended = []
         desk = SessionDesk(
@@ -45,10 +46,10 @@ class Desk:
             upstreams=("db-1:5432", "db-2:5432"),
             now_ns=NOW_NS - age_s * SECOND_NS,
         )
-        base = self.slots.base(opened.slot)
-        self.slots.cells[base + ACTIVITY] = NOW_NS - idle_s * SECOND_NS
-        self.slots.cells[base + RECEIVED], self.slots.cells[base + SENT] = moved
-        self.slots.cells[base + CONNECTED], self.slots.cells[base + UPSTREAM] = 5, 2
+        cells = self.slots[opened.slot]
+        cells[ACTIVITY] = NOW_NS - idle_s * SECOND_NS
+        cells[RECEIVED], cells[SENT] = moved
+        cells[CONNECTED], cells[UPSTREAM] = 5, 2
         return opened
 
     async def list(self, **given):
@@ -114,8 +115,8 @@ async def test_a_session_is_told_in_full(desk):
 
 
 async def test_a_session_that_is_still_connecting_has_no_upstream(desk):
-    base = desk.slots.base(desk.open("ab").slot)
-    desk.slots.cells[base + CONNECTED] = desk.slots.cells[base + UPSTREAM] = 0
+    cells = desk.slots[desk.open("ab").slot]
+    cells[CONNECTED] = cells[UPSTREAM] = 0
     [line] = (await desk.list())["sessions"]
     assert (line["upstream"], line["connected"]) == (None, False)
 

@@ -25,7 +25,7 @@ from portguard.gateway.messages import (
 )
 from portguard.gateway.meter import Meter
 from portguard.gateway.sessions import Sessions
-from portguard.gateway.slots import CONNECTED, RECEIVED, UPSTREAM, SlotTable
+from portguard.gateway.slots import CONNECTED, RECEIVED, UPSTREAM
 from portguard.gateway.snapshot import build
 from portguard.gateway.standing import Standings
 from portguard.limits.ledger import LockRow, LockTarget, Owner
@@ -33,6 +33,7 @@ from portguard.limits.locks import Locks
 from portguard.reasons import Reason
 from tests.gateway_folder import GatewayFolder
 from tests.ledger_double import MemoryLedger
+from tests.slots import Slots
 
 A, B, C = "aa" * 16, "bb" * 16, "cc" * 16
 
@@ -73,7 +74,7 @@ class Gateway:
     def __init__(self, snapshot):
         self.snapshot = snapshot
         self.one, self.other = self.workers = Worker(1), Worker(2)
-        self.slots = SlotTable.create(8)
+        self.slots = Slots(8, 1, 2)
         self.locks = Locks()
         self.ledger = MemoryLedger()
         self.ending = SimpleNamespace(cutting=False)
@@ -261,7 +262,7 @@ def break_the_ledger(gateway):
 
 
 def fill(gateway):
-    while gateway.admission._free:
+    while len(gateway.admission.sessions) < gateway.slots.capacity:
         gateway.open(A, worker=gateway.other)
 
 
@@ -425,7 +426,7 @@ async def test_what_the_gateway_ended_is_told_to_whom_it_belonged_and_what_the_c
 async def test_what_ended_is_counted(gateway):
     for reason in (Reason.KILLED, Reason.WORKER_LOST):
         slot = gateway.open(A)
-        gateway.slots.cells[gateway.slots.base(slot) + CONNECTED] = 1
+        gateway.slots[slot][CONNECTED] = 1
         if reason is Reason.WORKER_LOST:
             gateway.sessions.lost(gateway.one)
         else:
@@ -441,7 +442,7 @@ async def test_what_a_lost_worker_had_leased_and_not_used_is_there_again(gateway
     await asyncio.sleep(0)  # for the ledger to have it
     owner = gateway.live[A].owner
     assert gateway.accounting.accounts.left(owner) < 900_000
-    gateway.slots.cells[gateway.slots.base(slot) + RECEIVED] = 100_000
+    gateway.slots[slot][RECEIVED] = 100_000
     gateway.sessions.lost(gateway.one)
     assert gateway.accounting.accounts.left(owner) == 900_000
 
@@ -451,7 +452,7 @@ async def test_the_end_of_a_lost_session_tells_what_it_had_reached_unless_that_m
     gateway, policy, expected
 ):
     slot = gateway.open(A, policy=policy)
-    gateway.slots.cells[gateway.slots.base(slot) + UPSTREAM] = 1
+    gateway.slots[slot][UPSTREAM] = 1
     assert gateway.sessions.lost(gateway.one) == 1
     upstream = str(gateway.snapshot.policy.services["orders-db"].upstreams[0])
     assert gateway.trail.ended == [(A, "worker_lost", upstream if expected else None)]

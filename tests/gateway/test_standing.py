@@ -28,7 +28,6 @@ from portguard.gateway.messages import (
     decode,
     encode,
 )
-from portguard.gateway.slots import SlotTable
 from portguard.gateway.standing import KEPT, RefusalBook, Standings
 from portguard.identity.names import Identity
 from portguard.limits.ledger import Owner
@@ -37,6 +36,7 @@ from portguard.policy.model import Limits, Role
 from portguard.policy.quantities import Period, Quota, Rate
 from portguard.reasons import Reason
 from tests.ledger_double import MemoryLedger
+from tests.slots import Slots
 
 NOW_S = 1_795_000_000.0
 ALICE, BOB = Identity("local", "alice"), Identity("local", "bob")
@@ -58,7 +58,7 @@ class Desk:
         policy = Policy(roles=[Role(name, (), (), limits) for name, limits in LIMITS.items()])
         self.accounting = Accounting(
             policy,
-            SlotTable.create(1),
+            Slots(1, 0),
             MemoryLedger(),
             when_unavailable="refuse",
             send=lambda *_: None,
@@ -261,10 +261,10 @@ async def test_when_there_is_something_left_again_it_is_still_told_that_it_was_t
 
 
 async def test_when_what_is_left_is_in_another_s_use_it_is_still_told_that_it_was_the_quota(desk):
-    session = Session("ef" * 16, 0, 1, owner(ALICE), "db", Client((), "1f", "cd" * 32, None), (), 0)
+    session = Session("ef" * 16, 0, 0, owner(ALICE), "db", Client((), "1f", "cd" * 32, None), (), 0)
     desk.accounting.open(7, session)
     while desk.accounting.accounts.left(owner(ALICE)) > 0:
-        desk.accounting.on_message(1, LeaseWanted(0, empty=False))
+        desk.accounting.on_message(0, LeaseWanted(0, empty=False))
     desk.ended(ALICE, Reason.QUOTA_EXHAUSTED)
     [refusal] = desk.past(ALICE)
     assert refusal.message == "the quota is used up"

@@ -34,7 +34,6 @@ from portguard.gateway.messages import (
 )
 from portguard.gateway.notify import Notifier
 from portguard.gateway.reloading import InForce
-from portguard.gateway.slots import SlotTable
 from portguard.gateway.snapshot import build
 from portguard.gateway.supervisor import Supervisor
 from portguard.observe import log
@@ -42,6 +41,7 @@ from portguard.reasons import Reason
 from tests.gateway_folder import GatewayFolder
 from tests.ledger_double import MemoryLedger
 from tests.peers import until
+from tests.slots import Slots
 
 A, B, C = "aa" * 16, "bb" * 16, "cc" * 16
 ROOT = Peer(0, 0, 1, "root")
@@ -97,7 +97,7 @@ async def supervisor(tmp_path, trail):
     control = listen(str(tmp_path / "control.sock"), "root", bundle.configuration_path)
     with socket.socket() as metrics:
         in_force = InForce(bundle, build(bundle), (), metrics)
-        yield Supervisor(in_force, SlotTable.create(8), control, log.Floods(), trail, MemoryLedger(), Notifier())
+        yield Supervisor(in_force, Slots(8, 1, 2), control, log.Floods(), trail, MemoryLedger(), Notifier())
     control.close()
     loop.set_exception_handler(handler)
 

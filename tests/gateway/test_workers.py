@@ -31,10 +31,10 @@ from portguard.gateway.messages import (
     Rechecked,
     Stop,
 )
-from portguard.gateway.slots import SlotTable
 from portguard.gateway.workers import NotPrepared, Workers
 from portguard.observe import log
 from tests.gateway_folder import GatewayFolder
+from tests.slots import Slots
 
 _PATIENCE_S = 20
 
@@ -147,7 +147,7 @@ def bundle(tmp_path):
 async def workers(bundle, told, processes, delays, lines):
     workers = Workers(
         bundle,
-        SlotTable.create(1),
+        Slots(1),
         on_message=lambda worker, message: told("message", worker.number, message),
         on_ready=lambda: told("ready"),
         on_gone=lambda worker: told("gone", worker.number),
@@ -216,8 +216,12 @@ async def test_a_worker_of_another_version_is_killed_and_replaced(workers, proce
 async def test_without_memory_for_the_bundle_a_worker_is_killed_and_replaced(
     workers, processes, told, lines, monkeypatch
 ):
-    def fail(*_):
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    make = os.memfd_create
+
+    def fail(name, flags):
+        if name == "portguard-bundle":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return make(name, flags)
 
     monkeypatch.setattr(os, "memfd_create", fail)
     workers.start(1)
