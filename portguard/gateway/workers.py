@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from portguard.errors import PortguardError
@@ -36,6 +36,7 @@ _HUNG_S = 30.0  # without a beat; reading a very large policy takes a good part 
 _UNHEARD_S = 5.0  # between two ticks: the supervisor itself was stopped
 _FRESH_S = 5.0  # a beat comes every second
 _ANSWER_S = 120.0  # to a configuration to make ready, or sessions to look at
+_LONGEST_FAILURE = 1000
 _FLUSH_S = 2.0  # for what was said to workers
 
 
@@ -43,7 +44,7 @@ _Answer = Prepared | Rechecked | None
 
 
 class NotPrepared(PortguardError):
-    """A worker cannot work by a configuration that was found to be good: the host, or one of the two, is at fault."""
+    """Workers cannot work by a configuration that was found to be good: the host, or one of the two, is at fault."""
 
 
 class Worker:
@@ -190,45 +191,87 @@ class Workers:
             worker.channel.send(message)
 
     async def prepare(self, bundle: Bundle) -> None:
-        """Have all that serve make ready to work by another bundle. Raises NotPrepared when one of them is not able to.
+        """Have all that serve make ready to work by another bundle. Raises NotPrepared when they are not able to.
 
-        One that ends meanwhile does not count: its replacement gets what is in force then.
+        Those who are not, while as many others are, are broken or in somebody else's hands: they are killed, or one of
+        them could keep a configuration that takes a right away from all. One that ends meanwhile does not count: its
+        replacement gets what is in force then.
         """
         self._reload += 1
-        workers = [worker for worker in self if worker.retiring or worker.number in self.serving]
-        answers = []
+        failures = await self._make_ready(
+            [worker for worker in self if worker.retiring or self._serves(worker)], bundle
+        )
+        if again := [worker for worker, failure in failures.items() if failure is not None]:
+            # All at once they may have met a bound of the host's, which one by itself does not.
+            for worker in again:
+                del failures[worker]
+            failures |= await self._make_ready(again, bundle)
+        unable = []
+        for worker in failures:
+            if worker.retiring:
+                worker.channel.send(Stop(Reason.POLICY_CHANGED))  # what it cannot look at by the new one must end
+            else:
+                unable.append(worker)
+        able = sum(worker.prepared is bundle for worker in self.serving.values() if not worker.retiring)
+        for worker in unable:
+            failure = failures[worker] or f"no answer within {_ANSWER_S:.0f} s"
+            if len(unable) > able:  # the supervisor has found it good, too, so at a tie they are in the minority
+                raise NotPrepared(f"worker {worker.number}: expected it to take the configuration, got {failure}")
+            self._disown(worker, Misconduct(f"reload: expected it to take what others took, got {failure}"))
+
+    async def _make_ready(self, workers: Iterable[Worker], bundle: Bundle) -> dict[Worker, str | None]:
+        """Have them make ready; return those that are there and are not, and why. None: they did not answer in time.
+
+        Raises NotPrepared.
+        """
+        answers = {}
         for worker in workers:
             try:
                 descriptor = _memory_file(bundle)
             except OSError as error:
                 raise NotPrepared(f"expected memory for the configuration, got {error.strerror}") from error
-            answers.append(self._ask(worker, Prepare(self._reload), descriptor))
+            answers[worker] = self._ask(worker, Prepare(self._reload), descriptor)
         if answers:
-            await asyncio.wait(answers, timeout=_ANSWER_S)
-        for worker, answer in zip(workers, answers, strict=True):
+            await asyncio.wait(answers.values(), timeout=_ANSWER_S)
+        failures = {}
+        for worker, answer in answers.items():
             said = answer.result() if answer.done() else None
             if isinstance(said, Prepared) and said.failure is None:
                 worker.prepared = bundle
-            elif worker.retiring:
-                worker.channel.send(Stop(Reason.POLICY_CHANGED))  # what it cannot look at by the new one must end
-            elif worker.number in self.serving:
-                failure = said.failure if isinstance(said, Prepared) else f"no answer within {_ANSWER_S:.0f} s"
-                raise NotPrepared(f"worker {worker.number}: expected it to take the configuration, got {failure}")
+            elif worker.retiring or self._serves(worker):
+                failure = said.failure if isinstance(said, Prepared) else None
+                failures[worker] = failure and failure[:_LONGEST_FAILURE]
+        return failures
+
+    def _serves(self, worker: Worker) -> bool:
+        return worker.number in self.serving
 
     def apply(self, bundle: Bundle) -> Awaitable[int]:
         """Have all work by a bundle that they are prepared for, from the next message on that they are sent.
 
-        The answer is how many sessions that closes, once all have been looked at.
+        The answer is how many sessions that closes, once all have been looked at. *Fails closed*: who does not say that
+        it has looked at its own is killed.
         """
         self._bundle = bundle
-        answers = []
+        answers = {}
         for worker in self:
             if worker.prepared is bundle:
                 worker.bundle = bundle
-                answers.append(self._ask(worker, Apply(self._reload)))
+                answers[worker] = self._ask(worker, Apply(self._reload))
             elif worker.bundle is not None and not worker.retiring:  # it was started while the others were made ready
                 self._configure(worker, VERSION)
-        return _closed_by(answers)
+        return self._closed_by(answers)
+
+    async def _closed_by(self, answers: Mapping[Worker, "asyncio.Future[_Answer]"]) -> int:
+        if not answers:
+            return 0
+        done, _ = await asyncio.wait(answers.values(), timeout=_ANSWER_S)
+        for worker, answer in answers.items():
+            if answer not in done:
+                self._disown(
+                    worker, Misconduct(f"reload: expected sessions looked at within {_ANSWER_S:.0f} s, got no end")
+                )
+        return sum(said.closed for answer in done if isinstance(said := answer.result(), Rechecked))
 
     def _ask(self, worker: Worker, message: Message, descriptor: int | None = None) -> "asyncio.Future[_Answer]":
         """Send a message that is answered; the answer is None when the worker ends without one."""
@@ -403,13 +446,6 @@ class Workers:
         task = asyncio.create_task(reap(), name=f"reap worker {worker.number}")
         self._reaping.add(task)
         task.add_done_callback(self._reaping.discard)
-
-
-async def _closed_by(answers: Sequence["asyncio.Future[_Answer]"]) -> int:
-    if not answers:
-        return 0
-    done, _ = await asyncio.wait(answers, timeout=_ANSWER_S)
-    return sum(said.closed for answer in done if isinstance(said := answer.result(), Rechecked))
 
 
 def _memory_file(bundle: Bundle) -> int:

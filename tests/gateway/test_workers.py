@@ -519,15 +519,106 @@ async def test_without_any_worker_there_is_nothing_to_wait_for(workers, processe
     assert processes[0].bundle == other_bundle
 
 
-async def test_one_that_is_not_able_to_is_named_and_none_is_told_to_apply(workers, processes, told, other_bundle):
+async def refuse(process, failure, count=2):
+    """Be asked to make ready as often as that, and not be able to."""
+    for asked in range(1, count + 1):
+        await heard(process, asked)
+        process.channel.send(Prepared(1, failure))
+
+
+@pytest.mark.parametrize(("count", "unable"), [(1, 1), (3, 2)])
+async def test_where_fewer_are_able_to_than_are_not_one_is_named_and_none_is_told_to_apply(
+    workers, processes, told, lines, other_bundle, count, unable
+):
+    serve = await serving(workers, processes, told, count)
+    preparing = asyncio.create_task(workers.prepare(other_bundle))
+    for process in serve[unable:]:
+        await heard(process, 1)
+        process.channel.send(Prepared(1, None))
+    await asyncio.gather(*(refuse(process, "ValueError: no") for process in serve[:unable]))
+    with pytest.raises(NotPrepared, match=r"^worker 0: .* take the configuration, got ValueError: no"):
+        await preparing
+    assert {type(message) for process in serve for message in process.heard} == {Prepare}
+    assert not any(process.killed for process in serve)
+    assert lines("worker.misconduct") == []
+
+
+async def test_one_that_is_not_able_to_is_asked_again_by_itself(workers, processes, told, lines, other_bundle):
     one, other = await serving(workers, processes, told)
     preparing = asyncio.create_task(workers.prepare(other_bundle))
-    await heard(one, 1)
+    await refuse(one, "OSError: no memory", 1)
+    assert one.heard == [Prepare(1)]  # while the other is at it
+    await heard(other, 1)
+    other.channel.send(Prepared(1, None))
+    await heard(one, 2)
+    assert one.bundle == other_bundle
     one.channel.send(Prepared(1, None))
-    other.channel.send(Prepared(1, "ValueError: no"))
-    with pytest.raises(NotPrepared, match=r"^worker 1: .* take the configuration, got ValueError: no"):
-        await preparing
-    assert [one.heard, other.heard] == [[Prepare(1)]] * 2
+    await preparing
+    assert (one.heard, other.heard) == ([Prepare(1)] * 2, [Prepare(1)])
+    assert lines("worker.misconduct") == []
+
+
+@pytest.mark.parametrize(("count", "unable"), [(2, 1), (3, 1), (4, 2)])
+async def test_those_who_refuse_what_as_many_others_took_are_killed_and_the_others_go_on(
+    workers, processes, told, lines, other_bundle, count, unable
+):
+    serve = await serving(workers, processes, told, count)
+    preparing = asyncio.create_task(workers.prepare(other_bundle))
+    for process in serve[unable:]:
+        await heard(process, 1)
+        process.channel.send(Prepared(1, None))
+    await asyncio.gather(*(refuse(process, "x" * 5000) for process in serve[:unable]))
+    await preparing
+    assert [process.killed for process in serve] == [True] * unable + [False] * (count - unable)
+    assert len(lines("worker.misconduct")) == unable
+    assert all(f"got {'x' * 1000}" in line and "x" * 1001 not in line for line in lines("worker.misconduct"))
+    closing = asyncio.ensure_future(workers.apply(other_bundle))
+    for process in serve[unable:]:
+        assert (await heard(process, 2))[1] == Apply(1)
+        process.channel.send(Rechecked(1, 1))
+    assert await closing == count - unable
+    await told.until(lambda: len(processes) == count + unable)
+    processes[-1].channel.send(Hello(VERSION))
+    await heard(processes[-1], 1)
+    assert processes[-1].bundle == other_bundle
+
+
+@pytest.fixture
+def patience_ends(monkeypatch):
+    """Let no answer be waited for that comes after the first one."""
+    wait = asyncio.wait
+    monkeypatch.setattr(asyncio, "wait", lambda answers, timeout: wait(answers, return_when=asyncio.FIRST_COMPLETED))
+
+
+@pytest.mark.usefixtures("patience_ends")
+async def test_one_that_does_not_answer_while_another_does_is_killed(workers, processes, told, lines, other_bundle):
+    one, other = await serving(workers, processes, told)
+    preparing = asyncio.create_task(workers.prepare(other_bundle))
+    await heard(other, 1)
+    other.channel.send(Prepared(1, None))
+    await preparing
+    assert (one.killed, one.heard) == (True, [Prepare(1)])
+    (line,) = lines("worker.misconduct")
+    assert "reload: expected it to take what others took, got no answer within 120 s" in line
+
+
+async def test_one_that_does_not_say_that_it_has_looked_at_its_sessions_is_killed(
+    workers, processes, told, lines, other_bundle, request
+):
+    one, other = await serving(workers, processes, told)
+    preparing = asyncio.create_task(workers.prepare(other_bundle))
+    for process in (one, other):
+        await heard(process, 1)
+        process.channel.send(Prepared(1, None))
+    await preparing
+    request.getfixturevalue("patience_ends")
+    closing = asyncio.ensure_future(workers.apply(other_bundle))
+    await heard(other, 2)
+    other.channel.send(Rechecked(1, 3))
+    assert await closing == 3
+    assert (one.killed, other.killed) == (True, False)
+    (line,) = lines("worker.misconduct")
+    assert "reload: expected sessions looked at within 120 s, got no end" in line
 
 
 async def test_one_that_ends_meanwhile_does_not_count(workers, processes, told, other_bundle):

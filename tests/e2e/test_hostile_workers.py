@@ -1,0 +1,115 @@
+"""What one worker in somebody else's hands cannot do to the others, in gateways whose first worker is such a one."""
+
+import contextlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e import conftest
+from tests.e2e.conftest import PORTGUARD
+from tests.echo import echo_service
+from tests.unharmed import echoes, workers
+
+# Runs portguard, and as the first worker a program that is like one of ours but for HOSTILE.
+_GATEWAY = """
+import subprocess, sys
+from portguard.gateway import workers
+from portguard.cli.main import main
+
+start, others = workers.start, []
+
+def start_hostile(arguments, descriptors):
+    if others:
+        return start(arguments, descriptors)
+    others.append(True)
+    command = [sys.executable, "-P", "-c", HOSTILE, *map(str, arguments)]
+    return subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+workers.start = start_hostile
+main()
+"""
+
+_WORKER = """
+import asyncio
+from portguard.gateway import messages, worker
+from portguard.gateway.worker import Worker
+
+{}
+worker.main()
+"""
+
+
+@pytest.fixture
+def echo():
+    with echo_service() as address:
+        yield address
+
+
+@pytest.fixture
+def start_with(start_gateway, echo, monkeypatch):
+    """`start_with(code, **more)` runs a gateway in whose first worker `code` is executed before all else."""
+
+    def run(code, **more):
+        program = f"HOSTILE = {_WORKER.format(code)!r}\n{_GATEWAY}"
+        monkeypatch.setattr(conftest, "PORTGUARD", (sys.executable, "-P", "-c", program))
+        return start_gateway({"echo": echo}, **more)
+
+    return run
+
+
+def command(gateway, *arguments, code=0):
+    argv = [*PORTGUARD, *arguments, "-c", str(gateway.folder / "portguard.toml")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+def pids(gateway):
+    """The processes of workers, by the workers' numbers; the hostile one is 0."""
+    return {each["worker"]: each["pid"] for each in json.loads(command(gateway, "status", "--json"))["workers"]}
+
+
+def deny_everybody(gateway):
+    """Return the policy as it was."""
+    policy = gateway.folder / "policy.toml"
+    before = policy.read_text()
+    policy.write_text(before + '[[deny]]\nmembers = ["alice"]\nservices = ["*"]\n')
+    return before
+
+
+REFUSES = """
+async def refuse(self, descriptor, reload):
+    self._channel.send(messages.Prepared(reload, "MemoryError: no"))
+
+Worker._prepare = refuse
+"""
+
+
+def test_a_worker_that_refuses_every_configuration_keeps_none_from_the_others(start_with):
+    gateway = start_with(REFUSES)
+    with contextlib.ExitStack() as clients:
+        for _ in range(2):
+            clients.enter_context(gateway.connect("echo"))
+        gateway.wait_for_log("session.open", count=2)
+        before = deny_everybody(gateway)
+        assert command(gateway, "reload").startswith("in force: ")
+        gateway.wait_for_log("session.close .*reason=denied")
+        gateway.wait_for_log("session.close .*reason=worker_lost")
+    gateway.wait_for_log("worker.misconduct worker=0 .*MemoryError: no")
+    gateway.program.wait_until(lambda: len(workers(gateway)) == 2, "another worker came")
+    (gateway.folder / "policy.toml").write_text(before)
+    command(gateway, "reload")
+    for _ in range(4):
+        echoes(gateway)
+
+
+def test_a_worker_alone_that_refuses_a_configuration_keeps_its_sessions_and_the_old_one(start_with):
+    gateway = start_with(REFUSES, workers=1)
+    before = workers(gateway)
+    deny_everybody(gateway)
+    answer = command(gateway, "reload", code=1)
+    assert "worker 0: expected it to take the configuration, got MemoryError: no" in answer
+    assert workers(gateway) == before
+    echoes(gateway)
