@@ -27,7 +27,7 @@ from portguard.gateway.messages import (
 from portguard.gateway.slot_tables import SlotTables
 from portguard.limits.accounts import Accounts, Warned
 from portguard.limits.bandwidth import Bucket
-from portguard.limits.leases import Answer, Exhausted, Lease, Leases, Recall
+from portguard.limits.leases import RECALL_TICKS, Answer, Exhausted, Lease, Leases, Recall
 from portguard.limits.ledger import Answers, Owner, Store, UsageRow
 from portguard.limits.rates import ConnectRates
 from portguard.limits.sqlite import SqliteStore
@@ -55,8 +55,8 @@ def open_ledger(configuration: Configuration) -> SqliteStore:
 class Accounting:
     """Who may use how much. It lives in the running loop, and never waits for the disk.
 
-    `send(worker, message)` reaches a worker, and does nothing for one that is gone. `on_warned` is told when a quota
-    is used for the most part.
+    `send(worker, message)` reaches a worker, and does nothing for one that is gone; nor does `on_misconduct(worker,
+    error)`, which ends one. `on_warned` is told when a quota is used for the most part.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Accounting:
         *,
         when_unavailable: Literal["refuse", "allow"],
         send: Callable[[int, Message], None],
+        on_misconduct: Callable[[int, Misconduct], None],
         on_warned: Callable[[Warned], None],
     ):
         now_s = time.time()
@@ -84,6 +85,7 @@ class Accounting:
         self._store = store
         self._refuses = when_unavailable == "refuse"
         self._send = send
+        self._on_misconduct = on_misconduct
         self._on_warned = on_warned
         self._loop = asyncio.get_running_loop()
         store.start(self._deliver)
@@ -94,6 +96,7 @@ class Accounting:
         # Workers that wait for the ledger, and since when: their lease is being written, or could not be.
         self._securing: dict[tuple[int, Owner], float] = {}
         self._stalled: dict[tuple[int, Owner], float] = {}
+        self._untold: Counter[tuple[int, Owner]] = Counter()  # how many leases are being written, by worker and owner
         self._buckets: dict[tuple[Owner, int], Bucket] = {}  # by direction
         self._pouring: dict[tuple[Owner, int], asyncio.TimerHandle] = {}
         self._note_at_s = time.monotonic() + _NOTE_EVERY_S
@@ -261,10 +264,15 @@ class Accounting:
         """Have the ledger hold a lease before it is used."""
         rows = self.accounts.rows_for(lease.owner)
         self._securing.setdefault((lease.worker, lease.owner), time.monotonic())
+        self._untold[lease.worker, lease.owner] += 1
         self._store.write(rows, partial(self._on_secured, lease, rows))
 
     def _on_secured(self, lease: Lease, rows: list[UsageRow], written: bool) -> None:
-        self._securing.pop((lease.worker, lease.owner), None)
+        key = lease.worker, lease.owner
+        self._securing.pop(key, None)
+        self._untold[key] -= 1
+        if not self._untold[key]:
+            del self._untold[key]
         if written:
             self.accounts.written(rows)
             self._act([lease._replace(safe=True)])
@@ -286,6 +294,14 @@ class Accounting:
                 if time.monotonic() - since_s > _LEASE_PATIENCE_S:
                     del waiting[worker, owner]
                     self._send(worker, Closed(self._number(owner), Reason.LEDGER_UNAVAILABLE))
+
+    def _end_hoarders(self) -> None:
+        """Others wait for what was recalled: a worker that keeps it is broken, or in somebody else's hands."""
+        for recall in self._leases.overdue(self._untold):
+            error = (
+                f"account {self._number(recall.owner)}: expected what was recalled within {RECALL_TICKS} s, got less"
+            )
+            self._on_misconduct(recall.worker, Misconduct(error))
 
     # Bandwidth.
 
@@ -338,6 +354,7 @@ class Accounting:
     async def tick(self) -> None:
         """To be called about once a second."""
         self._resume()
+        self._end_hoarders()
         for warned in self.accounts.warnings():
             self._on_warned(warned)
         if time.monotonic() < self._note_at_s:

@@ -120,6 +120,7 @@ class Supervisor:
             ledger,
             when_unavailable=configuration.ledger.when_unavailable,
             send=self._workers.send,
+            on_misconduct=self._workers.disown,
             on_warned=self._on_warned,
         )
         self._standings = Standings(self._accounting, self._admission.sessions_of)

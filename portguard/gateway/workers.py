@@ -73,7 +73,7 @@ class Workers:
     `greeting()` is what each is told before all else.
 
     A worker parses what strangers send, and may come into the hands of one. Of whom `on_message` raises Misconduct, or
-    that says nonsense, nothing is heard any more: it is killed, and its sessions are lost with it.
+    that says nonsense or is disowned, nothing is heard any more: it is killed, and its sessions are lost with it.
     """
 
     def __init__(
@@ -184,6 +184,11 @@ class Workers:
         """Send a message to the worker of that number; nothing when it is gone."""
         if (worker := self._all.get(number)) is not None:
             worker.channel.send(message)
+
+    def disown(self, number: int, error: Misconduct) -> None:
+        """Hear nothing more of the worker of that number, and end it; nothing when it is gone."""
+        if (worker := self._all.get(number)) is not None:
+            self._disown(worker, error)
 
     def tell(self, message: Message) -> None:
         """Send a message to all."""

@@ -5,14 +5,14 @@ A worker holds that of an identity in a role for all the sessions of the two tha
 
     asks        when it has used half of its lease, and once more when it has nothing left
     is leased   bytes, fewer as the quota nears its end; or it waits, while others hold what is left
-    is recalled and gives back what it has not used, because somebody else has nothing
+    is recalled and gives back what it has not used, at once, because somebody else has nothing
     is refused  when nothing is left, and nobody holds anything
 
 and gives back what is left with the last session. How much it has used is told by its sessions' counts, also after it
 was killed. Time is seconds since the epoch.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +25,9 @@ LARGEST_BYTES = 128 * 1024 * 1024
 _GROWTH = 4  # of who asks again, so that a transfer is soon held up no more
 SMALLEST_BYTES = 64 * 1024
 """What is left is shared out in no smaller pieces: the last one goes to one worker as a whole."""
+
+RECALL_TICKS = 10
+"""How often `overdue` is called, about once a second, until a recall should have been answered."""
 
 _SHARES = 4  # a lease is at most this part of what is left, for each worker that holds one
 
@@ -72,6 +75,7 @@ class Leases:
         self._sessions: dict[int, _Session] = {}  # by slot
         self._holdings: dict[tuple[Owner, int], Holding] = {}
         self._waiting: dict[str, list[Holding]] = {}  # by role, first come first served
+        self._recalls: dict[tuple[Owner, int], int] = {}  # under way, and how many ticks ago each began
 
     def are_needed(self, role: str) -> bool:
         """Whether sessions of the role may move leased bytes only."""
@@ -121,6 +125,8 @@ class Leases:
             holding = self._hold(Owner(role, trust, name), worker)
             holding.slots = dict(map(tuple, slots))
             holding.leased, holding.spent, holding.next_bytes, holding.recalled = leased, spent, next_bytes, recalled
+            if recalled:
+                self._recalls[holding.owner, worker] = 0
         for slot, role, trust, name, worker, noted in state["sessions"]:
             owner = Owner(role, trust, name)
             holding_of = None if worker is None else self._holdings[owner, worker]
@@ -206,7 +212,10 @@ class Leases:
             self._put_back(holding, min(unused_bytes, holding.unspent()))
             self._drop_if_over(holding)
         # Also when its sessions have ended and used everything: somebody may have waited to hear so.
-        return self.serve_waiting(owner.role, now_s)
+        answers = self.serve_waiting(owner.role, now_s)
+        if holding is not None and not holding.recalled:  # else it kept what was wanted, which is no answer
+            self._recalls.pop((owner, worker), None)
+        return answers
 
     def recall_excess(self) -> list[Answer]:
         """Have given back what is leased beyond the quotas, which may have become smaller."""
@@ -215,9 +224,25 @@ class Leases:
             for holding in self._holdings.values()
             if not holding.recalled and holding.unspent() > 0 and self._accounts.left(holding.owner) < 0
         ]
-        for holding in excess:
-            holding.recalled = True
-        return [Recall(holding.worker, holding.owner) for holding in excess]
+        return [self._recall(holding) for holding in excess]
+
+    def overdue(self, untold: Container[tuple[int, Owner]]) -> list[Recall]:
+        """Return the recalls that were not answered in time, or without what is wanted. To be called once a second.
+
+        Calls are counted, and not seconds: that this program was stopped for a while is nobody's fault. Workers and
+        owners that are `untold` of a lease cannot give it back, and are given time.
+        """
+        late = []
+        for key, ticks in list(self._recalls.items()):
+            owner, worker = key
+            if (worker, owner) in untold or not self._holdings[key].unspent():
+                self._recalls[key] = 0
+            elif ticks < RECALL_TICKS:
+                self._recalls[key] = ticks + 1
+            else:
+                del self._recalls[key]
+                late.append(Recall(worker, owner))
+        return late
 
     def cancel(self, lease: Lease) -> None:
         """A lease could not be written, and its worker was not told of it."""
@@ -261,10 +286,7 @@ class Leases:
                 answers.append(Exhausted(holding.worker, holding.owner, self._accounts.exhausted(holding.owner, now_s)))
                 continue
             still.append(holding)
-            for rival in rivals:
-                if not rival.recalled:
-                    rival.recalled = True
-                    answers.append(Recall(rival.worker, rival.owner))
+            answers += [self._recall(rival) for rival in rivals if not rival.recalled]
         if still:
             self._waiting[role] = still
         return answers
@@ -287,8 +309,14 @@ class Leases:
         if holding.waiting:
             self._waiting[holding.owner.role].remove(holding)
         del self._holdings[key]
+        self._recalls.pop(key, None)
         for account in self._accounts.charged(holding.owner):
             del account.holdings[key]
+
+    def _recall(self, holding: Holding) -> Recall:
+        holding.recalled = True
+        self._recalls.setdefault((holding.owner, holding.worker), 0)
+        return Recall(holding.worker, holding.owner)
 
     def _rivals(self, owner: Owner) -> Collection[Holding]:
         """Those who draw on the same quotas, itself among them."""
@@ -302,6 +330,8 @@ class Leases:
             share = left // (_SHARES * len(self._rivals(holding.owner)))
             size = min(left, size, max(SMALLEST_BYTES, share))
         holding.leased += size
+        if (holding.owner, holding.worker) in self._recalls:  # of this it may not have heard
+            self._recalls[holding.owner, holding.worker] = 0
         return Lease(holding.worker, holding.owner, size, self._accounts.lease(holding.owner, size))
 
     def _put_back(self, holding: Holding, unused_bytes: int) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import subprocess
 import sys
 
@@ -12,12 +13,13 @@ from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
 from tests.unharmed import echoes, workers
 
-# Runs portguard, and as the first worker a program that is like one of ours but for HOSTILE.
+# Runs portguard, in less patient time, and as the first worker a program that is like one of ours but for HOSTILE.
 _GATEWAY = """
 import subprocess, sys
-from portguard.gateway import workers
 from portguard.cli.main import main
+from portguard.gateway import supervisor, workers
 
+supervisor._TICK_S = 0.1
 start, others = workers.start, []
 
 def start_hostile(arguments, descriptors):
@@ -113,3 +115,39 @@ def test_a_worker_alone_that_refuses_a_configuration_keeps_its_sessions_and_the_
     assert "worker 0: expected it to take the configuration, got MemoryError: no" in answer
     assert workers(gateway) == before
     echoes(gateway)
+
+
+KEEPS = """
+Worker._on_message = lambda self, message, descriptor, heard=Worker._on_message: (
+    None if isinstance(message, messages.Recalled) else heard(self, message, descriptor)
+)
+"""
+
+TEAM = '[[roles]]\nname = "team"\nmembers = ["alice"]\nservices = ["*"]\nquota = ["1MB/month"]\n'
+
+
+def echoed(client, text):
+    client.sendall(text)
+    return client.recv(len(text))
+
+
+def carriers(gateway):
+    """The workers that carry sessions, those of older ones first."""
+    return [each["worker"] for each in json.loads(command(gateway, "sessions", "list", "--json"))["sessions"]]
+
+
+def test_a_worker_that_keeps_a_lease_that_others_need_loses_it(start_with):
+    gateway = start_with(KEEPS, policy=TEAM)
+    with gateway.connect("echo") as one, gateway.connect("echo") as two:
+        for client in (one, two):
+            assert echoed(client, b"hello") == b"hello"
+        other = (two, one)[carriers(gateway).index(0)]
+        with contextlib.suppress(OSError):
+            while echoed(other, bytes(1000)):
+                pass
+        gateway.wait_for_log("session.close .*reason=quota_exhausted")
+    gateway.wait_for_log("worker.misconduct worker=0 .*expected what was recalled within 10 s, got less")
+    gateway.wait_for_log("session.close .*reason=worker_lost")
+    closed = [line for line in gateway.log.splitlines() if " session.close " in line]
+    moved = [int(count) for line in closed for count in re.findall("(?:received|sent)=([0-9]+)", line)]
+    assert sum(moved) == 1_000_000

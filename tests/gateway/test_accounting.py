@@ -14,7 +14,7 @@ from portguard.gateway.admission import Account, Client, Session
 from portguard.gateway.messages import Leased, LeaseReturned, LeaseWanted, Regranted, ShareWanted, Ticket
 from portguard.gateway.slots import RECEIVED, SENT
 from portguard.identity.names import Namespace
-from portguard.limits.leases import FIRST_BYTES
+from portguard.limits.leases import FIRST_BYTES, RECALL_TICKS
 from portguard.limits.ledger import Owner, RateRow
 from portguard.policy.quantities import Period
 from portguard.policy.read import read_policy
@@ -52,12 +52,14 @@ class Books:
         self.sent = []
         self.came = asyncio.Event()
         self.warned = []
+        self.misconduct = []
         self.accounting = Accounting(
             policy_with(limits),
             self.slots,
             self.ledger,
             when_unavailable=when_unavailable,
             send=self._send,
+            on_misconduct=lambda worker, error: self.misconduct.append((worker, str(error))),
             on_warned=self.warned.append,
         )
 
@@ -342,6 +344,52 @@ async def test_a_worker_with_nothing_left_gets_what_one_that_is_lost_had():
     books.accounting.lost(1)
     await asyncio.sleep(0)
     assert books.take_sent() == [leased(0, 1000)]
+
+
+async def test_a_worker_that_keeps_what_was_recalled_is_ended_for_it():
+    books = Books('quota = ["256KiB/day"]')
+    session, other = await books.open(worker=0), await books.open(worker=1)
+    assert await books.use_up(session) == [(1, "Recalled", 0)]
+    for _ in range(RECALL_TICKS):
+        await books.accounting.tick()
+        await books.say(1, LeaseReturned(0, 0))
+    assert books.misconduct == []
+    await books.accounting.tick()
+    assert books.misconduct == [(1, "account 0: expected what was recalled within 10 s, got less")]
+    held = books.take_sent()
+    assert {message[:2] for message in held} == {(1, "Recalled")}
+    books.end(other)
+    books.accounting.lost(1)
+    await asyncio.sleep(0)
+    assert [message[:2] for message in books.take_sent()] == [(0, "Leased")]
+
+
+async def test_a_worker_that_gives_back_what_was_recalled_is_not_ended():
+    books = Books('quota = ["256KiB/day"]')
+    session, _ = await books.open(worker=0), await books.open(worker=1)
+    held = books.sent[1][3]
+    await books.use_up(session)
+    await books.say(1, LeaseReturned(0, held))
+    for _ in range(2 * RECALL_TICKS):
+        await books.accounting.tick()
+    assert books.misconduct == []
+
+
+async def test_a_worker_is_not_ended_for_a_lease_of_which_the_ledger_has_kept_it_untold():
+    books = Books('quota = ["256KiB/day"]', MemoryLedger(prompt=False))
+    one, _ = await books.open(worker=0), await books.open(worker=1)
+    while not any(kind == "Recalled" for _, kind, *_ in books.sent):
+        books.accounting._leases.ask(0, ALICE, time.time(), empty=False)
+        books.move(one, 256 * 1024)
+        await books.say(0, empty())
+    for _ in range(2 * RECALL_TICKS):
+        await books.accounting.tick()
+    assert books.misconduct == []
+    books.ledger.commit()
+    await asyncio.sleep(0)
+    for _ in range(RECALL_TICKS + 2):
+        await books.accounting.tick()
+    assert {worker for worker, _ in books.misconduct} == {1}
 
 
 async def test_who_waits_gets_what_an_administrator_grants():

@@ -87,6 +87,7 @@ class Gateway:
             self.ledger,
             when_unavailable="refuse",
             send=self.send,
+            on_misconduct=lambda *_: None,
             on_warned=lambda _: None,
         )
         self.standings = Standings(self.accounting, self.admission.sessions_of)

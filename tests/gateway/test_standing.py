@@ -62,6 +62,7 @@ class Desk:
             MemoryLedger(),
             when_unavailable="refuse",
             send=lambda *_: None,
+            on_misconduct=lambda *_: None,
             on_warned=lambda _: None,
         )
         self.sessions = {}

@@ -318,6 +318,18 @@ async def test_who_is_killed_for_what_it_said_is_let_go_of_although_a_child_has_
             child.send(b"more")
 
 
+async def test_who_is_disowned_is_killed_and_heard_no_more_and_others_are_not(workers, processes, told, lines):
+    workers.start(2)
+    workers.disown(0, Misconduct("account 3: expected another"))
+    workers.disown(7, Misconduct("account 3: expected another"))  # it is gone
+    processes[0].channel.send(Gone(7, None))
+    await told.until(lambda: len(processes) == 3)
+    assert [process.killed for process in processes] == [True, False, False]
+    assert told.all("gone") == [[0]]
+    assert told.all("message") == []
+    assert len(lines("worker.misconduct")) == 1
+
+
 async def test_all_are_told(workers, processes):
     workers.start(2)
     workers.tell(Stop("killed"))

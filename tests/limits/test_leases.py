@@ -1,5 +1,6 @@
 """Leases: how large, when, to whom, and who is told that there is nothing."""
 
+import json
 from collections import defaultdict
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
@@ -8,7 +9,15 @@ import pytest
 
 from portguard.errors import Refused
 from portguard.limits.accounts import Accounts
-from portguard.limits.leases import FIRST_BYTES, LARGEST_BYTES, SMALLEST_BYTES, Exhausted, Leases, Recall
+from portguard.limits.leases import (
+    FIRST_BYTES,
+    LARGEST_BYTES,
+    RECALL_TICKS,
+    SMALLEST_BYTES,
+    Exhausted,
+    Leases,
+    Recall,
+)
 from portguard.limits.ledger import Owner
 from portguard.policy.model import NO_LIMITS, Limits
 from portguard.policy.quantities import Period, Quota
@@ -199,6 +208,95 @@ def test_two_who_wait_recall_once_and_are_served_in_turn():
     lease, *recalls = s.give_back(W1, 50_000)
     assert (lease.worker, lease.lease_bytes) == (W3, 50_000)
     assert recalls == [Recall(W1, ANNA), Recall(W3, ANNA)]
+
+
+# Recalls that are not answered.
+
+
+@pytest.fixture
+def recalled():
+    """Two workers: what W1 has not used is recalled from it, as W2 waits for it."""
+    s = Stage(day(100_000))
+    s.open(0, W1)
+    s.moved[0] = 10_000
+    s.open(1, W2)
+    s.moved[1] = 100_000 - SMALLEST_BYTES
+    assert s.ask(W2, empty=True) == [Recall(W1, ANNA)]
+    return s
+
+
+def ticks(s, count, untold=()):
+    return [s.leases.overdue(untold) for _ in range(count)]
+
+
+IN_TIME, LATE = [[]] * RECALL_TICKS, [Recall(W1, ANNA)]
+
+
+def test_a_recall_that_is_not_answered_is_overdue_once(recalled):
+    assert ticks(recalled, RECALL_TICKS + 3) == [*IN_TIME, LATE, [], []]
+
+
+def test_a_recall_that_is_answered_is_not_overdue(recalled):
+    ticks(recalled, RECALL_TICKS)
+    recalled.give_back(W1, SMALLEST_BYTES - 10_000)
+    assert ticks(recalled, 20) == [[]] * 20
+
+
+def test_to_answer_again_and_again_and_keep_it_is_no_answer(recalled):
+    for _ in range(RECALL_TICKS):
+        assert recalled.give_back(W1, 0) == [Recall(W1, ANNA)]
+        assert recalled.leases.overdue(()) == []
+    recalled.give_back(W1, 0)
+    assert recalled.leases.overdue(()) == LATE
+
+
+def test_who_uses_up_what_was_recalled_has_nothing_to_give_back(recalled):
+    ticks(recalled, RECALL_TICKS)
+    recalled.moved[0] = SMALLEST_BYTES
+    assert ticks(recalled, 20) == [[]] * 20
+
+
+def test_what_nobody_waits_for_any_more_need_not_be_given_back(recalled):
+    recalled.end(1)
+    recalled.give_back(W2, 0)
+    recalled.leases.lose(W2, recalled.now_s)
+    assert recalled.give_back(W1, 0) == []
+    assert ticks(recalled, 20) == [[]] * 20
+
+
+def test_a_worker_has_the_whole_time_after_it_was_leased_more(recalled):
+    ticks(recalled, RECALL_TICKS)
+    recalled.accounts.grant(ANNA, [Period.DAY], 5000, recalled.now_s)
+    assert len(recalled.ask(W1)) == 1
+    assert ticks(recalled, RECALL_TICKS + 1) == [*IN_TIME, LATE]
+
+
+def test_a_worker_that_was_not_told_of_its_lease_yet_need_not_give_it_back(recalled):
+    untold = {(W1, ANNA)}
+    assert ticks(recalled, 20, untold) == [[]] * 20
+    assert ticks(recalled, RECALL_TICKS + 1) == [*IN_TIME, LATE]
+
+
+def test_a_worker_that_is_lost_is_not_overdue(recalled):
+    ticks(recalled, RECALL_TICKS)
+    recalled.end(0)
+    recalled.leases.lose(W1, recalled.now_s)
+    assert ticks(recalled, 20) == [[]] * 20
+
+
+def test_the_excess_of_a_quota_that_became_smaller_is_overdue_too():
+    s = Stage(day(MANY))
+    s.open(0, W1)
+    s.accounts.configure({"dba": Limits(quota=(day(1),))}, UTC, s.now_s)
+    assert s.leases.recall_excess() == [Recall(W1, ANNA)]
+    assert ticks(s, RECALL_TICKS + 1) == [*IN_TIME, LATE]
+
+
+def test_another_program_waits_for_a_recall_anew(recalled):
+    ticks(recalled, RECALL_TICKS)
+    other = Leases(recalled.accounts, lambda slot: recalled.moved[slot])
+    other.restore(json.loads(json.dumps(recalled.leases.state())))
+    assert [other.overdue(()) for _ in range(RECALL_TICKS + 1)] == [*IN_TIME, LATE]
 
 
 def test_of_a_shared_quota_another_identity_gives_back():
