@@ -37,6 +37,9 @@ _LATEST_S = 0.05
 
 _CLOSE_S = 5.0
 
+_REGRANT_S = 3600.0
+"""How long after a session has moved on another move is taken to come of hours that begin and end, and no reload."""
+
 
 def open_recorder(configuration: Configuration) -> Recorder:
     """Make ready to record as `[audit]` says. Raises ConfigurationError."""
@@ -93,6 +96,9 @@ class AuditTrail:
         self._writer = Writer(recorder, self._deliver)
         self._gates = RefusalGates()
         self._refused_acts = RefusalGates()  # by user
+        self._regrants = RefusalGates()  # by worker, of more than are always recorded
+        self._regranted: dict[str, tuple[int, float]] = {}  # by session: at which load, and when
+        self._loads = 0  # how many policies have come into force
         self._policy: str | None = None  # the revision in force
         self._sessions: dict[str, Fields] = {}  # by id, those whose opening is recorded: what their closing repeats
         # By session id, or what stands for a certificate; in the order of their deadlines.
@@ -114,6 +120,7 @@ class AuditTrail:
         """A policy comes into force, and was `kept` or could not be."""
         snapshot = loading.snapshot
         self._policy = snapshot.revision
+        self._loads += 1
         files = [path for path, _ in policy_files(snapshot.configuration, loading.bundle.files)]
         self._note(
             "policy.load",
@@ -271,17 +278,30 @@ class AuditTrail:
         else:
             self._await_line(f"certificate {serial}", "certificate.issue", fields, on_decided)
 
-    def moved(self, session: Session) -> None:
-        """A live session goes on in another role, or under other limits."""
+    def moved(self, session: Session, now_s: float) -> None:
+        """A live session goes on in another role, or under other limits.
+
+        That is its worker's word, and no worker may fill the disk with it. Once for each policy, and once an hour, it
+        is always recorded; more often only so many a second.
+        """
         about = self._sessions.get(session.id)
-        if about is not None:
-            about = self._sessions[session.id] = {**about, "role": session.owner.role, "policy": self._policy}
-            self._note("session.regrant", about)
+        if about is None:
+            return
+        about = self._sessions[session.id] = {**about, "role": session.owner.role, "policy": self._policy}
+        held_back: int | None = 0
+        loads, at_s = self._regranted.get(session.id, (None, 0.0))
+        if loads != self._loads or now_s - at_s >= _REGRANT_S:
+            self._regranted[session.id] = self._loads, now_s
+        else:
+            held_back = self._regrants.admit(session.worker, {"worker": session.worker}, now_s)
+        if held_back is not None:
+            self._note("session.regrant", {**about, "held_back": held_back or None})
 
     def closed(self, account: Account, reason: str, upstream: str | None) -> None:
         """Record that a session has closed, unless its opening is not recorded."""
         session = account.session
         about = self._sessions.pop(session.id, None)
+        self._regranted.pop(session.id, None)
         waiting = self._waiting.pop(session.id, None)
         if about is None or (waiting is not None and self._withdrawn(waiting)):
             return
@@ -384,6 +404,8 @@ class AuditTrail:
             self._note(event, {**about, "held_back": held_back})
         for about, held_back in self._refused_acts.report(now_s, at_once=at_once):
             self._note("admin.refuse.flood", {**about, "held_back": held_back})
+        for about, held_back in self._regrants.report(now_s, at_once=at_once):
+            self._note("session.regrant.flood", {**about, "held_back": held_back})
 
 
 def _answer(answers: Answers) -> None:

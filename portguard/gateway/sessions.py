@@ -182,7 +182,7 @@ class Sessions:
             return
         session = self._admission.move(request.slot, request.role)
         worker.channel.send(self._accounting.move(session))
-        self._trail.moved(session)
+        self._trail.moved(session, time.monotonic())
 
     def end(self, session: Session, reason: Reason) -> None:
         """Have a session ended that is admitted. One that its worker has not heard of yet ends as soon as it has."""

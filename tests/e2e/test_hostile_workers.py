@@ -151,3 +151,29 @@ def test_a_worker_that_keeps_a_lease_that_others_need_loses_it(start_with):
     closed = [line for line in gateway.log.splitlines() if " session.close " in line]
     moved = [int(count) for line in closed for count in re.findall("(?:received|sent)=([0-9]+)", line)]
     assert sum(moved) == 1_000_000
+
+
+FLOODS = """
+def began(self, live, setup, original=Worker.began):
+    original(self, live, setup)
+    for _ in range(2000):
+        self._channel.send(messages.Regrant(live.slot, live.grant.role))
+
+Worker.began = began
+"""
+
+
+def audited(gateway, event):
+    lines = map(json.loads, (gateway.folder / "state/audit/audit.jsonl").read_text().splitlines())
+    return [line for line in lines if line["event"] == event]
+
+
+def test_a_worker_that_moves_its_sessions_over_and_over_does_not_fill_the_audit(start_with):
+    gateway = start_with(FLOODS, workers=1)
+    echoes(gateway)
+    gateway.program.wait_until(lambda: audited(gateway, "session.close"), "the session's end is in the audit")
+    told = audited(gateway, "session.regrant")
+    assert 1 <= len(told) <= 100  # one a second may come on top of 21
+    assert gateway.program.stop() == 0
+    held_back = sum(line.get("held_back", 0) for line in told + audited(gateway, "session.regrant.flood"))
+    assert len(told) + held_back == 2000

@@ -68,10 +68,10 @@ async def trail(writer, monkeypatch):
     return lambda *, required=True: AuditTrail(None, required=required)
 
 
-def opens(trail):
+def opens(trail, session=SESSION):
     decided = asyncio.get_running_loop().create_future()
     request = SimpleNamespace(
-        session=SESSION,
+        session=session,
         trust="local",
         name="alice",
         source="192.0.2.1",
@@ -155,6 +155,112 @@ async def test_where_the_audit_is_not_required_nobody_waits(trail, writer):
     writer.failing = 5.0
     assert opens(trail).result() is True
     assert writer.events == ["session.open"]
+
+
+# Sessions that go on otherwise.
+
+
+def moves(trail, *, role="team", worker=0, session=SESSION, now_s=0.0, count=1):
+    for _ in range(count):
+        trail.moved(SimpleNamespace(id=session, worker=worker, owner=Owner(role, "local", "alice")), now_s)
+
+
+def open_at_once(trail):
+    opens(trail)
+    return trail
+
+
+def regrants(writer):
+    return [entry.fields for entry in writer.entries if entry.event == "session.regrant"]
+
+
+@pytest.fixture
+def load(tmp_path):
+    """`load(trail)`: another policy comes into force."""
+    bundle = read_bundle(GatewayFolder(tmp_path).configuration)
+    loading = Loading(bundle, build(bundle))
+    return lambda trail: trail.loaded(loading, kept=True)
+
+
+async def test_a_session_that_goes_on_in_another_role_is_recorded_in_that_one(trail, writer):
+    trail = open_at_once(trail(required=False))
+    moves(trail, role="others")
+    trail.closed(account(), Reason.CLIENT_CLOSED, None)
+    assert writer.events == ["session.open", "session.regrant", "session.close"]
+    assert [entry.fields["role"] for entry in writer.entries] == ["team", "others", "others"]
+    assert not regrants(writer)[0]["held_back"]
+
+
+async def test_a_worker_that_moves_a_session_over_and_over_does_not_fill_the_disk(trail, writer):
+    trail = open_at_once(trail(required=False))
+    moves(trail, count=5000)
+    moves(trail, role="others", now_s=1.0, count=5000)
+    assert len(regrants(writer)) <= 25
+    moves(trail, now_s=10.0)
+    assert sum(1 + (fields["held_back"] or 0) for fields in regrants(writer)) == 10_001
+    moves(trail, role="last", now_s=10.0, count=100)
+    trail.closed(account(), Reason.CLIENT_CLOSED, None)
+    assert writer.entries[-1].fields["role"] == "last"  # which is told although its move was held back
+
+
+async def test_moves_that_are_held_back_and_followed_by_none_are_counted_in_a_line_of_their_own(trail, writer):
+    trail = open_at_once(trail(required=False))
+    trail.tick(0.0)
+    moves(trail, worker=3, count=100)
+    told = len(regrants(writer))
+    trail.tick(61.0)
+    assert writer.events[-1] == "session.regrant.flood"
+    assert writer.entries[-1].fields == {"worker": 3, "held_back": 100 - told}
+
+
+async def test_no_worker_s_moves_hide_those_of_another(trail, writer):
+    trail = open_at_once(trail(required=False))
+    moves(trail, worker=1, count=1000)
+    told = len(regrants(writer))
+    moves(trail, worker=2)
+    assert len(regrants(writer)) == told + 1
+
+
+async def test_with_each_policy_a_session_may_move_and_is_recorded(trail, writer, load):
+    trail = open_at_once(trail(required=False))
+    moves(trail, count=1000)
+    told = len(regrants(writer))
+    for _ in range(3):
+        load(trail)
+        moves(trail)
+    assert len(regrants(writer)) == told + 3
+
+
+async def test_hours_that_begin_and_end_move_a_session_and_each_is_recorded(trail, writer):
+    trail = open_at_once(trail(required=False))
+    moves(trail, count=1000)
+    told = len(regrants(writer))
+    for hour in (1, 2):
+        moves(trail, now_s=hour * 3600.0)
+    assert len(regrants(writer)) == told + 2
+    assert not any(fields["held_back"] for fields in regrants(writer)[-2:])
+
+
+async def test_every_session_that_a_policy_moves_is_recorded_however_many_they_are(trail, writer, load):
+    trail = trail(required=False)
+    for number in range(3000):
+        opens(trail, f"{number:032x}")
+    load(trail)
+    for number in range(3000):
+        moves(trail, session=f"{number:032x}")
+    assert len(regrants(writer)) == 3000
+
+
+async def test_nothing_is_remembered_of_a_session_that_has_ended(trail, writer):
+    trail = open_at_once(trail(required=False))
+    moves(trail)
+    trail.closed(account(), Reason.CLIENT_CLOSED, None)
+    moves(trail)
+    assert trail._regranted == {}
+    assert writer.events[-1] == "session.close"
+
+
+# Refusals.
 
 
 async def test_refusals_name_who_is_known_and_strangers_share_one_bound(trail, writer):

@@ -50,7 +50,7 @@ class Trail:
     def opens(self, request, on_decided):
         self.undecided.append(on_decided)
 
-    def moved(self, session):
+    def moved(self, session, now_s):
         self.moved_to.append(session.owner.role)
 
     def closed(self, account, reason, upstream):
