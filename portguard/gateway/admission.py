@@ -253,7 +253,7 @@ class Admission:
 
     def upstream(self, session: Session) -> str | None:
         """The upstream that a session which is open has reached; None while it has not, or when that is not known."""
-        index = self._slots.upstream(session.slot)
+        index = self._slots.of(session.slot).upstream(session.slot)
         return session.upstreams[index] if index is not None and index < len(session.upstreams) else None
 
     def end(self, slot: int, now_ns: int) -> Account:
@@ -262,7 +262,7 @@ class Admission:
         _discount(self._per_worker, session.worker)
         _discount(self._per_owner, session.owner)
         _discount(self._per_service, session.service)
-        connected_s, upstream = self._slots.connected_s(slot), self.upstream(session)
+        connected_s, upstream = self._slots.of(slot).connected_s(slot), self.upstream(session)
         received, sent = self._slots.free(slot)
         return Account(session, received, sent, (now_ns - session.opened_ns) / 1e9, connected_s, upstream)
 

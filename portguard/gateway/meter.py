@@ -112,7 +112,7 @@ class Meter:
     def tick(self) -> None:
         """Count the sessions whose service was reached. To be called now and then, so that none finds all at once."""
         for slot in list(self._connecting):
-            if (connected_s := self._slots.connected_s(slot)) is not None:
+            if (connected_s := self._slots.of(slot).connected_s(slot)) is not None:
                 self._open(self._sessions[slot], connected_s)
 
     def take(self) -> "Moment":

@@ -7,7 +7,7 @@ may come to carry all sessions, so each has room for the whole capacity; memory 
 import fcntl
 from collections.abc import Iterable, Mapping, Sequence
 
-from portguard.gateway.slots import FIELDS, SlotTable
+from portguard.gateway.slots import FIELDS, RECEIVED, SENT, SlotTable
 
 
 class _Shelf:
@@ -89,17 +89,15 @@ class SlotTables:
         shelf.free.append(slot)
         return shelf.table.free(slot)
 
+    def of(self, slot: int) -> SlotTable:
+        """Return the table that has the slot."""
+        return self._shelves[slot // self.capacity].table
+
     def moved(self, slot: int) -> int:
         """How many bytes the session in `slot` has moved, both ways together."""
-        return self._shelves[slot // self.capacity].table.moved(slot)
-
-    def connected_s(self, slot: int) -> float | None:
-        """See `SlotTable`."""
-        return self._shelves[slot // self.capacity].table.connected_s(slot)
-
-    def upstream(self, slot: int) -> int | None:
-        """See `SlotTable`."""
-        return self._shelves[slot // self.capacity].table.upstream(slot)
+        table = self._shelves[slot // self.capacity].table
+        cells, base = table.cells, table.base(slot)
+        return cells[base + RECEIVED] + cells[base + SENT]
 
     def copy(self) -> "SlotsCopy":
         """Return the numbers of all slots as they are now, which is quick: as much as was ever in use is copied."""

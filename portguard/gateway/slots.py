@@ -21,12 +21,14 @@ slots are free is not read from here (`slot_tables` knows), and its size is seal
 
 import mmap
 import os
+import struct
 
 STATE, WORKER, RECEIVED, SENT, ACTIVITY, OPENED, CONNECTED, UPSTREAM = range(8)
 FREE, OPEN = range(2)
 
 FIELDS = 8
 _SLOT_BYTES = FIELDS * 8
+_SLOT = struct.Struct("8Q")
 
 
 class SlotTable:
@@ -57,12 +59,8 @@ class SlotTable:
 
     def open(self, slot: int, worker: int, now_ns: int) -> None:
         """Begin a session in a slot, whatever is in it; that it is free is for the caller to know."""
-        base = self.base(slot)
-        self.cells[base + WORKER] = worker
-        self.cells[base + RECEIVED] = self.cells[base + SENT] = 0
-        self.cells[base + CONNECTED] = self.cells[base + UPSTREAM] = 0
-        self.cells[base + ACTIVITY] = self.cells[base + OPENED] = now_ns
-        self.cells[base + STATE] = OPEN
+        # In the order of above. All at once costs less than one by one.
+        _SLOT.pack_into(self._memory, self.base(slot) * 8, OPEN, worker, 0, 0, now_ns, now_ns, 0, 0)
 
     def connected_s(self, slot: int) -> float | None:
         """How long the session in `slot` took to connect to its service; None until bytes can pass."""
@@ -72,11 +70,6 @@ class SlotTable:
         """The index, in its service's upstreams at admission, of the one that the session in `slot` has reached."""
         number = self.cells[self.base(slot) + UPSTREAM]
         return number - 1 if number else None
-
-    def moved(self, slot: int) -> int:
-        """How many bytes the session in `slot` has moved, both ways together."""
-        base = self.base(slot)
-        return self.cells[base + RECEIVED] + self.cells[base + SENT]
 
     def copy(self, count: int) -> memoryview:
         """Return the numbers of the first `count` slots as they are now, which is quick."""
