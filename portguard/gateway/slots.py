@@ -42,10 +42,17 @@ class SlotTable:
 
     @classmethod
     def create(cls, capacity: int) -> "SlotTable":
-        """Make a table of `capacity` free slots. Its descriptor is what workers open it by, once its size is sealed."""
+        """Make a table of `capacity` free slots. Raises OSError.
+
+        Its descriptor is what its worker opens it by, once its size is sealed.
+        """
         descriptor = os.memfd_create("portguard-slots", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(descriptor, capacity * _SLOT_BYTES)
-        return cls(descriptor, capacity)
+        try:
+            os.ftruncate(descriptor, capacity * _SLOT_BYTES)
+            return cls(descriptor, capacity)
+        except OSError:
+            os.close(descriptor)
+            raise
 
     def close(self) -> None:
         """Let go of the memory and its descriptor."""

@@ -1,3 +1,5 @@
+import errno
+import mmap
 import os
 from collections.abc import Iterator
 
@@ -102,6 +104,22 @@ def test_a_table_that_is_dropped_leaves_no_descriptor_and_one_that_is_made_anew_
     tables.drop(4)
     assert descriptors() == before
     assert not any(tables.add(4).cells)
+
+
+@pytest.mark.parametrize("step", [(os, "ftruncate"), (mmap, "mmap")])
+def test_a_table_that_cannot_be_made_leaves_no_descriptor(
+    tables: SlotTables, monkeypatch: pytest.MonkeyPatch, step: tuple[object, str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    before = descriptors()
+    with monkeypatch.context() as patched:
+        patched.setattr(*step, fail)
+        with pytest.raises(OSError, match="Cannot allocate memory"):
+            tables.add(0)
+    assert descriptors() == before
+    assert tables.descriptors == []
 
 
 def test_another_program_goes_on_with_the_tables_and_with_what_is_counted_in_them(tables: SlotTables) -> None:
