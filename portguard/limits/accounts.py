@@ -4,6 +4,8 @@ An account counts in every period, quota or not, so that a quota that comes late
 What is leased and not used yet counts as used, for as long as it is out. At the turn of a period it is taken off the
 new one: a byte belongs to the period in which it was leased, and one that nobody leased to that in which it is noted.
 
+Where gateways share a ledger, each keeps its own part of every account, and hears what the others have of it.
+
 Time is seconds since the epoch, the calendar's. Nothing here does I/O: `take_rows` tells what is to be written.
 """
 
@@ -15,6 +17,7 @@ from datetime import tzinfo
 from typing import Any, NamedTuple
 
 from portguard.errors import Refused
+from portguard.limits.fleet import Claim, Others
 from portguard.limits.ledger import Owner, UsageRow
 from portguard.limits.periods import Span, span_at, written_end, written_period
 from portguard.policy.model import NO_LIMITS, Limits
@@ -84,6 +87,9 @@ class Account:
     granted: list[int] = field(default_factory=_zeros)
     asked: list[int] = field(default_factory=_zeros)  # what the ledger is to hold: at least `used`, once it is told
     safe: list[int] = field(default_factory=_zeros)  # what the ledger surely holds
+    others_used: list[int] = field(default_factory=_zeros)  # by other gateways, at most
+    others_granted: list[int] = field(default_factory=_zeros)  # at other gateways
+    resets: list[int] = field(default_factory=_zeros)  # of which this gateway knows, where several share a ledger
     warned: set[Period] = field(default_factory=set)
     holdings: dict[tuple[Owner, int], Holding] = field(default_factory=dict)  # by identity's owner and worker
 
@@ -91,11 +97,20 @@ class Account:
         """What is leased and not used yet."""
         return sum(holding.unspent() for holding in self.holdings.values())
 
+    def taken(self, number: int) -> int:
+        """What is used or leased of a period, wherever."""
+        return self.used[number] + self.others_used[number]
+
+    def given(self, number: int) -> int:
+        """What was granted for a period beyond the quotas, wherever."""
+        return self.granted[number] + self.others_granted[number]
+
 
 class Accounts:
-    """All accounts. `limits` are those of the roles, by name."""
+    """All accounts. `limits` are those of the roles, by name; `shared`: other gateways write the same ledger."""
 
-    def __init__(self, limits: Mapping[str, Limits], zone: tzinfo, now_s: float):
+    def __init__(self, limits: Mapping[str, Limits], zone: tzinfo, now_s: float, *, shared: bool = False):
+        self._shared = shared
         self._limits: Mapping[str, Limits] = limits
         self._zone = zone
         self._set_spans([span_at(period, now_s, zone) for period in PERIODS])
@@ -120,6 +135,7 @@ class Accounts:
                 numbers.add(number)
             account.used[number] = account.asked[number] = account.safe[number] = row.used_bytes
             account.granted[number] = row.granted_bytes
+            account.resets[number] = row.resets
             if (row.start_s, row.end_s) != self._spans[number]:
                 account.safe[number] = 0
                 self._changed[row.owner] = account
@@ -141,6 +157,7 @@ class Accounts:
             self._set_spans([span_at(period, now_s, zone) for period in PERIODS])
             for account in self._accounts.values():
                 account.safe = _zeros()
+                account.others_used, account.others_granted, account.resets = _zeros(), _zeros(), _zeros()
                 self._changed[account.owner] = account
         for role in {owner.role for owner in self._accounts}:
             holdings = {
@@ -175,6 +192,8 @@ class Accounts:
         for role, trust, name, used, granted, asked, warned in state["accounts"]:
             account = self.account(Owner(role, trust, name))
             account.used, account.granted, account.asked, account.safe = used, granted, asked, asked.copy()
+            if self._shared:
+                account.safe = _zeros()  # what was to be put aside may have been more than there was
             account.warned = set(map(Period, warned))
             self._ahead[account.owner] = self._changed[account.owner] = account
 
@@ -242,7 +261,7 @@ class Accounts:
             for account in self._looked_at(owner)
             for quota in self.quotas(account.owner)
             for number in [PERIODS.index(quota.period)]
-            if quota.size_bytes + account.granted[number] <= account.used[number] - account.outstanding()
+            if quota.size_bytes + account.given(number) <= account.taken(number) - account.outstanding()
         )
         kind = f"{written_period(quota.period)} quota of {written_size(quota.size_bytes)}"
         return Refused(
@@ -295,6 +314,7 @@ class Accounts:
                     self._changed[account.owner] = account
                 account.used[number] = account.outstanding()
                 account.granted[number] = account.asked[number] = account.safe[number] = 0
+                account.others_used[number] = account.others_granted[number] = account.resets[number] = 0
                 account.warned.discard(period)
         self._set_spans(self._spans)
 
@@ -306,7 +326,7 @@ class Accounts:
             for quota in self.quotas(account.owner):
                 if quota.period not in account.warned and _is_high(account, quota):
                     account.warned.add(quota.period)
-                    used = account.used[PERIODS.index(quota.period)] - account.outstanding()
+                    used = account.taken(PERIODS.index(quota.period)) - account.outstanding()
                     warned.append(Warned(account.owner, quota, used))
             if account.holdings:
                 self._to_check[account.owner] = account
@@ -335,7 +355,7 @@ class Accounts:
         outstanding = account.outstanding()
         lines = []
         for number, (period, span) in enumerate(zip(PERIODS, self._spans, strict=True)):
-            used, granted = account.used[number] - outstanding, account.granted[number]
+            used, granted = account.taken(number) - outstanding, account.given(number)
             if period in limits or used:
                 lines.append(QuotaLine(owner, period, limits.get(period), granted, used, outstanding, span.end_s))
         return lines
@@ -345,7 +365,10 @@ class Accounts:
         self.roll(now_s)
         account = self.account(owner)
         for period in periods:
-            account.used[PERIODS.index(period)] = account.outstanding()
+            number = PERIODS.index(period)
+            self._forget_use(account, number)
+            account.others_used[number] = 0
+            account.resets[number] += self._shared
         account.warned -= set(periods)
         self._changed[owner] = self._ahead[owner] = account
 
@@ -357,6 +380,51 @@ class Accounts:
             account.granted[PERIODS.index(period)] += extra_bytes
         account.warned -= set(periods)
         self._changed[owner] = account
+
+    # What other gateways have.
+
+    def hear(self, news: Iterable[Others], now_s: float, *, all_there_is: bool = False) -> Collection[str]:
+        """Take note of what others have used; return the roles that this concerns.
+
+        `all_there_is`: those who are not named have used nothing. What is of another period is passed over.
+        """
+        self.roll(now_s)
+        if all_there_is:
+            for account in self._accounts.values():
+                account.others_used, account.others_granted = _zeros(), _zeros()
+        roles = set()
+        for others in news:
+            number = PERIODS.index(others.period)
+            if others.start_s != self._spans[number].start_s:
+                continue
+            account = self.account(others.owner)
+            account.others_used[number], account.others_granted[number] = others.used_bytes, others.granted_bytes
+            if others.resets > account.resets[number]:
+                account.resets[number] = others.resets
+                self._forget_use(account, number)
+                account.warned.discard(others.period)
+                self._changed[account.owner] = account
+            self._to_check[account.owner] = account
+            roles.add(others.owner.role)
+        return roles
+
+    def load_late(self, rows: Iterable[UsageRow], now_s: float) -> None:
+        """Add what this gateway had used before it started, which it could not learn then."""
+        self.roll(now_s)
+        for row in rows:
+            number = PERIODS.index(row.period)
+            account = self.account(row.owner)
+            account.resets[number] = row.resets
+            account.used[number] += row.used_bytes
+            account.granted[number] += row.granted_bytes
+            self._changed[row.owner] = self._ahead[row.owner] = self._to_check[row.owner] = account
+
+    def _forget_use(self, account: Account, number: int) -> None:
+        account.used[number] = account.outstanding()
+        if self._shared:
+            # Others go by what the ledger has, and what was put aside before is nobody's any more.
+            account.asked[number] = account.used[number]
+            account.safe[number] = min(account.safe[number], account.asked[number])
 
     # What the ledger is told.
 
@@ -384,6 +452,36 @@ class Accounts:
         self._writing.update((owner, owner.pool))
         return [row for account in self.charged(owner) for row in self._rows(account)]
 
+    def claims_for(self, owner: Owner) -> list[Claim]:
+        """As `rows_for`, of a ledger that others write too: what is to be put aside, if there still is so much.
+
+        After each call you must call `claimed`, or `not_written`.
+        """
+        self._writing.update((owner, owner.pool))
+        claims = []
+        for account in self.charged(owner):
+            sizes: dict[Period, int] = {}
+            for quota in self.quotas(account.owner):
+                sizes[quota.period] = min(quota.size_bytes, sizes.get(quota.period, quota.size_bytes))
+            claims += [
+                Claim(row, needed_bytes, sizes.get(row.period))
+                for row, needed_bytes in zip(self._rows(account), account.used, strict=True)
+            ]
+        return claims
+
+    def claimed(self, owner: Owner, rows: Iterable[UsageRow]) -> None:
+        """The ledger has put aside these rows, of `claims_for` the owner: as much as was needed, or more."""
+        self.not_written(owner)
+        for row in rows:
+            number = PERIODS.index(row.period)
+            account = self._accounts[row.owner]
+            if row.start_s != self._spans[number].start_s or row.resets != account.resets[number]:
+                continue
+            account.safe[number] = max(account.safe[number], row.used_bytes)
+            # While another claim is on its way, a row that says less could follow it and take away what it has got.
+            if not self._writing[row.owner]:
+                account.asked[number] = max(account.used[number], account.safe[number])
+
     def written(self, rows: Iterable[UsageRow]) -> None:
         """The ledger has these rows, which `rows_for` answered."""
         rows = tuple(rows)
@@ -406,13 +504,20 @@ class Accounts:
         left = sys.maxsize
         for quota in self.quotas(account.owner):
             number = PERIODS.index(quota.period)
-            left = min(left, quota.size_bytes + account.granted[number] - account.used[number])
+            left = min(left, quota.size_bytes + account.given(number) - account.taken(number))
         return left
 
     def _rows(self, account: Account) -> list[UsageRow]:
         account.asked = list(map(max, account.asked, account.used))
         return [
-            UsageRow(account.owner, period, *self._spans[number], account.asked[number], account.granted[number])
+            UsageRow(
+                account.owner,
+                period,
+                *self._spans[number],
+                account.asked[number],
+                account.granted[number],
+                account.resets[number],
+            )
             for number, period in enumerate(PERIODS)
         ]
 
@@ -429,5 +534,5 @@ class Accounts:
 
 def _is_high(account: Account, quota: Quota) -> bool:
     number = PERIODS.index(quota.period)
-    used = account.used[number] - account.outstanding()
-    return used >= _WARN_AT * (quota.size_bytes + account.granted[number])
+    used = account.taken(number) - account.outstanding()
+    return used >= _WARN_AT * (quota.size_bytes + account.given(number))

@@ -42,6 +42,7 @@ class UsageRow(NamedTuple):
     end_s: int
     used_bytes: int
     granted_bytes: int  # that an administrator gave beyond the quota, for this period
+    resets: int = 0  # where several gateways share a ledger: after how many resets it counts
 
 
 class RateRow(NamedTuple):

@@ -10,9 +10,10 @@ nor refuses for longer than `per_s`. Putting it forward forgives.
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
+from portguard.limits.fleet import OthersConnects
 from portguard.limits.ledger import Owner, RateRow
 from portguard.policy.quantities import Rate
 
@@ -37,31 +38,39 @@ class Connects:
         self._entries: list[tuple[int, int]] = []
         self._count = 0  # of them all
 
-    def admit(self, now_s: float, rate: Rate) -> float:
+    def admit(self, now_s: float, rate: Rate, others: Iterable["Connects"] = ()) -> float:
         """0.0, and it is counted; or, if that would be one too many, after how many seconds (above 0) to try again.
 
-        What is refused is not counted. After a change of the rate, what is still remembered counts against the new one.
-        *Fails closed*: whatever is not known to the millisecond is taken to be later.
+        `others` are the same owner's connects to other gateways, which count too. What is refused is not counted. After
+        a change of the rate, what is still remembered counts against the new one. *Fails closed*: whatever is not known
+        to the millisecond is taken to be later.
         """
         self.put_back(now_s)
         self._per_s = rate.per_s
         per_ms = rate.per_s * 1000
         floor_ms = math.floor(now_s * 1000)
         self._forget(floor_ms - per_ms)
-        surplus = self._count + 1 - rate.count
+        now_ms = math.ceil(now_s * 1000)
+        elsewhere = [entry for other in others for entry in other.between(floor_ms - per_ms, now_ms)]
+        entries = sorted(self._entries + elsewhere) if elsewhere else self._entries
+        surplus = self._count + sum(count for _, count in elsewhere) + 1 - rate.count
         if surplus <= 0:
-            self._remember(math.ceil(now_s * 1000), per_ms)
+            self._remember(now_ms, per_ms)
             return 0.0
-        over_by = accumulate(count for _, count in self._entries)
-        last_ms = next(last_ms for (last_ms, _), over in zip(self._entries, over_by, strict=True) if over >= surplus)
+        over_by = accumulate(count for _, count in entries)
+        last_ms = next(last_ms for (last_ms, _), over in zip(entries, over_by, strict=True) if over >= surplus)
         # A millisecond more: the sum of two floats may lie just below the instant that is meant.
         return (last_ms + per_ms - floor_ms + 1) / 1000
 
-    def wait_s(self, now_s: float, rate: Rate) -> float:
+    def wait_s(self, now_s: float, rate: Rate, others: Iterable["Connects"] = ()) -> float:
         """What `admit` would answer. Nothing is counted, and nothing forgotten."""
         trial = Connects()
         trial._entries, trial._count = self._entries.copy(), self._count
-        return trial.admit(now_s, rate)
+        return trial.admit(now_s, rate, others)
+
+    def between(self, from_ms: int, now_ms: int) -> Iterator[tuple[int, int]]:
+        """When how many were after `from_ms`; as of now what lies in the future: their clock may be ahead."""
+        return ((min(last_ms, now_ms), count) for last_ms, count in self._entries if last_ms > from_ms)
 
     def put_back(self, now_s: float) -> None:
         """Count as of now what the clock, if it was put back, has in its future."""
@@ -149,6 +158,7 @@ class ConnectRates:
 
     def __init__(self) -> None:
         self._connects: dict[Owner, Connects] = {}
+        self._others: dict[Owner, dict[str, Connects]] = {}  # to other gateways, by those
         self._changed: dict[Owner, None] = {}
         self._many = _FEW_OWNERS
 
@@ -162,7 +172,7 @@ class ConnectRates:
                 self._many = max(_FEW_OWNERS, 2 * len(self._connects))
             connects = self._connects[owner] = Connects()
         end_s = connects.end_s
-        wait_s = connects.admit(now_s, rate)
+        wait_s = connects.admit(now_s, rate, self._elsewhere(owner))
         # Without an admission it ends at another time when the clock was put back, or the rate has another window.
         if not wait_s or connects.end_s != end_s:
             self._changed[owner] = None
@@ -171,7 +181,22 @@ class ConnectRates:
     def wait_s(self, owner: Owner, rate: Rate, now_s: float) -> float:
         """As `Connects.wait_s`."""
         connects = self._connects.get(owner)
-        return connects.wait_s(now_s, rate) if connects is not None else 0.0
+        if connects is None and owner not in self._others:
+            return 0.0
+        return (connects or Connects()).wait_s(now_s, rate, self._elsewhere(owner))
+
+    def hear(self, news: Iterable[OthersConnects], *, all_there_is: bool = False) -> None:
+        """Take note of connects to other gateways. `all_there_is`: what is not named is forgotten.
+
+        Raises ValueError when one is nonsense.
+        """
+        if all_there_is:
+            self._others.clear()
+        for owner, gateway, text in news:
+            self._others.setdefault(owner, {})[gateway] = Connects.from_text(text)
+
+    def _elsewhere(self, owner: Owner) -> Iterable[Connects]:
+        return self._others[owner].values() if owner in self._others else ()
 
     def load(self, rows: Iterable[RateRow]) -> None:
         """Remember what the ledger has. Raises ValueError, and remembers none of them, when one is nonsense."""
@@ -206,3 +231,6 @@ class ConnectRates:
                 self._changed[owner] = None
             if connects.idle(now_s):
                 del self._connects[owner]
+        for owner, others in list(self._others.items()):
+            if all(connects.idle(now_s) for connects in others.values()):
+                del self._others[owner]

@@ -6,6 +6,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from portguard.limits.accounts import Accounts, Holding, QuotaLine, Warned
+from portguard.limits.fleet import Others
 from portguard.limits.ledger import Owner, UsageRow
 from portguard.limits.periods import span_at
 from portguard.policy.model import Limits
@@ -232,3 +233,141 @@ def test_a_grant_lasts_until_its_period_ends():
     assert day_row(asked.take_rows(NOW_S)).granted_bytes == 700
     asked.roll(DAY.end_s)
     assert asked.left(ANNA) == 10_000
+
+
+# Where several gateways share a ledger.
+
+
+def shared(limits=LIMITS):
+    return Accounts({"dba": limits}, UTC, NOW_S, shared=True)
+
+
+def elsewhere(used, granted=0, resets=0, owner=ANNA, start_s=DAY.start_s):
+    return Others(owner, Period.DAY, start_s, used, granted, resets)
+
+
+def test_what_others_have_used_is_not_left_and_is_shown():
+    asked = shared()
+    assert asked.hear([elsewhere(4_000, granted=500)], NOW_S) == {"dba"}
+    assert asked.left(ANNA) == 10_000 + 500 - 4_000
+    assert asked.lines_of(ANNA, NOW_S) == [QuotaLine(ANNA, Period.DAY, 10_000, 500, 4_000, 0, DAY.end_s)]
+
+
+def test_what_others_have_used_in_another_period_is_left():
+    asked = shared()
+    assert asked.hear([elsewhere(4_000, start_s=DAY.start_s - 86_400)], NOW_S) == set()
+    assert asked.left(ANNA) == 10_000
+    asked.hear([elsewhere(4_000)], NOW_S)
+    assert asked.lines_of(ANNA, DAY.end_s)[0].used_bytes == 0
+
+
+def test_a_quota_that_others_have_used_up_is_exhausted():
+    asked = shared()
+    asked.hear([elsewhere(10_000)], NOW_S)
+    assert asked.left(ANNA) == 0
+    assert "daily quota of 10 kB is used up" in asked.exhausted(ANNA, NOW_S).message
+
+
+def test_who_is_not_named_among_all_has_used_nothing_elsewhere():
+    asked = shared()
+    asked.hear([elsewhere(4_000)], NOW_S)
+    asked.hear([elsewhere(1_000, owner=BEN)], NOW_S)
+    assert (asked.left(ANNA), asked.left(BEN)) == (6_000, 9_000)
+    asked.hear([elsewhere(1_000, owner=BEN)], NOW_S, all_there_is=True)
+    assert (asked.left(ANNA), asked.left(BEN)) == (10_000, 9_000)
+
+
+def test_a_warning_counts_what_others_have_used():
+    asked = shared()
+    asked.hear([elsewhere(8_000)], NOW_S)
+    assert asked.warnings() == [Warned(ANNA, Quota(10_000, Period.DAY), 8_000)]
+
+
+def test_a_reset_elsewhere_forgets_what_was_used_here_and_the_ledger_is_told():
+    asked = shared()
+    asked.use(asked.account(ANNA), 3_000)
+    asked.take_rows(NOW_S)
+    asked.hear([elsewhere(0, resets=1)], NOW_S)
+    assert asked.left(ANNA) == 10_000
+    [row] = [row for row in asked.take_rows(NOW_S) if row.period is Period.DAY]
+    assert (row.used_bytes, row.resets) == (0, 1)
+    asked.use(asked.account(ANNA), 200)
+    asked.hear([elsewhere(0, resets=1)], NOW_S)  # the same one, heard of again
+    assert asked.left(ANNA) == 9_800
+
+
+def test_a_reset_here_is_numbered_and_what_was_put_aside_is_given_up():
+    asked = shared()
+    assert not leased(asked, 100)
+    asked.claimed(ANNA, [claim.row for claim in asked.claims_for(ANNA)])
+    for account in asked.charged(ANNA):
+        account.holdings.clear()
+    for owner in (ANNA, ANNA.pool):
+        asked.reset(owner, list(Period), NOW_S)
+    assert {(row.used_bytes, row.resets) for row in asked.take_rows(NOW_S)} == {(0, 1)}
+    assert not leased(asked, 100)
+
+
+def test_a_reset_of_a_ledger_that_nobody_shares_is_not_numbered():
+    alone = accounts()
+    alone.reset(ANNA, [Period.DAY], NOW_S)
+    assert {row.resets for row in alone.take_rows(NOW_S)} == {0}
+
+
+def test_a_claim_names_what_is_needed_and_the_smallest_quota():
+    asked = shared()
+    leased(asked, 100)
+    claims = {(claim.row.owner, claim.row.period): claim for claim in asked.claims_for(ANNA)}
+    assert claims[ANNA, Period.DAY][1:] == (100, 10_000)
+    assert claims[ANNA.pool, Period.DAY][1:] == (100, 50_000)
+    assert claims[ANNA, Period.WEEK][1:] == (100, None)
+    assert claims[ANNA, Period.DAY].row.used_bytes == 200
+
+
+def test_a_claim_that_is_met_in_part_is_no_more_than_that():
+    asked = shared()
+    leased(asked, 100)
+    rows = [claim.row._replace(used_bytes=150) for claim in asked.claims_for(ANNA)]
+    asked.claimed(ANNA, rows)
+    assert leased(asked, 50)
+    assert not leased(asked, 1)
+
+
+def test_what_was_put_aside_before_a_reset_is_of_no_use_after_it():
+    asked = shared()
+    leased(asked, 100)
+    claims = asked.claims_for(ANNA)
+    for owner in (ANNA, ANNA.pool):
+        for account in asked.charged(ANNA):
+            account.holdings.clear()
+        asked.reset(owner, list(Period), NOW_S)
+    asked.claimed(ANNA, [claim.row for claim in claims])
+    assert not leased(asked, 100)
+
+
+def test_while_another_claim_is_under_way_no_row_says_less_than_that():
+    asked = shared()
+    leased(asked, 100)
+    first = asked.claims_for(ANNA)
+    leased(asked, 300)
+    asked.claims_for(ANNA)
+    asked.claimed(ANNA, [claim.row for claim in first])
+    asked.use(asked.account(ANNA), 0)
+    assert {row.used_bytes for row in asked.take_rows(NOW_S)} == {700}
+
+
+def test_what_was_used_before_the_start_counts_when_it_is_learnt_late():
+    asked = shared()
+    asked.use(asked.account(ANNA), 1_000)
+    asked.load_late([UsageRow(ANNA, Period.DAY, *DAY, 2_000, 300, 2)], NOW_S)
+    assert asked.left(ANNA) == 10_000 + 300 - 3_000
+    [row] = [row for row in asked.take_rows(NOW_S) if row.period is Period.DAY]
+    assert row[4:] == (3_000, 300, 2)
+
+
+def test_after_a_handover_nothing_is_taken_to_be_put_aside():
+    before = shared()
+    leased(before, 100)
+    after = shared()
+    after.restore(before.state())
+    assert not leased(after, 1)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from portguard.limits.fleet import OthersConnects
 from portguard.limits.ledger import Owner, RateRow
 from portguard.limits.rates import CELLS, MAX_ENTRIES, ConnectRates, Connects
 from portguard.policy.quantities import Rate
@@ -357,3 +358,60 @@ def test_to_ask_for_an_owners_wait_remembers_nobody():
     assert rates.wait_s(BEN, THREE_A_MINUTE, NOW_S) == 0.0
     assert rates.changed() == []
     assert list(rates._connects) == [ANNA]
+
+
+# Where several gateways share a ledger.
+
+
+def heard(gateway, count, at_s=NOW_S):
+    connects = Connects()
+    for _ in range(count):
+        connects.admit(at_s, Rate(100, 60))
+    return OthersConnects(ANNA, gateway, connects.to_text())
+
+
+def test_connects_to_other_gateways_count():
+    rates = ConnectRates()
+    rates.hear([heard("b", 1), heard("c", 1)])
+    assert rates.admit(ANNA, THREE_A_MINUTE, NOW_S + 1) == 0.0
+    assert rates.wait_s(ANNA, THREE_A_MINUTE, NOW_S + 2) == pytest.approx(58, abs=0.01)
+    assert rates.admit(ANNA, THREE_A_MINUTE, NOW_S + 2) == pytest.approx(58, abs=0.01)
+    assert rates.admit(ANNA, THREE_A_MINUTE, NOW_S + 60.01) == 0.0
+
+
+def test_connects_of_others_to_other_gateways_do_not_count():
+    rates = ConnectRates()
+    rates.hear([heard("b", 3)])
+    assert rates.wait_s(BEN, THREE_A_MINUTE, NOW_S) == 0.0
+    assert rates.wait_s(ANNA, THREE_A_MINUTE, NOW_S) > 0
+
+
+def test_the_newest_of_a_gateway_takes_the_place_of_what_it_said_before():
+    rates = ConnectRates()
+    rates.hear([heard("b", 3)])
+    rates.hear([OthersConnects(ANNA, "b", "")])
+    assert rates.admit(ANNA, THREE_A_MINUTE, NOW_S) == 0.0
+    rates.hear([heard("b", 3)])
+    rates.hear([], all_there_is=True)
+    assert rates.admit(ANNA, THREE_A_MINUTE, NOW_S) == 0.0
+
+
+def test_a_clock_that_is_ahead_elsewhere_refuses_for_no_longer_than_the_window():
+    rates = ConnectRates()
+    rates.hear([heard("b", 3, at_s=NOW_S + 1000)])
+    assert rates.wait_s(ANNA, THREE_A_MINUTE, NOW_S) == pytest.approx(60, abs=0.01)
+
+
+def test_connects_elsewhere_are_not_written_as_our_own_and_are_forgotten_when_over():
+    rates = ConnectRates()
+    rates.hear([heard("b", 2)])
+    rates.admit(ANNA, THREE_A_MINUTE, NOW_S)
+    [row] = rates.changed()
+    assert row.connects.endswith(":0")
+    rates.forget_idle(NOW_S + 61)
+    assert rates.wait_s(ANNA, Rate(1, 60), NOW_S) == 0.0
+
+
+def test_nonsense_of_others_is_an_error():
+    with pytest.raises(ValueError, match="expected connects such as"):
+        ConnectRates().hear([OthersConnects(ANNA, "b", "many")])

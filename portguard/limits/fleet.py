@@ -1,0 +1,141 @@
+"""What several gateways that share a ledger have to agree on: whose part is whose, and which lock is the newer one.
+
+Of every account each gateway has a row of its own, which nobody else writes; the account is the sum of them. A lock is
+one row for all, and the newest wins, wherever and in whatever order they are heard of.
+"""
+
+import json
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from portguard.limits.ledger import LockRow, LockTarget, Owner, Store, UsageRow
+from portguard.policy.quantities import Period
+
+
+class Claim(NamedTuple):
+    """A gateway wants `row` to be its own, or less, but not less than `needed_bytes` of use.
+
+    `limit_bytes` is the owner's quota in the period, which all rows together may not pass; None: it has none.
+    """
+
+    row: UsageRow
+    needed_bytes: int
+    limit_bytes: int | None
+
+
+class Others(NamedTuple):
+    """What other gateways have of an account, in the period that begins at `start_s`; and how often it was reset."""
+
+    owner: Owner
+    period: Period
+    start_s: int
+    used_bytes: int
+    granted_bytes: int
+    resets: int
+
+
+class OthersConnects(NamedTuple):
+    """How often an owner has connected to another gateway, as `rates.Connects.to_text` writes it."""
+
+    owner: Owner
+    gateway: str
+    connects: str
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What others have written. `all_there_is`: of use and connects, what is not named is nothing.
+
+    `own` is what this gateway had used before it started, when it learns that only now. A lock whose `until_s` is 0
+    was taken away.
+    """
+
+    use: Sequence[Others] = ()
+    connects: Sequence[OthersConnects] = ()
+    locks: Sequence[LockRow] = ()
+    own: Sequence[UsageRow] = ()
+    all_there_is: bool = False
+
+
+Claimed = Callable[[Sequence[UsageRow] | None], None]
+"""Gets the rows that were put aside; none when there is not enough left; None when nobody could be asked."""
+
+
+@runtime_checkable
+class Fleet(Store, Protocol):
+    """A ledger that several gateways write."""
+
+    def listen(self, hear: Callable[[News], None]) -> None:
+        """Have `hear` called with what is new, in the event loop. To be called before `start`, once for each."""
+
+    def claim(self, claims: Sequence[Claim], on_claimed: Claimed) -> None:
+        """Put aside all that is claimed, or nothing. `on_claimed` comes in the event loop, after news of the same."""
+
+
+class StampedLock(NamedTuple):
+    """A lock, or that it was taken away, and when somebody decided so: milliseconds since the epoch."""
+
+    row: LockRow
+    at_ms: int
+
+
+def is_newer(lock: StampedLock, than: StampedLock | None) -> bool:
+    """Whether it takes the other's place.
+
+    *Fails closed*: of two at the same moment, that which locks. Of what is left, any fixed order makes all agree.
+    """
+    return than is None or _order(lock) > _order(than)
+
+
+def merge_locks(held: MutableMapping[LockTarget, StampedLock], heard: Iterable[StampedLock]) -> list[StampedLock]:
+    """Put what is newer in place of what is held; return what that was."""
+    newer = []
+    for lock in heard:
+        if is_newer(lock, held.get(lock.row.target)):
+            held[lock.row.target] = lock
+            newer.append(lock)
+    return newer
+
+
+def _order(lock: StampedLock) -> tuple[int, bool, str]:
+    return lock.at_ms, lock.row.until_s != 0, written_lock(lock)[1]
+
+
+# As text. ASCII, so that no name, whatever is in it, can be anything but text.
+
+
+def written_owner(owner: Owner) -> str:
+    """The text that `read_owner` reads back."""
+    return json.dumps(owner, separators=(",", ":"))
+
+
+def read_owner(text: str) -> Owner:
+    """Raises ValueError for what is no owner."""
+    match json.loads(text):
+        case [str() as role, str() as trust, str() as name]:
+            return Owner(role, trust, name)
+    raise ValueError(f"expected role, trust and name, got {text[:100]!a}")
+
+
+def written_lock(lock: StampedLock) -> tuple[str, str]:
+    """The target and the rest, as text that `read_lock` reads back.
+
+    The rest begins with what decides which is newer: digits, a space, 1 for what locks and 0 for what was taken away.
+    """
+    row = lock.row
+    rest = json.dumps([row.reason, row.by, row.since_s, row.until_s], separators=(",", ":"))
+    return json.dumps(row.target, separators=(",", ":")), f"{lock.at_ms} {int(row.until_s != 0)} {rest}"
+
+
+def read_lock(target: str, rest: str) -> StampedLock:
+    """Raises ValueError for what is no lock. *Fails closed*: nothing is made of a part of one."""
+    at_ms, _, tail = rest.partition(" ")
+    locks, _, row = tail.partition(" ")
+    match json.loads(target), json.loads(row):
+        case (
+            ["identity" | "fingerprint" | "serial" as kind, str() as trust, str() as value],
+            [str() as reason, str() as by, int() as since_s, int() | None as until_s],
+        ) if at_ms.isdecimal() and locks == str(int(until_s != 0)):
+            return StampedLock(LockRow(LockTarget(kind, trust, value), reason, by, since_s, until_s), int(at_ms))
+    raise ValueError(f"expected a lock, got {target[:100]!a} {rest[:100]!a}")
