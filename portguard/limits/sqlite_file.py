@@ -40,8 +40,8 @@ class LedgerFile:
         self._real = os.path.realpath(path)
         self._connection: sqlite3.Connection | None = None
         self._beside: tuple[_Identity, ...] = ()
-        _make_folders(Path(self._real).parent)
-        self._lock = _locked(f"{self._real}.lock")
+        make_folders(Path(self._real).parent)
+        self._lock = locked(f"{self._real}.lock")
         try:
             _create(self._real)
             self._identity = _identity(self._real)
@@ -186,7 +186,7 @@ def _identity(path: str) -> _Identity:
     return status.st_dev, status.st_ino
 
 
-def _make_folders(folder: Path) -> None:
+def make_folders(folder: Path) -> None:
     """Make what is missing, for the gateway alone. Raises ConfigurationError."""
     try:
         for path in (*reversed(folder.parents), folder):
@@ -197,7 +197,7 @@ def _make_folders(folder: Path) -> None:
         raise ConfigurationError([Problem(str(folder), "", expected, because(error))]) from error
 
 
-def _locked(path: str) -> int:
+def locked(path: str) -> int:
     """Keep other gateways away for as long as the returned descriptor is open. Raises ConfigurationError."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)

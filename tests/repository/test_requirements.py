@@ -12,6 +12,7 @@ from pathlib import Path
 
 _REPOSITORY = Path(__file__).parents[2]
 _DATA = {"tzdata"}  # imported by zoneinfo, where the system has no time zones
+_FLEET = "redis"  # of the extra, imported by what is imported for such a ledger only
 
 
 def _canonical(name: str) -> str:
@@ -49,8 +50,17 @@ def _distributions(folder: str) -> dict[str, str]:
 def test_what_portguard_imports_is_installed_with_it() -> None:
     imported = _distributions("portguard")
     assert len(imported) > 5
-    missing = {name: file for name, file in imported.items() if name not in _required()}
+    missing = {name: file for name, file in imported.items() if name not in _required() | {_FLEET}}
     assert missing == {}, "expected each in install_requires of setup.cfg"
+
+
+def test_what_a_fleet_needs_is_an_extra_that_the_tests_have_too() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(_REPOSITORY / "setup.cfg")
+    extras = setup["options.extras_require"]
+    assert _FLEET not in _required()
+    assert extras["fleet"].split() == [f"{_FLEET}>=5"]
+    assert extras["fleet"].strip() in extras["test"].split()
 
 
 def test_the_bench_runs_where_only_portguard_is_installed() -> None:

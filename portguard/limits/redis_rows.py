@@ -1,0 +1,455 @@
+"""The ledger's rows in Redis: under which keys they are, and how they go in and out.
+
+All keys begin with `portguard:{FLEET}:`. The braces put them into one slot, as scripts need where slots matter.
+
+    format          "1"
+    gateway:ID      which process uses this id; short-lived
+    spans           which periods there is use of: `day:START`, and when each ends
+    usage:SPAN      `t OWNER`: the sum of an owner's rows; `g ID OWNER`: the row of one gateway.
+                    Each says used, granted and after how many resets
+    rates:HOUR      `ID OWNER`: connects to one gateway, that end within this hour since the epoch
+    locks           target: the newest lock of it, or that it was taken away
+    changes         a stream of what was written last, by which gateway
+
+What is said of a method's errors holds for all: it raises redis.RedisError, OSError, and NotAFleet for rows that
+portguard has not written.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha1
+from itertools import groupby, islice
+from typing import Any, NamedTuple, TypeVar
+
+import redis
+
+from portguard.limits.fleet import (
+    Claim,
+    Others,
+    OthersConnects,
+    StampedLock,
+    read_lock,
+    read_owner,
+    written_lock,
+    written_owner,
+)
+from portguard.limits.ledger import Owner, RateRow, UsageRow
+from portguard.policy.quantities import Period
+
+T = TypeVar("T")
+
+FORMAT = "1"
+KEPT_LOCKS_S = 30 * 86_400
+"""For how long it is remembered that a lock is over, for gateways that were away meanwhile."""
+
+_GATEWAY_S = 5  # for how long an id is taken, unless its gateway says so again
+_CHANGES = 20_000  # that are kept; who has missed more reads everything anew
+_AT_A_TIME = 500
+_GRACE_S = 3600  # for which rows stay when they are over: clocks differ
+_FORGOTTEN_S = 400 * 86_400  # a fleet of which nobody has been heard for so long
+_LONGEST_WINDOW_S = 86_400  # of a rate
+_HOUR_S = 3600
+
+# In one step: how much the owner's rows sum up to, whether what is claimed fits, and the row itself. Numbers are floats
+# in Lua, so beyond 9 PB a count may be off by a kilobyte.
+_USE = """
+local gateway, claimed = ARGV[1], ARGV[2] == '1'
+local function number(value) return string.format('%.0f', value) end
+local function read(key, field)
+  local text = redis.call('HGET', key, field)
+  if not text then return 0, 0, 0 end
+  local used, granted, resets = string.match(text, '^(%d+) (%d+) (%d+)$')
+  return tonumber(used), tonumber(granted), tonumber(resets)
+end
+local rows, fits = {}, true
+for i = 3, #KEYS do
+  local a = 3 + (i - 3) * 8
+  local row = {key = KEYS[i], owner = ARGV[a], span = ARGV[a + 1], ends = ARGV[a + 2], used = tonumber(ARGV[a + 3])}
+  local needed, limit = tonumber(ARGV[a + 4]), tonumber(ARGV[a + 5])
+  row.granted, row.resets = tonumber(ARGV[a + 6]), tonumber(ARGV[a + 7])
+  local used, granted, resets = read(row.key, 't ' .. row.owner)
+  local own_used, own_granted, own_resets = read(row.key, 'g ' .. gateway .. ' ' .. row.owner)
+  row.others_granted = granted - own_granted
+  if own_resets == resets then row.others_used = used - own_used else row.others_used = used end
+  if row.resets > resets then
+    row.others_used = 0
+  elseif row.resets < resets then
+    row.stale, row.resets, fits = true, resets, false
+  end
+  if claimed and limit >= 0 then
+    local most = limit + row.others_granted + row.granted - row.others_used
+    if needed > most then fits = false end
+    row.used = math.max(needed, math.min(row.used, most))
+  end
+  rows[#rows + 1] = row
+end
+local written = fits or not claimed
+local answer, spans = {written and '1' or '0'}, {}
+for i, row in ipairs(rows) do
+  if written and not row.stale then
+    redis.call('HSET', row.key,
+      't ' .. row.owner, number(row.others_used + row.used) .. ' ' ..
+        number(row.others_granted + row.granted) .. ' ' .. number(row.resets),
+      'g ' .. gateway .. ' ' .. row.owner, number(row.used) .. ' ' .. number(row.granted) .. ' ' .. number(row.resets))
+    redis.call('EXPIREAT', row.key, number(tonumber(row.ends) + tonumber(ARGV[#ARGV])))
+    redis.call('HSET', KEYS[2], row.span, row.ends)
+    redis.call('EXPIRE', KEYS[2], ARGV[#ARGV - 2])
+    spans[#spans + 1] = row.span
+  end
+  if #spans > 0 and (i == #rows or rows[i + 1].owner ~= row.owner) then
+    redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[#ARGV - 1], '*',
+      'by', gateway, 'what', 'use', 'of', row.owner, 'is', table.concat(spans, ' '))
+    spans = {}
+  end
+  for _, value in ipairs({row.others_used, row.others_granted, row.resets, row.used}) do
+    answer[#answer + 1] = number(value)
+  end
+end
+return answer
+"""
+
+# Of two locks of a target the newer one stays, by the rule of fleet.is_newer.
+_LOCK = """
+local function order(text)
+  local at, locks, rest = string.match(text, '^(%d+) ([01]) (.*)$')
+  return tonumber(at), tonumber(locks), rest
+end
+local before = redis.call('HGET', KEYS[2], ARGV[2])
+if before then
+  local at, locks, rest = order(ARGV[3])
+  local before_at, before_locks, before_rest = order(before)
+  if at < before_at or (at == before_at and (locks < before_locks or (locks == before_locks and rest <= before_rest)))
+  then return before end
+end
+redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
+redis.call('EXPIRE', KEYS[2], ARGV[5])
+redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[4], '*', 'by', ARGV[1], 'what', 'lock', 'of', ARGV[2], 'is', ARGV[3])
+return ARGV[3]
+"""
+
+# An id belongs to who said so last, for as long as that one goes on saying it.
+_HOLD = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+return 1
+"""
+
+# Nobody may have locked again since it was looked at.
+_FORGET = """
+if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end
+return 0
+"""
+
+_SCRIPTS = (_USE, _LOCK, _HOLD, _FORGET)
+
+
+class NotAFleet(Exception):
+    """What is there cannot be used. `expected` and `found` complete "expected …, got …"."""
+
+    def __init__(self, expected: str, found: str):
+        super().__init__(f"expected {expected}, got {found}")
+        self.expected = expected
+        self.found = found
+
+
+class Outcome(NamedTuple):
+    """Which rows are written now, and what others have.
+
+    Those of before a reset are not, and none of a claim that cannot be met.
+    """
+
+    rows: list[UsageRow]
+    others: list[Others]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """All that there is and is not over. `own` are the rows of the gateway that asks."""
+
+    own: list[UsageRow]
+    others: list[Others]
+    connects: list[OthersConnects]  # of all gateways
+    locks: list[StampedLock]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What others have written, and how far that goes. `missed`: there was more, which is not to be had any more."""
+
+    last: str
+    others: list[Others]
+    connects: list[OthersConnects]
+    locks: list[StampedLock]
+    more: bool = False  # ask again
+    missed: bool = False
+
+
+class FleetRows:
+    """The rows of a fleet, as one of its gateways reads and writes them over a client that answers text."""
+
+    def __init__(self, client: Any, fleet: str, gateway: str):
+        self._client = client  # redis.Redis, whose types do not say what a command answers
+        self._prefix = f"portguard:{{{fleet}}}:"
+        self._gateway = gateway
+        self._changes = self._key("changes")
+
+    def begin(self, holder: str) -> str:
+        """Get ready; return the place among the changes from which all that comes later is to be read.
+
+        Raises NotAFleet when what is there has another format, and when the id of the gateway is somebody else's.
+        """
+        for script in _SCRIPTS:
+            self._do("SCRIPT LOAD", script)
+        self._do("SET", self._key("format"), FORMAT, "NX")
+        found = self._do("GET", self._key("format"))
+        if found != FORMAT:
+            raise NotAFleet(f"a fleet of format {FORMAT}", f"format {str(found)[:40]!a}, of another portguard")
+        self.hold(holder)
+        words = ("by", self._gateway, "what", "begin", "of", "", "is", "")
+        place = str(self._do("XADD", self._changes, "MAXLEN", "~", _CHANGES, "*", *words))
+        self._stay()
+        return place
+
+    def hold(self, holder: str) -> None:
+        """Say that this gateway is there. Raises NotAFleet when another one has the same id."""
+        key = self._key(f"gateway:{self._gateway}")
+        if not self._do("EVALSHA", _sha(_HOLD), 1, key, holder, _GATEWAY_S):
+            raise NotAFleet("an id of its own for each gateway", f"another gateway with {self._gateway} (state/fleet)")
+
+    def eviction(self) -> str | None:
+        """What Redis does when its memory is full; None if it does not say."""
+        try:
+            found = self._do("CONFIG GET", "maxmemory-policy")
+        except redis.ResponseError:
+            return None
+        return found.get("maxmemory-policy") if isinstance(found, dict) else None
+
+    # Use.
+
+    def put_use(self, rows: Iterable[UsageRow]) -> list[Outcome]:
+        """Write rows of this gateway, whatever the quotas are. Those of an owner are to follow each other."""
+        by_owner = ([Claim(row, 0, None) for row in some] for _, some in groupby(rows, lambda row: row.owner))
+        return self._use(by_owner, claimed=False)
+
+    def claim(self, claims: Iterable[Sequence[Claim]]) -> list[Outcome]:
+        """Put aside what is claimed, each entry as a whole or not at all: as much as there is, if that is needed."""
+        return self._use(claims, claimed=True)
+
+    def _use(self, entries: Iterable[Sequence[Claim]], *, claimed: bool) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for some in _in_pieces(entries):
+            answers = self._do_all([self._use_call(claims, claimed=claimed) for claims in some])
+            outcomes += map(_outcome, some, answers)
+        return outcomes
+
+    def _use_call(self, claims: Sequence[Claim], *, claimed: bool) -> list[object]:
+        spans = [f"{claim.row.period.value}:{claim.row.start_s}" for claim in claims]
+        keys = [self._changes, self._key("spans"), *(self._key(f"usage:{span}") for span in spans)]
+        words: list[object] = [self._gateway, int(claimed)]
+        for span, (row, needed_bytes, limit_bytes) in zip(spans, claims, strict=True):
+            limit = -1 if limit_bytes is None else limit_bytes
+            words += [written_owner(row.owner), span, row.end_s, row.used_bytes, needed_bytes, limit]
+            words += [row.granted_bytes, row.resets]
+        return ["EVALSHA", _sha(_USE), len(keys), *keys, *words, _FORGOTTEN_S, _CHANGES, _GRACE_S]
+
+    # Connects.
+
+    def put_connects(self, rows: Iterable[RateRow]) -> None:
+        """Write how often owners have connected to this gateway."""
+        for some in _in_pieces(rows):
+            calls: list[list[object]] = []
+            for row in some:
+                hour = row.end_s // _HOUR_S
+                key, owner = self._key(f"rates:{hour}"), written_owner(row.owner)
+                calls.append(["HSET", key, f"{self._gateway} {owner}", row.connects])
+                calls.append(["EXPIREAT", key, (hour + 1) * _HOUR_S + _GRACE_S])
+                words = ("by", self._gateway, "what", "connects", "of", owner, "is", row.connects)
+                calls.append(["XADD", self._changes, "MAXLEN", "~", _CHANGES, "*", *words])
+            self._do_all(calls)
+
+    # Locks.
+
+    def put_locks(self, locks: Iterable[StampedLock]) -> list[StampedLock]:
+        """Write those that are newer than what is there; return what is there then."""
+        found = []
+        for some in _in_pieces(locks):
+            keys = (self._changes, self._key("locks"))
+            last = (_CHANGES, _FORGOTTEN_S)
+            calls = [["EVALSHA", _sha(_LOCK), 2, *keys, self._gateway, *written_lock(lock), *last] for lock in some]
+            for lock, rest in zip(some, self._do_all(calls), strict=True):
+                found.append(_lock(written_lock(lock)[0], rest))
+        return found
+
+    def _all_locks(self) -> list[StampedLock]:
+        return [_lock(target, rest) for target, rest in self._do("HGETALL", self._key("locks")).items()]
+
+    # All, and what is new.
+
+    def load(self, now_s: float) -> Loaded:
+        """Return what is there, and not over at `now_s`, since the epoch."""
+        own: list[UsageRow] = []
+        others: list[Others] = []
+        for span, end_s in self._spans(now_s):
+            fields = dict(self._fields(self._key(f"usage:{span}")))
+            for field, total in fields.items():
+                kind, _, owner = field.partition(" ")
+                if kind == "t":
+                    mine = fields.get(f"g {self._gateway} {owner}")
+                    others.append(_others(owner, span, total, mine))
+                    if mine is not None:
+                        own.append(_own(others[-1], end_s, mine))
+        return Loaded(own, others, list(self._all_connects(now_s)), self._all_locks())
+
+    def changes(self, last: str) -> Changes:
+        """Return what others have written after `last`, a place that `begin` or this has answered."""
+        entries = self._do("XRANGE", self._changes, last, "+", "COUNT", _AT_A_TIME)
+        if not entries or entries[0][0] != last:
+            return Changes(last, [], [], [], missed=True)
+        use: dict[tuple[str, str], None] = {}
+        connects, locks = [], []
+        for _, words in entries[1:]:
+            if words.get("by") == self._gateway:
+                continue
+            match words.get("what"), words.get("of"), words.get("is"):
+                case "use", str() as owner, str() as spans:
+                    use |= dict.fromkeys((owner, span) for span in spans.split(" "))
+                case "connects", str() as owner, str() as text:
+                    connects.append(OthersConnects(_owner(owner), str(words["by"]), text))
+                case "lock", str() as target, str() as rest:
+                    locks.append(_lock(target, rest))
+        others = []
+        wanted = list(use)
+        calls = [
+            ["HMGET", self._key(f"usage:{span}"), f"t {owner}", f"g {self._gateway} {owner}"] for owner, span in wanted
+        ]
+        for (owner, span), (total, mine) in zip(wanted, self._do_all(calls), strict=True):
+            if total is not None:
+                others.append(_others(owner, span, total, mine))
+        return Changes(entries[-1][0], others, connects, locks, more=len(entries) == _AT_A_TIME)
+
+    def tidy(self, now_s: float) -> None:
+        """Drop what is over and has no end of its own, and put off the end of what is in use. Now and then."""
+        spans = self._key("spans")
+        for span, end_s in self._do("HGETALL", spans).items():
+            if int(end_s) + _GRACE_S <= now_s:
+                self._do("HDEL", spans, span)
+        for lock in self._all_locks():
+            if is_long_over(lock, now_s):
+                self._do("EVALSHA", _sha(_FORGET), 1, self._key("locks"), *written_lock(lock))
+        self._stay()
+
+    def _spans(self, now_s: float) -> Iterator[tuple[str, int]]:
+        for span, end_s in self._do("HGETALL", self._key("spans")).items():
+            try:
+                period, start_s = span.split(":")
+                whole = Period(period), int(start_s), int(end_s)
+            except ValueError:
+                raise NotAFleet("periods as portguard writes them", f"{span[:100]!a}") from None
+            if whole[2] > now_s:
+                yield span, whole[2]
+
+    def _fields(self, key: str) -> Iterator[tuple[str, str]]:
+        # In pieces: others want to be served in between.
+        cursor = "0"
+        while True:
+            cursor, some = self._do("HSCAN", key, cursor, "COUNT", _AT_A_TIME)
+            yield from some.items()
+            if str(cursor) == "0":
+                return
+
+    def _all_connects(self, now_s: float) -> Iterator[OthersConnects]:
+        first = int(now_s) // _HOUR_S
+        newest: dict[tuple[str, str], str] = {}
+        for hour in range(first, first + _LONGEST_WINDOW_S // _HOUR_S + 2):
+            # What ends later is newer.
+            for field, text in self._do("HGETALL", self._key(f"rates:{hour}")).items():
+                gateway, _, owner = field.partition(" ")
+                newest[gateway, owner] = text
+        for (gateway, owner), text in newest.items():
+            yield OthersConnects(_owner(owner), gateway, text)
+
+    # Redis.
+
+    def _stay(self) -> None:
+        for name in ("format", "spans", "locks", "changes"):
+            self._do("EXPIRE", self._key(name), _FORGOTTEN_S)
+
+    def _key(self, name: str) -> str:
+        return self._prefix + name
+
+    def _do(self, *words: Any) -> Any:
+        return self._client.execute_command(*words)
+
+    def _do_all(self, calls: Sequence[Sequence[Any]]) -> list[Any]:
+        if not calls:
+            return []
+        pipeline = self._client.pipeline(transaction=False)
+        for words in calls:
+            pipeline.execute_command(*words)
+        return list(pipeline.execute())
+
+
+def is_long_over(lock: StampedLock, now_s: float) -> bool:
+    """Whether nobody needs to hear any more that a lock is over."""
+    until_s = lock.row.until_s
+    return until_s is not None and max(until_s, lock.at_ms / 1000) + KEPT_LOCKS_S < now_s
+
+
+def _sha(script: str) -> str:
+    return sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
+def _outcome(claims: Sequence[Claim], answer: Sequence[str]) -> Outcome:
+    rows, others = [], []
+    for (row, _, _), numbers in zip(claims, _in_pieces(map(int, answer[1:]), 4), strict=True):
+        used, granted, resets, written = numbers
+        others.append(Others(row.owner, row.period, row.start_s, used, granted, resets))
+        if answer[0] == "1" and resets == row.resets:
+            rows.append(row._replace(used_bytes=written))
+    return Outcome(rows, others)
+
+
+def _numbers(text: str) -> tuple[int, int, int]:
+    try:
+        used, granted, resets = map(int, text.split(" "))
+    except ValueError:
+        raise NotAFleet("use as portguard writes it", f"{text[:100]!a}") from None
+    return used, granted, resets
+
+
+def _others(owner: str, span: str, total: str, mine: str | None) -> Others:
+    """What others have: all, less what this gateway has of it."""
+    used, granted, resets = _numbers(total)
+    own_used, own_granted, own_resets = _numbers(mine) if mine is not None else (0, 0, resets)
+    period, _, start_s = span.partition(":")
+    others_used = used - (own_used if own_resets == resets else 0)
+    return Others(
+        _owner(owner), Period(period), int(start_s), max(0, others_used), max(0, granted - own_granted), resets
+    )
+
+
+def _own(others: Others, end_s: int, mine: str) -> UsageRow:
+    used, granted, resets = _numbers(mine)
+    used = used if resets == others.resets else 0  # it was reset since
+    return UsageRow(others.owner, others.period, others.start_s, end_s, used, granted, others.resets)
+
+
+def _owner(text: str) -> Owner:
+    try:
+        return read_owner(text)
+    except ValueError:
+        raise NotAFleet("an owner as portguard writes it", f"{text[:100]!a}") from None
+
+
+def _lock(target: str, rest: str) -> StampedLock:
+    try:
+        return read_lock(target, rest)
+    except ValueError:
+        raise NotAFleet("locks as portguard writes them", f"{target[:100]!a}") from None
+
+
+def _in_pieces(items: Iterable[T], size: int = _AT_A_TIME) -> Iterator[list[T]]:
+    remaining = iter(items)
+    while piece := list(islice(remaining, size)):
+        yield piece

@@ -1,0 +1,494 @@
+"""The ledger of a fleet: what its gateways hear of each other, and what is left of it when Redis is away or forgets."""
+
+import queue
+import re
+import shutil
+import threading
+import time
+
+import pytest
+
+from portguard.errors import ConfigurationError
+from portguard.limits.fleet import Claim, News
+from portguard.limits.ledger import LockRow, LockTarget, Owner, RateRow, UsageRow
+from portguard.limits.redis import RedisStore
+from portguard.limits.redis_link import RedisSettings
+from portguard.policy.quantities import Period
+from tests.redis_server import RedisServer
+
+NOW_S = int(time.time())
+ANNA, BEN = Owner("dba", "staff", "anna"), Owner("dba", "staff", "ben")
+TARGET = LockTarget("identity", "staff", "anna")
+LOCK = LockRow(TARGET, "left", "user:root", NOW_S, None)
+PATIENCE_S = 30
+
+
+def used(size, owner=ANNA, granted=0, resets=0, period=Period.DAY):
+    return UsageRow(owner, period, NOW_S - 100, NOW_S + 1000, size, granted, resets)
+
+
+class Gateway:
+    """A store, and what it has told."""
+
+    def __init__(self, settings, folder):
+        self.folder = folder
+        self.store = RedisStore.open(settings, str(folder))
+        self.contents = self.store.contents(NOW_S)
+        self.news = queue.Queue()
+        self.store.listen(self.news.put)
+        self.store.start(lambda answers: [on_written(written) for on_written, written in answers])
+        self.first = self.news.get(timeout=PATIENCE_S) if self.store.trouble is None else None
+
+    def write(self, *rows):
+        answer = queue.Queue()
+        self.store.write(rows, answer.put)
+        return answer.get(timeout=PATIENCE_S)
+
+    def claim(self, *claims):
+        """The bytes of the rows that were put aside."""
+        answer = queue.Queue()
+        self.store.claim(claims, answer.put)
+        rows = answer.get(timeout=PATIENCE_S)
+        return rows if rows is None else [row.used_bytes for row in rows]
+
+    def hear(self, wanted):
+        """The next news that are `wanted`."""
+        while True:
+            news = self.news.get(timeout=PATIENCE_S)
+            if wanted(news):
+                return news
+
+    def hear_of_use(self, size, owner=ANNA):
+        return self.hear(lambda news: any((one.owner, one.used_bytes) == (owner, size) for one in news.use))
+
+    def hear_of_lock(self):
+        return self.hear(lambda news: news.locks).locks[-1]
+
+    def close(self):
+        return self.store.flush_and_close(PATIENCE_S)
+
+
+@pytest.fixture
+def server(tmp_path, real_program):
+    server = RedisServer(real_program("redis-server"), tmp_path / "redis")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def start(server, tmp_path):
+    """`start(name)` begins a gateway; of the same name, it is the same one again."""
+    begun = []
+
+    def run(name, *, fleet="test", url=server.url, password=None):
+        gateway = Gateway(RedisSettings(url, fleet, password), tmp_path / name)
+        begun.append(gateway)
+        return gateway
+
+    yield run
+    for gateway in begun:
+        gateway.store.flush_and_close(1.0)
+
+
+def unavailable(gateway):
+    """Have the gateway find out that Redis is away."""
+    assert gateway.write(used(1, owner=BEN)) is False
+    assert gateway.store.failing_s() is not None
+
+
+# What gateways hear of each other.
+
+
+def test_what_one_gateway_has_used_the_other_hears_of(start):
+    a, b = start("a"), start("b")
+    assert a.write(used(100, granted=7)) is True
+    [others] = b.hear_of_use(100).use
+    assert others == (ANNA, Period.DAY, NOW_S - 100, 100, 7, 0)
+    assert b.write(used(30)) is True
+    [others] = a.hear_of_use(30).use
+    assert others.granted_bytes == 0
+
+
+def test_who_starts_later_knows_it_from_the_start(start):
+    a = start("a")
+    a.write(used(100))
+    b = start("b")
+    news = b.first
+    assert news.all_there_is
+    assert [one.used_bytes for one in news.use] == [100]
+    assert b.contents.usage == ()
+
+
+def test_another_fleet_in_the_same_redis_hears_of_nothing(start):
+    a = start("a")
+    a.write(used(100), LOCK)
+    b = start("b", fleet="other")
+    assert b.first == News([], [], (), (), all_there_is=True)
+    assert b.contents.locks == ()
+
+
+def test_what_a_gateway_has_used_is_its_own_again_after_a_restart(start):
+    a = start("a")
+    a.write(used(100, granted=7), used(40, owner=BEN))
+    assert a.close()
+    again = start("a")
+    assert set(again.contents.usage) == {used(100, granted=7), used(40, owner=BEN)}
+    assert {one.used_bytes for one in again.first.use} == {0}
+
+
+def test_what_is_over_is_not_there_after_a_restart(start):
+    a = start("a")
+    a.write(UsageRow(ANNA, Period.DAY, NOW_S - 100, NOW_S - 1, 5, 0))
+    a.close()
+    assert start("a").contents.usage == ()
+
+
+def test_connects_to_one_gateway_the_other_hears_of(start):
+    a, b = start("a"), start("b")
+    row = RateRow(ANNA, f"60:{NOW_S * 1000}:0", NOW_S + 60)
+    a.write(row)
+    [connects] = b.hear(lambda news: news.connects).connects
+    assert (connects.owner, connects.connects) == (ANNA, row.connects)
+    assert start("c").first.connects == [connects]
+    a.close()
+    assert start("a").first.connects == [connects]  # its own, from before
+
+
+def test_names_of_any_kind_come_through(start):
+    a, b = start("a"), start("b")
+    strange = Owner("dba", "staff", "Zoë \n\ud800 'g 1'")
+    a.write(used(100, owner=strange))
+    assert b.hear_of_use(100, owner=strange)
+
+
+# Claims.
+
+
+def test_a_claim_is_met_with_all_that_is_wanted(start):
+    assert start("a").claim(Claim(used(200), 100, 1000)) == [200]
+
+
+def test_a_claim_near_the_end_is_met_with_what_there_is(start):
+    a, b = start("a"), start("b")
+    b.write(used(850))
+    assert a.claim(Claim(used(200), 100, 1000)) == [150]
+
+
+def test_a_claim_beyond_the_quota_is_not_met_and_says_why(start):
+    a, b = start("a"), start("b")
+    b.write(used(950))
+    a.hear_of_use(950)
+    assert a.claim(Claim(used(200), 100, 1000)) == []
+    assert a.hear_of_use(950)
+    assert a.claim(Claim(used(50), 50, 1000)) == [50]
+
+
+def test_what_was_granted_anywhere_may_be_claimed(start):
+    a, b = start("a"), start("b")
+    b.write(used(1000, granted=300))
+    assert a.claim(Claim(used(200), 200, 1000)) == [200]
+    assert a.claim(Claim(used(400), 301, 1000)) == []
+
+
+def test_a_claim_without_a_quota_is_always_met(start):
+    a, b = start("a"), start("b")
+    b.write(used(10**12))
+    assert a.claim(Claim(used(10**12), 10**12, None)) == [10**12]
+
+
+def test_a_claim_is_met_as_a_whole_or_not_at_all(start):
+    a, b = start("a"), start("b")
+    b.write(used(1000, owner=ANNA.pool))
+    claims = Claim(used(200), 100, 1000), Claim(used(200, owner=ANNA.pool), 100, 1000)
+    assert a.claim(*claims) == []
+    assert b.claim(Claim(used(1000), 1000, 1000)) == [1000]  # nothing of it has remained
+
+
+def test_gateways_that_claim_at_the_same_time_never_pass_the_quota(start):
+    gateways = [start(name) for name in "abc"]
+    quota = 10_000
+
+    def use_all(gateway, got):
+        has, failed = 0, 0
+        while failed < 3:
+            answer = gateway.claim(Claim(used(has + 70), has + 7, quota))
+            failed = 0 if answer else failed + 1
+            has = answer[0] if answer else has
+        got.append(has)
+
+    got = []
+    threads = [threading.Thread(target=use_all, args=(gateway, got)) for gateway in gateways]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert len(got) == 3
+    assert quota - 7 < sum(got) <= quota
+
+
+# Resets.
+
+
+def test_after_a_reset_what_others_had_used_counts_no_more(start):
+    a, b = start("a"), start("b")
+    b.write(used(900))
+    a.hear_of_use(900)
+    a.write(used(10, resets=1))
+    [others] = b.hear(lambda news: any(one.resets == 1 for one in news.use)).use
+    assert others.used_bytes == 10
+    assert a.claim(Claim(used(1000, resets=1), 1000, 1000)) == [1000]
+
+
+def test_who_has_not_heard_of_a_reset_can_neither_write_nor_claim(start):
+    a, b = start("a"), start("b")
+    a.write(used(10, resets=1))
+    b.write(used(900))
+    assert b.hear(lambda news: any(one.resets == 1 for one in news.use))
+    assert a.claim(Claim(used(1000, resets=1), 1000, 1000)) == [1000]
+    a.write(used(10, resets=1))
+    assert b.claim(Claim(used(20), 20, 1000)) == []
+    assert b.claim(Claim(used(20, resets=1), 20, 1000)) == [20]
+    assert start("c").first.use[0].used_bytes == 30
+
+
+# Locks.
+
+
+def test_a_lock_reaches_the_others_and_so_does_that_it_is_taken_away(start):
+    a, b = start("a"), start("b")
+    assert a.write(LOCK) is True
+    assert b.hear_of_lock() == LOCK
+    assert start("c").contents.locks == (LOCK,)
+    assert b.write(LOCK._replace(until_s=0)) is True
+    assert a.hear_of_lock().until_s == 0
+    assert start("d").contents.locks == ()
+
+
+def test_who_sees_a_lock_can_take_it_away_whatever_the_clock_says(start, monkeypatch):
+    a = start("a")
+    monkeypatch.setattr(time, "time_ns", lambda: NOW_S * 10**9)
+    a.write(LOCK)
+    a.write(LOCK._replace(until_s=0))
+    assert start("b").contents.locks == ()
+    a.write(LOCK)
+    assert start("c").contents.locks == (LOCK,)
+
+
+def test_locks_hold_over_a_restart_while_redis_is_away(start, server):
+    a, b = start("a"), start("b")
+    a.write(LOCK)
+    b.hear_of_lock()
+    b.close()
+    server.stop()
+    again = start("b")
+    assert again.contents.locks == (LOCK,)
+    assert again.store.failing_s() > 2.0
+
+
+def test_a_lock_that_is_set_while_redis_is_away_holds_and_comes_to_the_others(start, server):
+    a, b = start("a"), start("b")
+    server.stop()
+    unavailable(a)
+    assert a.write(LOCK) is False
+    assert "anna" in (a.folder / "locks.json").read_text()  # before anybody is told
+    a.store.flush_and_close(0.1)
+    again = start("a")
+    assert again.contents.locks == (LOCK,)
+    server.start()
+    assert b.hear_of_lock() == LOCK
+
+
+def test_a_lock_that_was_taken_away_while_a_gateway_was_down_does_not_come_back(start):
+    a, b = start("a"), start("b")
+    a.write(LOCK)
+    b.hear_of_lock()
+    b.close()
+    a.write(LOCK._replace(until_s=0))
+    assert start("b").contents.locks == ()
+    assert start("c").contents.locks == ()
+
+
+def test_locks_outlast_a_redis_that_has_lost_everything(start, server):
+    a = start("a")
+    a.write(LOCK)
+    server.stop()
+    unavailable(a)
+    for file in server.socket.parent.rglob("*.aof*"):
+        file.unlink()
+    server.start()
+    assert a.hear(lambda news: news.all_there_is)
+    assert start("b").contents.locks == (LOCK,)
+
+
+def test_a_lock_that_is_older_than_what_is_known_is_corrected(start, server):
+    a, b = start("a"), start("b")
+    a.write(LOCK)
+    b.hear_of_lock()
+    server.stop()
+    assert a.write(LOCK._replace(until_s=0)) is False
+    unavailable(b)
+    server.start()
+    assert b.hear_of_lock().until_s == 0
+    assert start("c").contents.locks == ()
+
+
+# Redis away.
+
+
+def test_while_redis_is_away_it_is_told_why_and_what_waits_is_written_afterwards(start, server):
+    a, b = start("a"), start("b")
+    server.stop()
+    assert a.write(used(100)) is False
+    assert a.claim(Claim(used(200), 100, 1000)) is None
+    assert a.store.trouble in {"no such file or directory", "a connection that was closed"}
+    assert a.store.errors > 0
+    server.start()
+    assert b.hear_of_use(100)
+    a.write()
+    assert a.store.trouble is None
+    assert a.store.failing_s() is None
+
+
+def test_what_redis_has_lost_its_gateways_put_back(start, server):
+    a, b = start("a"), start("b")
+    a.write(used(100))
+    b.hear_of_use(100)
+    server.stop()
+    unavailable(a)
+    unavailable(b)
+    for file in server.socket.parent.rglob("*.aof*"):
+        file.unlink()
+    server.start()
+    assert b.hear_of_use(100)
+
+
+def test_a_redis_that_was_emptied_is_filled_again(start, server):
+    a, b = start("a"), start("b")
+    a.write(used(100))
+    b.hear_of_use(100)
+    with server.client() as client:
+        client.flushall()
+    assert a.hear(lambda news: news.all_there_is)
+    assert b.hear_of_use(100)
+
+
+def test_who_has_missed_changes_reads_everything_anew(start, server):
+    a, b = start("a"), start("b")
+    with server.client() as client:
+        client.xtrim("portguard:{test}:changes", maxlen=0, approximate=False)
+    assert b.hear(lambda news: news.all_there_is)
+    a.write(used(100))
+    assert b.hear_of_use(100)
+
+
+def test_without_redis_a_gateway_starts_and_learns_later_what_it_had_used(start, server):
+    a = start("a")
+    a.write(used(100, granted=7), used(40, owner=BEN))
+    a.close()
+    server.stop()
+    again = start("a")
+    assert again.contents.usage == ()
+    assert again.store.failing_s() > 2.0
+    again.store.write([used(1)])  # of somebody who does not know of the 100
+    server.start()
+    news = again.hear(lambda news: news.own)
+    assert set(news.own) == {used(100, granted=7), used(40, owner=BEN)}
+    assert start("b").first.use != []
+    again.close()
+    assert used(100, granted=7) in start("a").contents.usage
+
+
+def test_what_cannot_be_written_at_the_end_is_said(start, server):
+    a = start("a")
+    server.stop()
+    a.write(used(100))
+    assert a.store.flush_and_close(0.5) is False
+
+
+# What is not taken.
+
+
+def refused(start, *args, **keywords):
+    with pytest.raises(ConfigurationError) as error:
+        start(*args, **keywords)
+    return str(error.value)
+
+
+@pytest.fixture
+def guarded(tmp_path, real_program):
+    server = RedisServer(real_program("redis-server"), tmp_path / "guarded", "--requirepass", "s3cret-word")
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_a_wrong_password_is_an_error_that_does_not_show_it(start, guarded):
+    said = refused(start, "a", url=guarded.url, password="wr0ng-word")
+    assert said == f"{guarded.url}: expected a Redis that can be used, got one that does not take the user and password"
+    assert "user and password" in refused(start, "a", url=guarded.url)
+    assert "wr0ng" not in repr(RedisSettings("redis://u:wr0ng@h/0", "test", "wr0ng"))
+    assert RedisSettings("redis://u:wr0ng@h:1/0?password=wr0ng", "test").shown == "redis://h:1/0"
+
+
+def test_the_right_password_is_taken_from_either_place(start, guarded):
+    assert start("a", url=guarded.url, password="s3cret-word").write(used(1)) is True
+    assert start("b", url=f"{guarded.url}?password=s3cret-word").write(used(1)) is True
+
+
+def test_another_format_is_refused(start, server):
+    with server.client() as client:
+        client.set("portguard:{test}:format", "2")
+    assert refused(start, "a").endswith("expected a fleet of format 1, got format '2', of another portguard")
+    assert start("b", fleet="other").write(used(1)) is True
+
+
+@pytest.mark.parametrize(
+    ("key", "field", "value"),
+    [
+        ("locks", '["identity","staff","anna"]', "soon"),
+        ("locks", "anna", '1 1 ["left","root",7,null]'),
+        ("spans", "century:1", str(NOW_S + 1000)),
+        ("spans", "day:1", "tomorrow"),
+        ("usage:day:1", 't ["dba","staff","anna"]', "much"),
+        ("usage:day:1", "t anna", "1 0 0"),
+        (f"rates:{NOW_S // 3600}", "gateway anna", "60:1:0"),
+    ],
+)
+def test_rows_that_portguard_has_not_written_are_refused(start, server, key, field, value):
+    with server.client() as client:
+        client.hset("portguard:{test}:spans", "day:1", str(NOW_S + 1000))
+        client.hset(f"portguard:{{test}}:{key}", field, value)
+    assert re.search("expected .* as portguard writes (it|them), got ", refused(start, "a"))
+
+
+def test_a_copied_folder_does_not_make_two_gateways_of_one_id(start, tmp_path):
+    a = start("a")
+    shutil.copytree(a.folder, tmp_path / "copy")
+    said = refused(start, "copy")
+    assert "expected an id of its own for each gateway, got another gateway with " in said
+    a.close()
+    assert start("a").store.trouble is None  # who had it before may have it again at once
+
+
+def test_nothing_is_kept_for_ever(start, server):
+    a = start("a")
+    a.write(used(100), RateRow(ANNA, f"60:{NOW_S * 1000}:0", NOW_S + 60), LOCK)
+    a.close()
+    start("b")
+    with server.client() as client:
+        keys = client.keys("*")
+        assert all(key.startswith("portguard:{test}:") for key in keys)
+        assert len(keys) > 5
+        assert [key for key in keys if client.ttl(key) < 0] == []
+
+
+def test_an_eviction_policy_that_would_forget_use_is_warned_of(start, server, caplog):
+    start("a")
+    assert [record.message for record in caplog.records] == []
+    with server.client() as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+    start("b")
+    [record] = caplog.records
+    assert record.message == "ledger.eviction"
+    assert record.fields == {"server": server.url, "policy": "allkeys-lru"}
