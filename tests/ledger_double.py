@@ -1,5 +1,6 @@
 """A ledger in memory that does as the test says."""
 
+from portguard.limits.fleet import News, Others
 from portguard.limits.ledger import Contents, LockRow, RateRow, UsageRow
 
 
@@ -53,3 +54,35 @@ class MemoryLedger:
         self.commit()
         self.closed = True
         return self.trouble is None
+
+
+class MemoryFleet(MemoryLedger):
+    """A `fleet.Fleet` where others have used `others_used` of what is claimed, and `tell(news)` is up to the test."""
+
+    def __init__(self):
+        super().__init__()
+        self.others_used = 0
+        self.claims = []  # all that were made
+        self._listeners = []
+
+    def listen(self, hear):
+        self._listeners.append(hear)
+
+    def tell(self, news):
+        for hear in self._listeners:
+            hear(news)
+
+    def claim(self, claims, on_claimed):
+        self.claims.append(claims)
+        if self.trouble is not None:
+            self._deliver([(lambda _: on_claimed(None), True)])
+            return
+        others = [Others(row.owner, row.period, row.start_s, self.others_used, 0, row.resets) for row, _, _ in claims]
+        granted = []
+        for row, needed_bytes, limit_bytes in claims:
+            most = row.used_bytes if limit_bytes is None else limit_bytes - self.others_used
+            granted.append(row._replace(used_bytes=min(row.used_bytes, most)))
+            if needed_bytes > most:
+                granted = []
+                break
+        self._deliver([(lambda _: self.tell(News(use=others)), True), (lambda _: on_claimed(granted), True)])

@@ -3,14 +3,13 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 from portguard.errors import ConfigurationError, Problem, Refused
 from portguard.gateway.admission import Account, Session
 from portguard.gateway.condition import Failing
-from portguard.gateway.configuration import Configuration
 from portguard.gateway.messages import (
     Closed,
     Leased,
@@ -27,10 +26,10 @@ from portguard.gateway.messages import (
 from portguard.gateway.slot_tables import SlotTables
 from portguard.limits.accounts import Accounts, Warned
 from portguard.limits.bandwidth import Bucket
+from portguard.limits.fleet import Fleet, News
 from portguard.limits.leases import RECALL_TICKS, Answer, Exhausted, Lease, Leases, Recall
 from portguard.limits.ledger import Answers, Owner, Store, UsageRow
 from portguard.limits.rates import ConnectRates
-from portguard.limits.sqlite import SqliteStore
 from portguard.observe import log
 from portguard.policy.decide import Policy
 from portguard.policy.quantities import Rate
@@ -47,13 +46,8 @@ _CLOSE_S = 5.0
 _RATE_UNITS = {1: "a second", 60: "a minute", 3600: "an hour", 86_400: "a day"}
 
 
-def open_ledger(configuration: Configuration) -> SqliteStore:
-    """Make ready the ledger that `[ledger]` names. Raises ConfigurationError."""
-    return SqliteStore.open(f"{configuration.gateway.state}/ledger.db", time.time())
-
-
 class Accounting:
-    """Who may use how much. It lives in the running loop, and never waits for the disk.
+    """Who may use how much. It lives in the running loop, and never waits for the disk or the network.
 
     `send(worker, message)` reaches a worker, and does nothing for one that is gone; nor does `on_misconduct(worker,
     error)`, which ends one. `on_warned` is told when a quota is used for the most part.
@@ -71,7 +65,9 @@ class Accounting:
         on_warned: Callable[[Warned], None],
     ):
         now_s = time.time()
-        self.accounts = Accounts({role.name: role.limits for role in policy.roles}, policy.zone, now_s)
+        self._fleet = store if isinstance(store, Fleet) else None
+        limits = {role.name: role.limits for role in policy.roles}
+        self.accounts = Accounts(limits, policy.zone, now_s, shared=self._fleet is not None)
         contents = store.contents(now_s)
         self.locks = contents.locks  # that the ledger held; who is in charge of them takes them over
         self.accounts.load(contents.usage)
@@ -88,6 +84,9 @@ class Accounting:
         self._on_misconduct = on_misconduct
         self._on_warned = on_warned
         self._loop = asyncio.get_running_loop()
+        self._restored = False  # what was used before is known already
+        if self._fleet is not None:
+            self._fleet.listen(self._hear)
         store.start(self._deliver)
         self._owners: list[Owner] = []  # by number
         self._numbers: dict[Owner, int] = {}
@@ -138,6 +137,7 @@ class Accounting:
 
     def restore(self, state: Mapping[str, Any], sessions: Mapping[int, Session]) -> None:
         """Go on from a `state`; `sessions` are all that are admitted, by slot. The workers can be reached."""
+        self._restored = True
         self.accounts.restore(state["accounts"])
         self._leases.restore(state["leases"])
         for owner in state["owners"]:
@@ -168,6 +168,8 @@ class Accounting:
             return
         if wait_s := (self._rates.admit if counts else self._rates.wait_s)(owner, rate, now_s):
             raise Refused(Reason.CONNECT_RATE, _too_often(owner.role, rate), retry_after_s=wait_s)
+        if counts and self._fleet is not None:
+            self._store.write(self._rates.changed())  # others are to know of it soon
 
     def connect_wait_s(self, owner: Owner) -> float:
         """After how many seconds the connect rate lets the owner in again; 0 is now. Nothing is counted."""
@@ -262,17 +264,25 @@ class Accounting:
 
     def _secure(self, lease: Lease) -> None:
         """Have the ledger hold a lease before it is used."""
+        key = lease.worker, lease.owner
+        self._securing.setdefault(key, time.monotonic())
+        self._untold[key] += 1
+        if self._fleet is not None:
+            self._fleet.claim(self.accounts.claims_for(lease.owner), partial(self._on_claimed, lease))
+            return
         rows = self.accounts.rows_for(lease.owner)
-        self._securing.setdefault((lease.worker, lease.owner), time.monotonic())
-        self._untold[lease.worker, lease.owner] += 1
         self._store.write(rows, partial(self._on_secured, lease, rows))
 
-    def _on_secured(self, lease: Lease, rows: list[UsageRow], written: bool) -> None:
+    def _told(self, lease: Lease) -> None:
+        """The ledger has answered, one way or the other."""
         key = lease.worker, lease.owner
         self._securing.pop(key, None)
         self._untold[key] -= 1
         if not self._untold[key]:
             del self._untold[key]
+
+    def _on_secured(self, lease: Lease, rows: list[UsageRow], written: bool) -> None:
+        self._told(lease)
         if written:
             self.accounts.written(rows)
             self._act([lease._replace(safe=True)])
@@ -282,6 +292,35 @@ class Accounting:
             self._stalled.setdefault((lease.worker, lease.owner), time.monotonic())
         else:
             self._act(self._leases.lease_anyway(lease.worker, lease.owner))
+
+    def _on_claimed(self, lease: Lease, rows: Sequence[UsageRow] | None) -> None:
+        if rows is None:
+            self._on_secured(lease, [], written=False)
+            return
+        self._told(lease)
+        worker, owner = lease.worker, lease.owner
+        if rows:
+            self.accounts.claimed(owner, rows)
+            self._act([lease._replace(safe=True)])
+            return
+        # Others were quicker, of which we have heard by now: there is less, or nothing.
+        self._leases.cancel(lease)
+        self.accounts.give_up(owner)
+        now_s = time.time()
+        self._act(
+            self._leases.ask(worker, owner, now_s, empty=False) or self._leases.ask(worker, owner, now_s, empty=True)
+        )
+
+    def _hear(self, news: News) -> None:
+        """Other gateways have written something, or we learn late what we had."""
+        now_s = time.time()
+        if not self._restored:
+            self.accounts.load_late(news.own, now_s)
+        roles = self.accounts.hear(news.use, now_s, all_there_is=news.all_there_is)
+        self._rates.hear(news.connects, all_there_is=news.all_there_is)
+        for role in roles:
+            self._act(self._leases.serve_waiting(role, now_s))
+        self._write_changed()
 
     def _resume(self) -> None:
         """Ask again for those whose lease could not be written; close the sessions of those who wait too long."""
@@ -357,6 +396,10 @@ class Accounting:
         self._end_hoarders()
         for warned in self.accounts.warnings():
             self._on_warned(warned)
+        if self._fleet is not None:
+            # What nobody uses any more is to be had elsewhere.
+            self.accounts.settle()
+            self._write_changed()
         if time.monotonic() < self._note_at_s:
             return
         self._note_at_s = time.monotonic() + _NOTE_EVERY_S

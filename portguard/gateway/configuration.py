@@ -4,6 +4,7 @@ Paths are absolute after reading: relative ones are meant from the folder of the
 """
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
@@ -11,6 +12,7 @@ from typing import Literal
 
 from portguard.control.access import Principal
 from portguard.errors import Problem
+from portguard.gateway.redis_url import has_password, is_redis_url
 from portguard.identity.names import SOURCES, Malformed, Namespace, Source, check_trust_domain, check_trust_name
 from portguard.policy.addresses import ListenAddress, parse_host_name
 from portguard.policy.quantities import Unexpected, parse_duration, parse_duration_or_off, parse_size
@@ -103,7 +105,9 @@ class Capacity:
 class LedgerSettings:
     """`[ledger]`."""
 
-    url: str  # "sqlite"
+    url: str = field(repr=False)  # "sqlite", or of a Redis; a password may be in it
+    fleet: str  # which gateways share a Redis
+    password_file: str | None
     when_unavailable: Literal["refuse", "allow"]
 
 
@@ -185,7 +189,7 @@ def read_configuration(path: str, content: bytes, problems: list[Problem]) -> Co
         trusts=_trusts(root, folder),
         timeouts=_timeouts(root.table("timeouts")),
         capacity=_capacity(root.table("capacity")),
-        ledger=_ledger(root.table("ledger")),
+        ledger=_ledger(root.table("ledger"), gateway.name, folder),
         metrics=_metrics(root.table("metrics"), gateway.listen),
         audit=_audit(root.table("audit"), gateway.state),
         control=_control(root.table("control")),
@@ -297,9 +301,19 @@ def _capacity(table: Table) -> Capacity:
     )
 
 
-def _ledger(table: Table) -> LedgerSettings:
+def _ledger(table: Table, gateway_name: str, folder: str) -> LedgerSettings:
+    url = table.get("url", _LEDGER_URL, "sqlite")
+    fleet, password_file = table.get("fleet", _FLEET, ""), table.get("password_file", _PASSWORD_FILE, "")
+    if url == "sqlite":
+        for key, value in (("fleet", fleet), ("password_file", password_file)):
+            if value:
+                table.report_as(key, "it only beside the url of a Redis", 'one beside "sqlite"')
+    elif password_file and has_password(url):
+        table.report_as("password_file", "the password in one place", "one beside that in the url")
     return LedgerSettings(
-        url=table.get("url", _LEDGER_URL, "sqlite"),
+        url=url,
+        fleet=fleet or gateway_name,
+        password_file=_joined(folder, password_file) or None,
         when_unavailable=table.get("when_unavailable", _WHEN_UNAVAILABLE, "refuse"),
     )
 
@@ -384,8 +398,14 @@ def _parse_groups(text: str) -> str:
 
 
 def _parse_ledger_url(text: str) -> str:
-    if text != "sqlite":
+    if text != "sqlite" and not is_redis_url(text):
         raise Unexpected(_LEDGER_URL.expected)
+    return text
+
+
+def _parse_fleet(text: str) -> str:
+    if text and _FLEET_NAME.fullmatch(text) is None:
+        raise Unexpected(_FLEET.expected)
     return text
 
 
@@ -424,8 +444,13 @@ _RENEW_FOR: Kind[float] = text_kind(_parse_renew_for, 'a duration of at least 1m
 _GATEWAY_NAME = _kind(_parse_gateway_name, 'a host name such as "bastion.example.com"')
 _TRUST_DOMAIN = _kind(_parse_trust_domain, 'a trust domain such as "example.com"')
 _GROUPS = _kind(_parse_groups, '"ou", or "uri:" and a prefix such as "uri:urn:acme:group:"')
+_PASSWORD_FILE = text_kind(lambda text: PATH.convert(text) if text else "", 'a path, or ""', "")
 _DRAIN: Kind[float | None] = text_kind(parse_duration_or_off, 'a duration such as "5m", or "off"', None)
-# Who tries another one may write its password into the URL.
-_LEDGER_URL = text_kind(_parse_ledger_url, '"sqlite", as this version has no other ledger', "", secret=True)
+_FLEET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,188}", re.ASCII)
+_FLEET = _kind(_parse_fleet, 'up to 189 letters, digits, ".", "-" and "_" such as "bastions"')
+# There may be a password in it.
+_LEDGER_URL = text_kind(
+    _parse_ledger_url, '"sqlite", or the URL of a Redis such as "rediss://redis.example.com:6379/0"', "", secret=True
+)
 _ACCOUNT = _kind(_parse_account, "the name of a group of this host")
 _PRINCIPAL = text_kind(_parse_principal, '"user:NAME" or "group:NAME"', Principal("user", ""))

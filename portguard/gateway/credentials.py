@@ -16,6 +16,9 @@ AUTHORITY_PASSPHRASE = "portguard.authority-passphrase"  # noqa: S105 - the name
 AUDIT_KEY = "portguard.audit-key"
 """The private key of the audit, PEM, instead of the one in `gateway.state`."""
 
+LEDGER_PASSWORD = "portguard.ledger-password"  # noqa: S105 - the name of one
+"""For a ledger in Redis, instead of `ledger.password_file`. One line of text."""
+
 
 def credential(name: str, environment: Mapping[str, str] = os.environ) -> Path | None:
     """Where the credential is; None if it was not handed over."""

@@ -7,7 +7,7 @@ import grp
 import os
 import pwd
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from portguard.control.access import Principal
@@ -16,6 +16,7 @@ from portguard.errors import ConfigurationError, Problem
 from portguard.gateway.bundle import Bundle
 from portguard.gateway.configuration import DEFAULT_ADMINS, DEFAULT_OPERATORS, Configuration, read_configuration
 from portguard.gateway.descriptors import descriptor_problem
+from portguard.gateway.fleet_ledger import ledger_password, require_redis
 
 
 def host_problems(bundle: Bundle) -> list[Problem]:
@@ -33,10 +34,16 @@ def host_problems(bundle: Bundle) -> list[Problem]:
         problems += _audit_problems(audit)
     too_many = descriptor_problem(configuration.capacity, configuration.path)
     problems += [too_many] if too_many is not None else []
-    try:
-        check_place(configuration.gateway.control, configuration.path)
-    except ConfigurationError as error:
-        problems += error.problems
+    checks: tuple[Callable[[], object], ...] = (
+        lambda: check_place(configuration.gateway.control, configuration.path),
+        lambda: require_redis(configuration),
+        lambda: ledger_password(configuration),
+    )
+    for check in checks:
+        try:
+            check()
+        except ConfigurationError as error:
+            problems += error.problems
     return problems
 
 

@@ -2,7 +2,8 @@
 
 A lock acts at once, here and in the workers, and what is open under it ends. Then it goes into the ledger, from which
 it comes back after a restart; who set it is told that it is done when it is there. A ledger that cannot be written
-keeps no lock from acting, and gets it when it can be written again.
+keeps no lock from acting, and gets it when it can be written again. Where gateways share a ledger, a lock that was set
+or lifted at another one acts here as soon as it is heard of.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from portguard.control.routes import Arguable, Arguments, BadArgument, Conflict,
 from portguard.gateway.admission import Session
 from portguard.gateway.messages import Locked, Message, Unlocked
 from portguard.identity.names import Identity, Malformed, Namespace
+from portguard.limits.fleet import Fleet, News
 from portguard.limits.ledger import LockRow, LockTarget, Store
 from portguard.limits.locks import (
     Locks,
@@ -69,6 +71,10 @@ class LockDesk:
         self._end = end
         self._on_expired = on_expired
         self._clock = clock
+        self._unsaved_means = "in force until the gateway restarts"
+        if isinstance(store, Fleet):
+            self._unsaved_means = "in force at this gateway"
+            store.listen(self._hear)
 
     @property
     def routes(self) -> tuple[Route, ...]:
@@ -108,6 +114,24 @@ class LockDesk:
             else:
                 self._locks.add(row)
             self._write(row)
+
+    def _hear(self, news: News) -> None:
+        """Somebody has set or lifted locks at another gateway. *Fails closed*: what has not ended acts."""
+        now_s = self._clock()
+        for row in news.locks:
+            target = row.target
+            self._unsaved.pop(target, None)  # it is older, or it would not have been heard of this one
+            if row.until_s is not None and row.until_s <= now_s:
+                if self._locks.get(target) is None:
+                    continue
+                self._locks.remove(target)
+                self._tell(Unlocked(*target))
+                log.event("info", "lock.heard", lock=self._written(target), state="unlocked")
+            else:
+                self._locks.add(row)
+                self._tell(_locked(row))
+                ended = self._end_sessions(target)
+                log.event("info", "lock.heard", lock=self._written(target), state="locked", by=row.by, sessions=ended)
 
     # What operators see and do.
 
@@ -218,9 +242,7 @@ class LockDesk:
             trouble = self._store.trouble or "a ledger that does not answer"
             who = self._written(row.target)
             log.event("warning", "lock.unsaved", lock=who, state=done, message=trouble)
-            raise Unavailable(
-                f"{who}: {done}; in force until the gateway restarts, and not yet in the ledger: {trouble}"
-            )
+            raise Unavailable(f"{who}: {done}; {self._unsaved_means}, and not yet in the ledger: {trouble}")
 
     def _write(self, row: LockRow) -> "asyncio.Future[bool]":
         self._unsaved[row.target] = row

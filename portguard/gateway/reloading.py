@@ -30,6 +30,8 @@ _NEEDS_RESTART = (
     "gateway.workers",
     "capacity.max_sessions",
     "ledger.url",
+    "ledger.fleet",
+    "ledger.password_file",
     "audit.path",
     "audit.rotate_size",
     "audit.rotate_age_s",

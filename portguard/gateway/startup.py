@@ -8,12 +8,12 @@ import uvloop
 
 from portguard.control.listening import ControlSocket
 from portguard.control.listening import listen as listen_to_operators
-from portguard.gateway.accounting import open_ledger
 from portguard.gateway.activation import receive
 from portguard.gateway.audit_trail import AuditTrail, open_recorder
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.descriptors import raise_descriptor_limit
+from portguard.gateway.fleet_ledger import open_ledger
 from portguard.gateway.handover import Handover
 from portguard.gateway.host import host_warnings
 from portguard.gateway.listeners import listen, listeners

@@ -27,6 +27,7 @@ from portguard.reasons import Reason
 PERIODS = tuple(Period)
 
 _WARN_AT = 0.8
+_PLENTY = 16  # leases that are still left
 
 
 class Warned(NamedTuple):
@@ -184,6 +185,7 @@ class Accounts:
                 [*account.owner, account.used, account.granted, account.asked, sorted(account.warned)]
                 for account in self._accounts.values()
             ],
+            "resets": [[*account.owner, account.resets] for account in self._accounts.values() if any(account.resets)],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -196,6 +198,8 @@ class Accounts:
                 account.safe = _zeros()  # what was to be put aside may have been more than there was
             account.warned = set(map(Period, warned))
             self._ahead[account.owner] = self._changed[account.owner] = account
+        for role, trust, name, resets in state.get("resets", ()):  # which older programs do not tell
+            self.account(Owner(role, trust, name)).resets = resets
 
     def account(self, owner: Owner) -> Account:
         """The owner's account; a new one if there is none."""
@@ -285,13 +289,15 @@ class Accounts:
         If not, `rows_for` are to be written before a byte of it may be used.
         """
         safe = True
+        # Near the end, what is put aside here for later is what somebody lacks at another gateway.
+        ahead_bytes = lease_bytes if not self._shared or self.left(owner) > _PLENTY * lease_bytes else 0
         for account in self.charged(owner):
             self._ahead[account.owner] = self._to_check[account.owner] = account
             for number in range(len(PERIODS)):
                 account.used[number] += lease_bytes
                 if account.used[number] > account.asked[number]:
                     # As much again: the next lease then need not wait for the ledger.
-                    account.asked[number] = account.used[number] + lease_bytes
+                    account.asked[number] = account.used[number] + ahead_bytes
                 safe = safe and account.used[number] <= account.safe[number]
         return safe
 
@@ -481,6 +487,12 @@ class Accounts:
             # While another claim is on its way, a row that says less could follow it and take away what it has got.
             if not self._writing[row.owner]:
                 account.asked[number] = max(account.used[number], account.safe[number])
+
+    def give_up(self, owner: Owner) -> None:
+        """What was claimed for an identity is not to be had, and the lease that needed it is taken back."""
+        for account in self.charged(owner):
+            if not self._writing[account.owner]:
+                account.asked = list(map(max, account.used, account.safe))
 
     def written(self, rows: Iterable[UsageRow]) -> None:
         """The ledger has these rows, which `rows_for` answered."""

@@ -67,7 +67,7 @@ class Fleet(Store, Protocol):
     """A ledger that several gateways write."""
 
     def listen(self, hear: Callable[[News], None]) -> None:
-        """Have `hear` called with what is new, in the event loop. To be called before `start`, once for each."""
+        """Have `hear` called with what is new, in the event loop. To be called before that turns again."""
 
     def claim(self, claims: Sequence[Claim], on_claimed: Claimed) -> None:
         """Put aside all that is claimed, or nothing. `on_claimed` comes in the event loop, after news of the same."""

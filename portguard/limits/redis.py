@@ -115,7 +115,7 @@ class RedisStore:
         return replace(self._loaded, locks=locks)
 
     def listen(self, hear: Callable[[News], None]) -> None:
-        """Have `hear` called with what is new, in the event loop. To be called before `start`, once for each."""
+        """Have `hear` called with what is new, in the event loop. To be called before that turns again."""
         self._listeners.append(hear)
 
     def start(self, deliver: Callable[[Answers], None]) -> None:
@@ -157,7 +157,7 @@ class RedisStore:
     def trouble(self) -> str | None:
         """Why nothing can be written now, for people; None when it can."""
         failing = self._failing()
-        return None if failing is None else failing.message
+        return None if failing is None else f"{self._settings.shown}: {failing.message}"
 
     def flush_and_close(self, timeout_s: float) -> bool:
         """Write what waits, and end; return False when that was not possible in time."""
@@ -207,7 +207,7 @@ class RedisStore:
                     self.errors += 1
                     self._trouble = _Trouble(began_s, because(error))
                     self._retry_at_s = time.monotonic() + _RETRY_S
-                    self._say_unavailable()
+                    self._say_unavailable(because(error))
                     return
                 time.sleep(_TRY_AT_START_EVERY_S)
             else:
@@ -407,12 +407,12 @@ class RedisStore:
                 self._trouble = _Trouble(began_s, cause) if before is None else replace(before, message=cause)
             self._began_s = None
         if before is None and cause is not None:
-            self._say_unavailable()
+            self._say_unavailable(cause)
         elif before is not None and cause is None:
             log.event("info", "ledger.resume", seconds=now_s - before.since_s)
 
-    def _say_unavailable(self) -> None:
-        log.event("error", "ledger.unavailable", server=self._settings.shown, message=self.trouble)
+    def _say_unavailable(self, cause: str) -> None:
+        log.event("error", "ledger.unavailable", server=self._settings.shown, message=cause)
 
     def _answer(self, work: _Work, heard: _Heard | None) -> None:
         """News first: who is told that nothing is left shall know why."""

@@ -34,6 +34,7 @@ from portguard.limits.fleet import (
     written_owner,
 )
 from portguard.limits.ledger import Owner, RateRow, UsageRow
+from portguard.limits.rates import Connects
 from portguard.policy.quantities import Period
 
 T = TypeVar("T")
@@ -315,7 +316,7 @@ class FleetRows:
                 case "use", str() as owner, str() as spans:
                     use |= dict.fromkeys((owner, span) for span in spans.split(" "))
                 case "connects", str() as owner, str() as text:
-                    connects.append(OthersConnects(_owner(owner), str(words["by"]), text))
+                    connects.append(_connects(owner, str(words.get("by")), text))
                 case "lock", str() as target, str() as rest:
                     locks.append(_lock(target, rest))
         others = []
@@ -367,7 +368,7 @@ class FleetRows:
                 gateway, _, owner = field.partition(" ")
                 newest[gateway, owner] = text
         for (gateway, owner), text in newest.items():
-            yield OthersConnects(_owner(owner), gateway, text)
+            yield _connects(owner, gateway, text)
 
     # Redis.
 
@@ -440,6 +441,14 @@ def _owner(text: str) -> Owner:
         return read_owner(text)
     except ValueError:
         raise NotAFleet("an owner as portguard writes it", f"{text[:100]!a}") from None
+
+
+def _connects(owner: str, gateway: str, text: str) -> OthersConnects:
+    try:
+        Connects.from_text(text)
+    except ValueError:
+        raise NotAFleet("connects as portguard writes them", f"{text[:100]!a}") from None
+    return OthersConnects(_owner(owner), gateway, text)
 
 
 def _lock(target: str, rest: str) -> StampedLock:

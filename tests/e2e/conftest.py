@@ -286,6 +286,12 @@ def start_gateway(tmp_path: Path, start: Start) -> StartGateway:
 
 
 @pytest.fixture
+def start_one_of_several(tmp_path: Path, start: Start) -> StartGateway:
+    """`start_one_of_several(folder, services, …)` is as `start_gateway`, for tests of several gateways side by side."""
+    return lambda folder, services, **more: _serve(start, tmp_path / folder, services, **more)
+
+
+@pytest.fixture
 def start_again(start: Start) -> Callable[[Gateway], Gateway]:
     """`start_again(gateway)` runs one that has ended anew, in the same folder."""
     return lambda gateway: _run(start, gateway.folder, gateway.authority)

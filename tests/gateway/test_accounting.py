@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import replace
+from datetime import UTC
 
 import pytest
 from msgspec.structs import astuple
@@ -14,12 +15,14 @@ from portguard.gateway.admission import Account, Client, Session
 from portguard.gateway.messages import Leased, LeaseReturned, LeaseWanted, Regranted, ShareWanted, Ticket
 from portguard.gateway.slots import RECEIVED, SENT
 from portguard.identity.names import Namespace
+from portguard.limits.fleet import News, Others, OthersConnects
 from portguard.limits.leases import FIRST_BYTES, RECALL_TICKS
-from portguard.limits.ledger import Owner, RateRow
+from portguard.limits.ledger import Owner, RateRow, UsageRow
+from portguard.limits.periods import span_at
 from portguard.policy.quantities import Period
 from portguard.policy.read import read_policy
 from portguard.reasons import Reason
-from tests.ledger_double import MemoryLedger
+from tests.ledger_double import MemoryFleet, MemoryLedger
 from tests.slots import Slots
 
 MB = 1_000_000
@@ -683,3 +686,107 @@ async def test_what_becomes_of_clients_without_a_ledger_may_change():
     books.accounting.check(ALICE)
     books.accounting.configure(policy_with(""), "refuse")
     assert books.refusal().reason is Reason.LEDGER_UNAVAILABLE
+
+
+# A ledger that other gateways write too.
+
+
+def today():
+    return span_at(Period.DAY, time.time(), UTC).start_s
+
+
+def elsewhere(used, granted=0, resets=0):
+    return News(use=[Others(ALICE, Period.DAY, today(), used, granted, resets)])
+
+
+async def test_a_lease_is_claimed_before_it_is_used():
+    books = Books('quota = ["10MB/day"]', MemoryFleet())
+    session = await books.open()
+    [(_, _, _, first)] = books.take_sent()
+    assert books.ledger.claims
+    books.move(session, sent=first)
+    await books.say(0, empty())
+    assert [message[1] for message in books.take_sent()] == ["Leased"]
+
+
+async def test_what_others_have_used_meanwhile_is_not_leased_again():
+    books = Books('quota = ["10MB/day"]', MemoryFleet())
+    books.ledger.others_used = 9_900_000  # of which nobody has told
+    session = await books.open()
+    await books.came.wait()
+    leased = 0
+    while (messages := books.take_sent()) and messages[0][1] == "Leased":
+        leased += messages[0][3]
+        books.move(session, sent=messages[0][3])
+        await books.say(0, empty())
+        await asyncio.sleep(0)
+    assert leased == 100_000
+    assert messages[0][1] == "Closed"
+    books.end(session)
+    assert books.refusal().reason == "quota_exhausted"
+
+
+async def test_what_others_are_said_to_have_used_refuses_a_new_session():
+    books = Books('quota = ["10MB/day"]', MemoryFleet())
+    books.ledger.tell(elsewhere(10 * MB))
+    assert books.refusal().reason == "quota_exhausted"
+    books.ledger.tell(elsewhere(10 * MB, granted=1))
+    books.accounting.check(ALICE)
+
+
+async def test_a_claim_that_cannot_be_made_waits_for_the_ledger():
+    books = Books('quota = ["10MB/day"]', MemoryFleet())
+    books.ledger.failing_for_s = 0.0
+    books.ledger.trouble = "away"
+    await books.open()
+    assert books.take_sent() == []
+    books.ledger.trouble = None
+    await books.accounting.tick()
+    await asyncio.sleep(0)
+    assert [message[1] for message in books.take_sent()] == ["Leased"]
+
+
+async def test_connects_are_written_at_once_and_those_elsewhere_count():
+    books = Books('connect_rate = "2/h"', MemoryFleet())
+    await books.open()
+    row = books.ledger.rows[ALICE, None]
+    books.ledger.tell(News(connects=[OthersConnects(ALICE, "other", row.connects)]))
+    assert books.refusal().reason == "connect_rate"
+    assert books.accounting.connect_wait_s(ALICE) > 0
+    assert books.accounting.connect_wait_s(BOB) == 0
+
+
+async def test_a_reset_elsewhere_is_one_here_and_the_ledger_is_told():
+    books = Books('quota = ["10MB/day"]', MemoryFleet())
+    session = await books.open()
+    [(_, _, _, first)] = books.take_sent()
+    books.move(session, sent=first)
+    books.end(session)
+    assert books.accounting.accounts.left(ALICE) == 10 * MB - first
+    books.ledger.tell(elsewhere(0, resets=1))
+    assert books.accounting.accounts.left(ALICE) == 10 * MB
+    row = books.ledger.rows[ALICE, Period.DAY]
+    assert (row.used_bytes, row.resets) == (0, 1)
+
+
+async def test_what_was_used_before_the_start_is_learnt_late_but_for_what_was_handed_over():
+    books = Books('quota = ["10MB/day"]', MemoryFleet())
+    own = News(own=[UsageRow(ALICE, Period.DAY, today(), today() + 86_400, 10 * MB, 0)])
+    books.ledger.tell(own)
+    assert books.refusal().reason == "quota_exhausted"
+    assert books.used() == 10 * MB
+    after = Books('quota = ["10MB/day"]', MemoryFleet())
+    after.accounting.restore(Books('quota = ["10MB/day"]', MemoryFleet()).accounting.state(), {})
+    after.ledger.tell(own)
+    after.accounting.check(ALICE)
+
+
+async def test_what_nobody_uses_any_more_is_given_up_within_a_second():
+    books = Books('quota = ["100MB/day"]', MemoryFleet())
+    session = await books.open()
+    [(_, _, _, first)] = books.take_sent()
+    books.move(session, sent=1000)
+    books.end(session)
+    await books.say(0, LeaseReturned(books.ticket.account, first - 1000))
+    await books.accounting.tick()
+    assert books.used() == 1000

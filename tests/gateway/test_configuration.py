@@ -213,19 +213,80 @@ def test_of_several_trusts_none_is_the_default_unless_it_says_so(explicit):
     assert good(f"{LEAST}default = false\n").namespace.default is None
 
 
+def ledger(lines):
+    return f"{LEAST}[ledger]\n{lines}\n"
+
+
 @pytest.mark.parametrize(
     ("url", "found"),
     [
-        ("redis://:s3cret@127.0.0.1:6379/0", '"redis://(hidden)@127.0.0.1:6379/0"'),
-        ("rediss://u:s3cret@[::1]/0?password=s3cret", '"rediss://(hidden)@[::1]/0"'),
+        ("redis://:s3cret@127.0.0.1:0/0", '"redis://(hidden)@127.0.0.1:0/0"'),
+        ("redis://:s3cret@127.0.0.1:70000/0", '"redis://(hidden)@127.0.0.1:70000/0"'),
+        ("redis://:s3/cret@127.0.0.1", '"redis://(hidden)@127.0.0.1"'),
+        ("rediss://u:s3cret@[::1]/zero?password=s3cret", '"rediss://(hidden)@[::1]/zero"'),
+        ("rediss://u:s3cret@h/0?ssl_cert_reqs=none", '"rediss://(hidden)@h/0"'),
+        ("redis://h/0?ssl_ca_certs=/ca.crt", '"redis://h/0"'),
+        ("rediss://h/0?ssl_ca_certs=ca.crt", '"rediss://h/0"'),
+        ("redis://h/0?db=1&db=2", '"redis://h/0"'),
+        ("redis://", '"redis://"'),
+        ("redis:///0", '"redis:///0"'),
+        ("unix://h/run/redis.sock", '"unix://h/run/redis.sock"'),
+        ("unix://", '"unix://"'),
+        ("http://h/0", '"http://h/0"'),
+        ("redis://h/0#s", '"redis://h/0#s"'),
+        ("redis://h /0", '"redis://h /0"'),
         ("redis:s3cret@host", "a value that is not shown"),
         ("Sqlite", '"Sqlite"'),
         ("", '""'),
     ],
 )
-def test_another_ledger_than_sqlite_is_refused_and_its_password_is_not_shown(url, found):
-    content = f'{LEAST}[ledger]\nurl = "{url}"\n'
-    assert problems_of(content) == [f'ledger.url: expected "sqlite", as this version has no other ledger, got {found}']
+def test_what_is_no_ledger_is_refused_and_its_password_is_not_shown(url, found):
+    expected = '"sqlite", or the URL of a Redis such as "rediss://redis.example.com:6379/0"'
+    assert problems_of(ledger(f'url = "{url}"')) == [f"ledger.url: expected {expected}, got {found}"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1:6379/0",
+        "redis://h",
+        "redis://portguard:s3cret@[::1]:6379/15",
+        "rediss://:s3cret@h/0?ssl_ca_certs=/etc/ca.crt&ssl_certfile=/c&ssl_keyfile=/k",
+        "unix:///run/redis/redis.sock?db=3",
+        "unix://u:s3cret@/run/redis/redis.sock",
+    ],
+)
+def test_a_redis_is_taken_and_its_password_is_in_no_repr(url):
+    configuration = good(ledger(f'url = "{url}"'))
+    assert configuration.ledger.url == url
+    assert (configuration.ledger.fleet, configuration.ledger.password_file) == ("bastion.example.com", None)
+    assert "s3cret" not in repr(configuration)
+
+
+def test_a_fleet_has_a_name_and_its_password_may_be_in_a_file():
+    content = ledger('url = "redis://h"\nfleet = "bastions.eu"\npassword_file = "secrets/redis"')
+    assert good(content).ledger.fleet == "bastions.eu"
+    assert good(content).ledger.password_file.endswith("/secrets/redis")
+
+
+@pytest.mark.parametrize("fleet", ["-a", "a b", "a{b}", "a:b", "ä", "x" * 190])
+def test_a_name_of_a_fleet_that_could_mean_another_key_is_refused(fleet):
+    [problem] = problems_of(ledger(f'url = "redis://h"\nfleet = "{fleet}"'))
+    assert problem.startswith('ledger.fleet: expected up to 189 letters, digits, ".", "-" and "_" such as "bastions"')
+
+
+def test_what_is_for_a_fleet_is_refused_beside_sqlite():
+    assert problems_of(ledger('fleet = "x"\npassword_file = "y"')) == [
+        'ledger.fleet: expected it only beside the url of a Redis, got one beside "sqlite"',
+        'ledger.password_file: expected it only beside the url of a Redis, got one beside "sqlite"',
+    ]
+
+
+@pytest.mark.parametrize("url", ["redis://:s3cret@h", "unix:///s?password=s3cret"])
+def test_two_passwords_are_refused(url):
+    assert problems_of(ledger(f'url = "{url}"\npassword_file = "y"')) == [
+        "ledger.password_file: expected the password in one place, got one beside that in the url"
+    ]
 
 
 @pytest.mark.parametrize(

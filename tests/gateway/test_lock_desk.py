@@ -13,10 +13,11 @@ from portguard.gateway import lock_desk
 from portguard.gateway.lock_desk import LONGEST_REASON, LockDesk
 from portguard.gateway.messages import Locked, Unlocked
 from portguard.identity.names import Identity, Namespace
+from portguard.limits.fleet import News
 from portguard.limits.ledger import LockRow, LockTarget, Owner
 from portguard.limits.locks import Locks, written_instant
 from portguard.observe import log
-from tests.ledger_double import MemoryLedger
+from tests.ledger_double import MemoryFleet, MemoryLedger
 
 ROOT = Peer(0, 0, 1, "root")
 NOW_S = 1_795_000_000
@@ -353,3 +354,51 @@ async def test_many_locks_are_listed_whole(desk):
         desk.now_s += 1
         await desk.lock(identity=f"user{number}")
     assert [each["name"] for each in await desk.listed()] == [f"user{number}" for number in range(450)]
+
+
+# Locks of other gateways.
+
+ELSEWHERE = LockRow(ALICE, "INC-2", "uid 7 (eve)", NOW_S, None)
+
+
+@pytest.fixture
+async def member():
+    return Desk(ledger=MemoryFleet(), sessions=[session(0, "alice"), session(1, "bob")])
+
+
+async def test_a_lock_that_was_set_elsewhere_acts_and_ends_what_is_open(member):
+    member.ledger.tell(News(locks=[ELSEWHERE]))
+    assert not member.lets_in("alice")
+    assert member.lets_in("bob")
+    assert member.told == [Locked("identity", "local", "alice", None)]
+    assert member.ended == [(0, "locked")]
+    [shown] = await member.listed()
+    assert (shown["reason"], shown["by"], shown["saved"]) == ("INC-2", "uid 7 (eve)", True)
+
+
+async def test_a_lock_that_was_lifted_elsewhere_acts_no_more(member):
+    await member.lock(identity="alice")
+    member.ledger.tell(News(locks=[ELSEWHERE._replace(until_s=0)]))
+    assert member.lets_in("alice")
+    assert member.told[-1] == Unlocked("identity", "local", "alice")
+    told = len(member.told)
+    member.ledger.tell(News(locks=[ELSEWHERE._replace(until_s=0)]))
+    assert len(member.told) == told
+
+
+async def test_a_lock_that_is_over_does_not_act_and_one_that_is_not_does(member):
+    member.ledger.tell(News(locks=[ELSEWHERE._replace(until_s=NOW_S)]))
+    assert member.lets_in("alice")
+    member.ledger.tell(News(locks=[ELSEWHERE._replace(until_s=NOW_S + 1)]))
+    assert not member.lets_in("alice")
+
+
+async def test_what_is_older_than_what_was_heard_is_written_no_more(member):
+    member.ledger.trouble = "away"
+    with pytest.raises(Unavailable, match="locked; in force at this gateway, and not yet in the ledger: away"):
+        await member.lock(identity="alice")
+    member.ledger.tell(News(locks=[ELSEWHERE._replace(until_s=0)]))
+    member.ledger.trouble = None
+    member.desk.tick()
+    assert member.lets_in("alice")
+    assert (ALICE, None) not in member.ledger.rows

@@ -333,6 +333,27 @@ def test_a_claim_that_is_met_in_part_is_no_more_than_that():
     assert not leased(asked, 1)
 
 
+def test_near_the_end_nothing_is_put_aside_for_later():
+    asked = shared()
+    asked.hear([elsewhere(9_000)], NOW_S)
+    leased(asked, 100)
+    assert {claim.row.used_bytes for claim in asked.claims_for(ANNA)} == {100}
+    alone = fresh()
+    leased(alone, 9_100)
+    assert {row.used_bytes for row in alone.rows_for(ANNA)} == {18_200}
+
+
+def test_what_was_claimed_in_vain_is_not_asked_for_again():
+    asked = shared()
+    leased(asked, 100)
+    asked.claims_for(ANNA)
+    asked.not_written(ANNA)
+    asked.put_back(ANNA, 100)
+    asked.give_up(ANNA)
+    asked.use(asked.account(ANNA), 5)
+    assert {row.used_bytes for row in asked.take_rows(NOW_S)} == {5}
+
+
 def test_what_was_put_aside_before_a_reset_is_of_no_use_after_it():
     asked = shared()
     leased(asked, 100)

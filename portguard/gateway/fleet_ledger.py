@@ -1,0 +1,66 @@
+"""The ledger that `[ledger]` names: a file of the gateway's own, or a Redis that a fleet of gateways shares."""
+
+import importlib.util
+import time
+from pathlib import Path
+
+from portguard.errors import ConfigurationError, Problem
+from portguard.gateway.configuration import Configuration
+from portguard.gateway.credentials import LEDGER_PASSWORD, credential
+from portguard.gateway.redis_url import has_password
+from portguard.limits.ledger import Store
+from portguard.limits.sqlite import SqliteStore
+
+_LONGEST_PASSWORD_BYTES = 4096
+
+
+def open_ledger(configuration: Configuration) -> Store:
+    """Make the ledger ready. Raises ConfigurationError."""
+    ledger, state = configuration.ledger, configuration.gateway.state
+    if ledger.url == "sqlite":
+        return SqliteStore.open(f"{state}/ledger.db", time.time())
+    require_redis(configuration)
+    # Only here: its package is an extra.
+    from portguard.limits.redis import RedisStore  # noqa: PLC0415
+    from portguard.limits.redis_link import RedisSettings  # noqa: PLC0415
+
+    settings = RedisSettings(ledger.url, ledger.fleet, ledger_password(configuration))
+    return RedisStore.open(settings, f"{state}/fleet")
+
+
+def require_redis(configuration: Configuration) -> None:
+    """Raise ConfigurationError when the ledger is in Redis, and what speaks to that is not installed."""
+    if configuration.ledger.url != "sqlite" and importlib.util.find_spec("redis") is None:
+        expected = "the package redis for such a ledger, as pip install 'portguard[fleet]' installs it"
+        raise ConfigurationError([Problem(configuration.path, "ledger.url", expected, "none")])
+
+
+def ledger_password(configuration: Configuration) -> str | None:
+    """The password that is handed over, or in a file; None: neither, and the URL may have one.
+
+    Raises ConfigurationError for a file that cannot be read, and for more than one password.
+    """
+    ledger = configuration.ledger
+    if ledger.url == "sqlite":
+        return None
+    handed_over = credential(LEDGER_PASSWORD)
+    if handed_over is not None and (ledger.password_file is not None or has_password(ledger.url)):
+        found = f"one beside the credential {LEDGER_PASSWORD}"
+        raise ConfigurationError([Problem(configuration.path, "ledger", "the password in one place", found)])
+    path = handed_over or (Path(ledger.password_file) if ledger.password_file is not None else None)
+    return _read_password(path) if path is not None else None
+
+
+def _read_password(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LONGEST_PASSWORD_BYTES + 1)
+    except OSError as error:
+        found = (error.strerror or type(error).__name__).lower()
+        raise ConfigurationError([Problem(str(path), "", "a readable file with a password", found)]) from error
+    lines = content.decode("utf-8", "replace").splitlines()
+    # Whatever is in it is a secret, and stays out of the message.
+    if len(lines) != 1 or not lines[0] or "\ufffd" in lines[0] or len(content) > _LONGEST_PASSWORD_BYTES:
+        found = f"{len(content)} bytes in {len(lines)} lines" if lines else "nothing"
+        raise ConfigurationError([Problem(str(path), "", "a password, one line of text", found)])
+    return lines[0]

@@ -1,0 +1,365 @@
+"""Two gateways that share a ledger in a real Redis: what counts at both, who is locked out of both, and without it."""
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+
+import pytest
+
+from tests.counting import (
+    Transfers,
+    connect_answer,
+    counting,
+    get,
+    metric,
+    steady_zone,
+    upload,
+)
+from tests.curl import curl
+from tests.e2e.conftest import PORTGUARD
+from tests.echo import echo_service
+from tests.redis_server import RedisServer
+
+_PATIENCE_S = 30
+KB = 1000
+QUOTA = 200 * KB
+
+
+@pytest.fixture
+def server(tmp_path, real_program):
+    server = RedisServer(real_program("redis-server"), tmp_path / "redis")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def sink():
+    with counting() as service:
+        yield service
+
+
+@pytest.fixture
+def echo():
+    with echo_service() as address:
+        yield address
+
+
+@pytest.fixture
+def start_fleet(start_one_of_several, server, sink, echo):
+    """`start_fleet(limits)` runs gateways a and b; alice and bob have certificates, and a role each to itself."""
+
+    def run(limits="", names="ab", **more):
+        policy = f'timezone = "{steady_zone()}"\n[[roles]]\nname = "team"\nmembers = ["alice", "bob"]\n'
+        policy += f'services = ["*"]\n{limits}\n'
+        ledger = f'[ledger]\nurl = "{server.url}"\n'
+        ledger += "".join(f'{key} = "{value}"\n' for key, value in more.items())
+        services = {"sink": sink.address, "echo": echo}
+        gateways = [start_one_of_several(name, services, policy=policy, configuration=ledger) for name in names]
+        for gateway in gateways:
+            for name in ("alice", "bob"):
+                gateway.certificate(name)
+        return gateways
+
+    return run
+
+
+def portguard(gateway, *arguments, code=0):
+    """Run a command on the gateway; return its standard output and error."""
+    command = [*PORTGUARD, *arguments, "-c", str(gateway.folder / "portguard.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+def used(gateway, name="alice"):
+    """What `quota show` says that somebody has used today."""
+    lines = json.loads(portguard(gateway, "quota", "show", "--json")[0])["quotas"]
+    return next((line["used"] for line in lines if line["name"] == name and line["period"] == "day"), 0)
+
+
+def wait_for_use(gateway, size):
+    gateway.program.wait_until(lambda: used(gateway) == size, f"{size} bytes of use")
+
+
+def reason(gateway, name="alice", service="echo"):
+    """Why a session is refused by CONNECT; None when it is let in."""
+    try:
+        status, _, document = connect_answer(gateway, service, name)
+    except ssl.SSLError:
+        return "let in, and cut"
+    return None if status == 200 else document["reason"]
+
+
+def wait_until_refused(gateway, why, name="alice"):
+    gateway.program.wait_until(lambda: reason(gateway, name) == why, f"refusal with {why}")
+
+
+def held(gateway, name="alice"):
+    client = gateway.connect("echo", name)
+    client.settimeout(_PATIENCE_S)
+    echoes(client)
+    return client
+
+
+def echoes(client):
+    client.sendall(b"more")
+    assert client.recv(10) == b"more"
+
+
+def is_cut(client):
+    try:
+        return client.recv(10) == b""
+    except OSError:
+        return True
+
+
+# What counts at both.
+
+
+def test_a_quota_is_one_for_all_gateways_and_is_used_up_to_its_last_byte(start_fleet, sink):
+    a, b = start_fleet('quota = ["200kB/day"]')
+    upload(a, QUOTA // 2)
+    wait_for_use(b, QUOTA // 2)
+    upload(b, QUOTA)
+    assert sink.wait() == QUOTA
+    wait_until_refused(a, "quota_exhausted")
+    assert reason(b) == "quota_exhausted"
+    assert reason(a, "bob") is None  # who has a quota of his own
+    assert reason(b, "bob") is None
+
+
+@pytest.mark.parametrize("limits", ['quota = ["3MB/day"]', 'pooled_quota = ["3MB/day"]'])
+def test_transfers_at_once_through_both_never_pass_the_quota(start_fleet, sink, limits):
+    a, b = start_fleet(limits)
+    transfers = Transfers()
+    for name in ("alice",) if limits.startswith("quota") else ("alice", "bob"):
+        for gateway in (a, b):
+            transfers.begin(2, upload, gateway, 3000 * KB, name)
+    transfers.wait()
+    assert 1500 * KB < sink.wait() <= 3000 * KB
+    # What one gateway still held when the other one ended can be used afterwards.
+    for gateway in (a, b):
+        gateway.program.wait_until(lambda gateway=gateway: used_up(gateway), "all settled")
+        upload(gateway, 3000 * KB)
+    assert sink.wait() == 3000 * KB
+
+
+def used_up(gateway):
+    """Whether what is said to be used has come to rest: no session holds a lease."""
+    lines = json.loads(portguard(gateway, "quota", "show", "--json")[0])["quotas"]
+    time_to_settle = metric(gateway, "sessions_active") == 0
+    return time_to_settle and all(line["outstanding"] == 0 for line in lines)
+
+
+def test_a_connect_rate_is_one_for_all_gateways(start_fleet):
+    a, b = start_fleet('connect_rate = "1/h"')
+    assert wait_s(b) == 0
+    assert reason(a) is None
+    b.program.wait_until(lambda: wait_s(b) > 0, "a wait for what was connected elsewhere")
+    assert reason(b) == reason(a) == "connect_rate"
+    assert reason(b, "bob") is None
+
+
+def wait_s(gateway):
+    """How long alice would have to wait for her next connect, which is not counted by asking."""
+    document = json.loads(curl(gateway, "alice", "https://gw.localhost:{port}/v1/services").stdout)
+    return max(service["limits"]["connect_rate"]["retry_after_s"] for service in document["services"])
+
+
+def test_what_is_reset_and_granted_at_one_gateway_is_so_at_the_other(start_fleet, sink):
+    a, b = start_fleet('quota = ["200kB/day"]')
+    upload(a, QUOTA)
+    wait_until_refused(b, "quota_exhausted")
+    portguard(b, "quota", "grant", "alice", "50kB")
+    wait_for_grant(a)
+    upload(a, QUOTA)
+    assert sink.wait() == QUOTA + 50 * KB
+    wait_until_refused(b, "quota_exhausted")
+    portguard(b, "quota", "reset", "alice")
+    a.program.wait_until(lambda: used(a) == 0, "use that was reset")
+    assert reason(a) is None
+
+
+def wait_for_grant(gateway):
+    def granted():
+        lines = json.loads(portguard(gateway, "quota", "show", "alice", "--json")[0])["quotas"]
+        return [(line["granted"], line["used"]) for line in lines if line["period"] == "day"] == [(50 * KB, QUOTA)]
+
+    gateway.program.wait_until(granted, "a grant")
+
+
+def test_what_was_used_counts_after_a_restart_and_a_reexec_too(start_fleet, start_again, sink):
+    a, b = start_fleet('quota = ["200kB/day"]')
+    upload(a, 50 * KB)
+    wait_for_use(b, 50 * KB)
+    portguard(a, "reexec")
+    a.wait_for_log("gateway.take_over ")
+    assert used(a) == 50 * KB
+    upload(a, 50 * KB)
+    wait_for_use(b, 100 * KB)
+    a.program.stop(signal.SIGTERM)
+    again = start_again(a)
+    assert used(again) == 100 * KB
+    upload(b, QUOTA)
+    wait_until_refused(again, "quota_exhausted")
+    assert sink.wait() == QUOTA
+
+
+# Locks.
+
+
+def test_a_lock_at_one_gateway_ends_sessions_at_the_other(start_fleet):
+    a, b = start_fleet()
+    with held(b) as client, held(b, "bob") as other:
+        portguard(a, "lock", "alice", "--reason", "laptop stolen")
+        assert is_cut(client)
+        echoes(other)
+    b.wait_for_log("session.close .*identity=alice .*reason=locked")
+    assert reason(b) == reason(a) == "locked"
+    [lock] = json.loads(portguard(b, "lock", "--list", "--json")[0])["locks"]
+    assert (lock["identity"], lock["reason"], lock["saved"]) == ("alice", "laptop stolen", True)
+    portguard(b, "unlock", "alice")
+    a.program.wait_until(lambda: reason(a) is None, "alice let in again")
+
+
+def test_locks_hold_while_redis_is_away_and_over_a_restart(start_fleet, start_again, server):
+    a, b = start_fleet()
+    portguard(a, "lock", "alice", "--reason", "laptop stolen")
+    wait_until_refused(b, "locked")
+    server.stop()
+    b.program.stop(signal.SIGTERM)
+    again = start_again(b)
+    assert reason(again) == reason(a) == "locked"
+    assert reason(again, "bob") == "ledger_unavailable"
+    _, said = portguard(again, "lock", "bob", "--reason", "he too", code=1)
+    assert "bob: locked; in force at this gateway, and not yet in the ledger: unix://" in said
+    server.start()
+    a.program.wait_until(lambda: reason(a, "bob") == "locked", "the lock of bob")
+
+
+# Without Redis.
+
+
+def test_without_redis_sessions_are_refused_until_it_is_back(start_fleet, server, sink):
+    a, b = start_fleet('quota = ["200kB/day"]')
+    upload(a, 50 * KB)
+    wait_for_use(b, 50 * KB)
+    with held(b, "bob") as client:
+        server.stop()
+        for gateway in (a, b):
+            wait_until_refused(gateway, "ledger_unavailable")
+        echoes(client)  # who has leased something goes on
+        said, _ = portguard(a, "status", code=1)
+        assert said.startswith("REFUSING ALL since ")
+        assert f"ledger_unavailable ({server.url}: " in said
+        status, text = get(a, "/readyz")
+        assert (status, text.startswith(f"not ready\nledger: {server.url}: ")) == (503, True)
+        assert metric(a, "ledger_errors_total") > 0
+        server.start()
+        for gateway in (a, b):
+            gateway.program.wait_until(lambda gateway=gateway: reason(gateway) is None, "sessions again")
+            gateway.wait_for_log("ledger.resume ")
+    portguard(a, "status")
+    wait_for_use(b, 50 * KB)
+    upload(b, QUOTA)
+    wait_until_refused(a, "quota_exhausted")
+
+
+def test_with_allow_quotas_and_rates_are_lifted_without_redis_and_count_afterwards(start_fleet, server, sink):
+    a, b = start_fleet('quota = ["200kB/day"]', when_unavailable="allow")
+    upload(a, QUOTA)
+    wait_until_refused(b, "quota_exhausted")
+    server.stop()
+    b.program.wait_until(lambda: reason(b) is None, "sessions in spite of the quota")
+    said, _ = portguard(b, "status", code=1)
+    assert said.startswith("DEGRADED since ")
+    upload(b, 100 * KB)
+    assert sink.wait() == QUOTA + 100 * KB
+    server.start()
+    wait_until_refused(b, "quota_exhausted")
+    a.program.wait_until(lambda: used(a) == QUOTA + 100 * KB, "all that was used")
+
+
+def test_a_gateway_starts_without_redis_and_serves_once_it_is_there(start_fleet, start_again, server):
+    [a] = start_fleet('quota = ["200kB/day"]', names="a")
+    upload(a, 50 * KB)
+    wait_for_use(a, 50 * KB)
+    a.program.stop(signal.SIGTERM)
+    server.stop()
+    again = start_again(a)
+    assert reason(again) == "ledger_unavailable"
+    server.start()
+    again.program.wait_until(lambda: reason(again) is None, "sessions")
+    assert used(again) == 50 * KB
+
+
+# What is not taken.
+
+
+def serve(gateway, **environment):
+    """Have a gateway that has ended start again; return its exit code and what it said."""
+    command = [*PORTGUARD, "serve", "-c", str(gateway.folder / "portguard.toml")]
+    env = os.environ | environment
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False, env=env)
+    return done.returncode, done.stderr
+
+
+def configure(gateway, before, after):
+    path = gateway.folder / "portguard.toml"
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+
+
+def test_a_wrong_password_keeps_a_gateway_from_starting_and_the_right_one_does_not(start_fleet, start_again, server):
+    [a] = start_fleet(names="a")
+    a.program.stop(signal.SIGTERM)
+    with server.client() as client:
+        client.config_set("requirepass", "s3cret-word")
+    secret = a.folder / "redis.password"
+    secret.write_text("wr0ng-word\n")
+    configure(a, "[ledger]\n", '[ledger]\npassword_file = "redis.password"\n')
+    code, said = serve(a)
+    assert code == 2
+    assert f"{server.url}: expected a Redis that can be used, got one that does not take the user and password" in said
+    assert "wr0ng-word" not in said
+    assert "Traceback" not in said
+    secret.write_text("s3cret-word\n")
+    again = start_again(a)
+    assert reason(again) is None
+    assert "s3cret-word" not in again.log
+
+
+def test_without_the_package_a_gateway_says_how_to_install_it(start_fleet, tmp_path):
+    [a] = start_fleet(names="a")
+    a.program.stop(signal.SIGTERM)
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text("import sys\nsys.modules['redis'] = None\n")
+    code, said = serve(a, PYTHONPATH=str(hook))
+    assert code == 2
+    assert (
+        "ledger.url: expected the package redis for such a ledger, as pip install 'portguard[fleet]' installs" in said
+    )
+    assert "Traceback" not in said
+    configure(a, a_url(a), 'url = "sqlite"')
+    command = [sys.executable, "-P", "-m", "portguard", "serve", "--check", "-c", str(a.folder / "portguard.toml")]
+    env = os.environ | {"PYTHONPATH": str(hook)}
+    subprocess.run(command, check=True, capture_output=True, timeout=_PATIENCE_S, env=env)
+
+
+def a_url(gateway):
+    lines = (gateway.folder / "portguard.toml").read_text().splitlines()
+    return next(line for line in lines if line.startswith("url = "))
+
+
+def test_another_url_needs_a_restart_and_says_so(start_fleet):
+    [a] = start_fleet(names="a")
+    configure(a, a_url(a), 'url = "redis://127.0.0.1:1/0"')
+    answer = json.loads(portguard(a, "reload", "--json")[0])
+    assert answer["needs_restart"] == ["ledger.url"]
+    assert reason(a) is None
