@@ -40,8 +40,11 @@ def connect(settings: RedisSettings) -> "redis.Redis":
 
     Raises ValueError for a URL that redis-py does not take.
     """
+    # Some versions of redis-py look only for who has signed a certificate, not whom it names.
+    tls = {"ssl_cert_reqs": "required", "ssl_check_hostname": True} if settings.url.startswith("rediss:") else {}
     return redis.Redis.from_url(
         settings.url,
+        **tls,
         password=settings.password,
         single_connection_client=False,
         max_connections=1,

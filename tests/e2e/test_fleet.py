@@ -9,6 +9,10 @@ import sys
 
 import pytest
 
+from portguard.errors import ConfigurationError
+from portguard.limits.redis import RedisStore
+from portguard.limits.redis_link import RedisSettings
+from tests.certificates import SERVER_AUTH, Authority, dns
 from tests.counting import (
     Transfers,
     connect_answer,
@@ -355,6 +359,32 @@ def test_without_the_package_a_gateway_says_how_to_install_it(start_fleet, tmp_p
 def a_url(gateway):
     lines = (gateway.folder / "portguard.toml").read_text().splitlines()
     return next(line for line in lines if line.startswith("url = "))
+
+
+@pytest.fixture
+def over_tls(tmp_path, real_program, free_port):
+    """The URL of a Redis that only speaks TLS, as `localhost`, and the file with the authority of its certificate."""
+    authority, port = Authority.root(), free_port()
+    holder = authority.issue("redis", sans=[dns("localhost")], usages=[SERVER_AUTH])
+    for name, content in (("ca", authority.pem), ("crt", holder.pem), ("key", holder.key_pem)):
+        (tmp_path / f"redis.{name}").write_bytes(content)
+    options = ["--tls-port", str(port), "--bind", "127.0.0.1", "--tls-auth-clients", "no"]
+    options += ["--tls-cert-file", str(tmp_path / "redis.crt"), "--tls-key-file", str(tmp_path / "redis.key")]
+    options += ["--tls-ca-cert-file", str(tmp_path / "redis.ca")]
+    server = RedisServer(real_program("redis-server"), tmp_path / "tls", *options)
+    server.start()
+    yield f"rediss://localhost:{port}/0?ssl_ca_certs={tmp_path}/redis.ca"
+    server.stop()
+
+
+def test_over_tls_a_redis_must_have_a_trusted_certificate_of_its_name(over_tls, tmp_path):
+    store = RedisStore.open(RedisSettings(over_tls, "test"), str(tmp_path / "a"))
+    assert store.trouble is None
+    assert store.flush_and_close(_PATIENCE_S)
+    for wrong in (over_tls.replace("localhost", "127.0.0.1"), over_tls.partition("?")[0]):
+        with pytest.raises(ConfigurationError, match=r"got a certificate that is not trusted \(") as error:
+            RedisStore.open(RedisSettings(wrong, "test"), str(tmp_path / "a"))
+        assert str(error.value).startswith(wrong.partition("?")[0] + ": ")
 
 
 def test_another_url_needs_a_restart_and_says_so(start_fleet):
