@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from portguard.limits.ledger import LockRow, LockTarget, Owner, Store, UsageRow
 from portguard.policy.quantities import Period
 
+_YEAR_9999_S = 253_370_764_800  # beyond, a time cannot be shown
+
 
 class Claim(NamedTuple):
     """A gateway wants `row` to be its own, or less, but not less than `needed_bytes` of use.
@@ -102,6 +104,10 @@ def _order(lock: StampedLock) -> tuple[int, bool, str]:
     return lock.at_ms, lock.row.until_s != 0, written_lock(lock)[1]
 
 
+def _are_times(*times_s: int) -> bool:
+    return all(0 <= each < _YEAR_9999_S for each in times_s)
+
+
 # As text. ASCII, so that no name, whatever is in it, can be anything but text.
 
 
@@ -136,6 +142,6 @@ def read_lock(target: str, rest: str) -> StampedLock:
         case (
             ["identity" | "fingerprint" | "serial" as kind, str() as trust, str() as value],
             [str() as reason, str() as by, int() as since_s, int() | None as until_s],
-        ) if at_ms.isdecimal() and locks == str(int(until_s != 0)):
+        ) if at_ms.isdecimal() and locks == str(int(until_s != 0)) and _are_times(since_s, until_s or 0):
             return StampedLock(LockRow(LockTarget(kind, trust, value), reason, by, since_s, until_s), int(at_ms))
     raise ValueError(f"expected a lock, got {target[:100]!a} {rest[:100]!a}")

@@ -59,7 +59,7 @@ class _Heard:
     """What a turn has brought."""
 
     news: list[News] = field(default_factory=list)
-    outcomes: list[Outcome | None] = field(default_factory=list)  # of the claims; None: they could not be made
+    outcomes: list[Outcome] = field(default_factory=list)  # of the claims; none: they were not made
 
 
 class RedisStore:
@@ -73,6 +73,7 @@ class RedisStore:
         self._rows_there: FleetRows | None = None  # None: not connected
         self._last = ""  # up to where the changes were read
         self._knows_own = False  # what this gateway had used before it started
+        self._untold: set[_Key] = set()  # what of that the gateway has not been told yet, as it was learnt late
         self._own: dict[_Key, UsageRow | RateRow] = {}  # what Redis is to have of this gateway
         self._loaded = Contents((), (), ())
         self._unheard: list[News] = []
@@ -83,6 +84,7 @@ class RedisStore:
         self._oldest_s = 0.0  # since when the first of its rows waits
         self._locks = {lock.row.target: lock for lock in folder.locks}  # and what is known of those taken away
         self._kept = True  # the file has them
+        self._keep_failed = False
         self._began_s: float | None = None  # the turn that is going on
         self._retry_at_s = 0.0
         self._poll_at_s = 0.0
@@ -211,8 +213,10 @@ class RedisStore:
                     return
                 time.sleep(_TRY_AT_START_EVERY_S)
             else:
-                self._loaded = Contents(tuple(loaded.own), (), ())
-                self._unheard.append(replace(news, locks=(), own=()))  # contents() has them
+                self._loaded = Contents(tuple(loaded.own), tuple(loaded.own_connects), ())
+                # contents() has the rest.
+                elsewhere = [each for each in news.connects if each.gateway != self._folder.gateway]
+                self._unheard.append(replace(news, connects=elsewhere, locks=(), own=()))
                 return
 
     # In the thread.
@@ -240,14 +244,15 @@ class RedisStore:
             self._keep_locks()
             if hopeless:
                 self._put_back(work)
-                self._answer(work, None)
+                self._answer(work, _Heard(), written=False)
                 continue
-            heard, cause = self._turn(work)
+            heard = _Heard()
+            cause = self._turn(work, heard)
             self._keep_locks()
             if cause is not None:
                 self._put_back(work)
             self._settle(began_s, cause)
-            self._answer(work, heard)
+            self._answer(work, heard, written=cause is None)
             if close_by_s is not None and self._is_done(close_by_s, cause):
                 return
 
@@ -261,49 +266,41 @@ class RedisStore:
         written_s = self._oldest_s + LATEST_S if self._work.rows or self._work.locks else self._poll_at_s
         return min(written_s, self._poll_at_s) - now_s
 
-    def _turn(self, work: _Work) -> tuple[_Heard | None, str | None]:
-        """Do what there is to do; return what others have done, and what kept it from being done."""
-        heard = _Heard()
+    def _turn(self, work: _Work, heard: _Heard) -> str | None:
+        """Do what there is to do; return what kept it from being done. What was heard by then is so all the same."""
         try:
             if self._rows_there is None:
                 _, news = self._join()
                 heard.news.append(news)
-                if news.own:
-                    self._drop_what_knew_less(work, news.own)
-                    heard.outcomes = [None] * len(work.claims)
+                self._untold = {_key(row) for row in news.own}
             self._write(work, heard)
             if time.monotonic() >= self._poll_at_s:
                 self._read_changes(heard)
         except FAILURES as error:
             self._leave()
-            return None, because(error)
-        return heard, None
+            return because(error)
+        return None
 
     def _write(self, work: _Work, heard: _Heard) -> None:
         rows_there = self._rows_there
         assert rows_there is not None
         if work.locks:
             heard.news.append(News(locks=self._merge(rows_there.put_locks(work.locks.values()))))
-        usage = sorted((row for row in work.rows.values() if isinstance(row, UsageRow)), key=lambda row: row[:2])
+        # Who does not know yet what was used before would write that away. Better rows and claims follow.
+        known = [row for key, row in work.rows.items() if key not in self._untold]
+        usage = sorted((row for row in known if isinstance(row, UsageRow)), key=lambda row: row[:2])
         outcomes = rows_there.put_use(usage)
         self._own |= {_key(row): row for row in usage}
-        if not heard.outcomes:
+        if not self._untold:
             claimed = rows_there.claim([claims for claims, _ in work.claims])
             self._own |= {_key(row): row for outcome in claimed for row in outcome.rows}
             heard.outcomes += claimed
             outcomes += claimed
         if others := [each for outcome in outcomes for each in outcome.others]:
             heard.news.append(News(use=others))
-        connects = [row for row in work.rows.values() if isinstance(row, RateRow)]
+        connects = [row for row in known if isinstance(row, RateRow)]
         rows_there.put_connects(connects)
         self._own |= {_key(row): row for row in connects}
-
-    def _drop_what_knew_less(self, work: _Work, own: Iterable[UsageRow]) -> None:
-        """Do without rows that were made before it was known what they add to. Better ones follow."""
-        with self._wake:
-            for key in map(_key, own):
-                work.rows.pop(key, None)
-                self._work.rows.pop(key, None)
 
     def _read_changes(self, heard: _Heard) -> None:
         rows_there = self._rows_there
@@ -346,11 +343,12 @@ class RedisStore:
         loaded = rows_there.load(now_s)
         late = [] if self._knows_own else loaded.own
         gateway = self._folder.gateway
-        # After a restart its own connects are as those elsewhere: they count, and go by themselves.
+        # Its own from before the start, when they are learnt late, are as those elsewhere: they count for their time.
         connects = [each for each in loaded.connects if each.gateway != gateway or not self._knows_own]
         news = News(loaded.others, connects, self._merge(loaded.locks), late, all_there_is=True)
         if not self._knows_own:
             self._own |= {_key(row): row for row in loaded.own}
+            self._own |= {_key(row): row for row in loaded.own_connects}
         self._knows_own = True
         self._rows_there = rows_there
         self._poll_at_s = time.monotonic() + POLL_S
@@ -377,8 +375,12 @@ class RedisStore:
         try:
             self._folder.keep(locks)
         except OSError as error:
-            log.event("error", "ledger.locks_not_kept", file=self._folder.path, message=because(error))
             self._kept = False
+            if not self._keep_failed:
+                log.event("error", "ledger.locks_not_kept", file=self._folder.path, message=because(error))
+            self._keep_failed = True
+        else:
+            self._keep_failed = False
 
     def _tidy(self, rows_there: FleetRows) -> None:
         now_s = time.time()
@@ -414,20 +416,32 @@ class RedisStore:
     def _say_unavailable(self, cause: str) -> None:
         log.event("error", "ledger.unavailable", server=self._settings.shown, message=cause)
 
-    def _answer(self, work: _Work, heard: _Heard | None) -> None:
+    def _answer(self, work: _Work, heard: _Heard, *, written: bool) -> None:
         """News first: who is told that nothing is left shall know why."""
-        answers = [self._told(news) for news in heard.news] if heard is not None else []
-        outcomes = heard.outcomes if heard is not None else [None for _ in work.claims]
+        answers = [self._told(news) for news in heard.news]
+        outcomes: list[Outcome | None] = (
+            [*heard.outcomes] if written and heard.outcomes else [None for _ in work.claims]
+        )
         for (_, on_claimed), outcome in zip(work.claims, outcomes, strict=True):
             answers.append(_call(partial(on_claimed, None if outcome is None else outcome.rows)))
-        answers += [(on_written, heard is not None) for on_written in work.waiting]
+        answers += [(on_written, written) for on_written in work.waiting]
         if answers:
             self._deliver(answers)
 
     def _told(self, news: News) -> tuple[Callable[[bool], None], bool]:
         def tell() -> None:
+            early: list[tuple[Sequence[Claim], Claimed]] = []
+            if news.own:
+                with self._wake:
+                    for key in map(_key, news.own):
+                        self._work.rows.pop(key, None)
+                    early, self._work.claims = self._work.claims, []
             for hear in self._listeners:
                 hear(news)
+            if news.own:
+                self._untold = set()
+            for _, on_claimed in early:
+                on_claimed(None)
 
         return _call(tell)
 

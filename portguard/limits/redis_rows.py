@@ -169,6 +169,7 @@ class Loaded:
     """All that there is and is not over. `own` are the rows of the gateway that asks."""
 
     own: list[UsageRow]
+    own_connects: list[RateRow]
     others: list[Others]
     connects: list[OthersConnects]  # of all gateways
     locks: list[StampedLock]
@@ -289,7 +290,7 @@ class FleetRows:
 
     def load(self, now_s: float) -> Loaded:
         """Return what is there, and not over at `now_s`, since the epoch."""
-        own: list[UsageRow] = []
+        own: dict[tuple[Owner, Period], UsageRow] = {}
         others: list[Others] = []
         for span, end_s in self._spans(now_s):
             fields = dict(self._fields(self._key(f"usage:{span}")))
@@ -299,8 +300,16 @@ class FleetRows:
                     mine = fields.get(f"g {self._gateway} {owner}")
                     others.append(_others(owner, span, total, mine))
                     if mine is not None:
-                        own.append(_own(others[-1], end_s, mine))
-        return Loaded(own, others, list(self._all_connects(now_s)), self._all_locks())
+                        row = _own(others[-1], end_s, mine)
+                        # There are two where the time zone has changed. The larger one has all.
+                        own[row[:2]] = max(row, own.get(row[:2], row), key=lambda row: row.used_bytes)
+        connects = list(self._all_connects(now_s))
+        own_connects = [
+            RateRow(owner, text, Connects.from_text(text).end_s)
+            for owner, gateway, text in connects
+            if gateway == self._gateway
+        ]
+        return Loaded(list(own.values()), own_connects, others, connects, self._all_locks())
 
     def changes(self, last: str) -> Changes:
         """Return what others have written after `last`, a place that `begin` or this has answered."""

@@ -61,6 +61,8 @@ def test_what_is_no_owner_is_not_read(text):
         ('["identity","staff","anna"]', '1000 1 ["left","root",7,0]'),
         ('["identity","staff","anna"]', 'x 1 ["left","root",7,null]'),
         ('["identity","staff","anna"]', '1000 1 ["left","root","7",null]'),
+        ('["identity","staff","anna"]', '1000 1 ["left","root",-1,null]'),
+        ('["identity","staff","anna"]', f'1000 1 ["left","root",7,{10**12}]'),
         ('["person","staff","anna"]', '1000 1 ["left","root",7,null]'),
     ],
 )

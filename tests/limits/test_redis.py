@@ -1,5 +1,6 @@
 """The ledger of a fleet: what its gateways hear of each other, and what is left of it when Redis is away or forgets."""
 
+import errno
 import queue
 import re
 import shutil
@@ -8,11 +9,13 @@ import time
 
 import pytest
 
+import portguard.limits.redis
 from portguard.errors import ConfigurationError
 from portguard.limits.fleet import Claim, News
 from portguard.limits.ledger import LockRow, LockTarget, Owner, RateRow, UsageRow
 from portguard.limits.redis import RedisStore
 from portguard.limits.redis_link import RedisSettings
+from portguard.limits.redis_rows import FleetRows
 from portguard.policy.quantities import Period
 from tests.redis_server import RedisServer
 
@@ -152,7 +155,9 @@ def test_connects_to_one_gateway_the_other_hears_of(start):
     assert (connects.owner, connects.connects) == (ANNA, row.connects)
     assert start("c").first.connects == [connects]
     a.close()
-    assert start("a").first.connects == [connects]  # its own, from before
+    again = start("a")
+    assert again.contents.rates == (row,)
+    assert again.first.connects == []
 
 
 def test_names_of_any_kind_come_through(start):
@@ -331,6 +336,22 @@ def test_a_lock_that_is_older_than_what_is_known_is_corrected(start, server):
     server.start()
     assert b.hear_of_lock().until_s == 0
     assert start("c").contents.locks == ()
+
+
+def test_a_lock_that_is_heard_of_just_before_redis_goes_is_not_lost(start, monkeypatch):
+    a, b = start("a"), start("b")
+    monkeypatch.setattr(portguard.limits.redis, "_TIDY_EVERY_S", 0.0)
+    failing = threading.Event()
+
+    def tidy(_rows, _now_s):
+        if b.store._locks and not failing.is_set():
+            failing.set()
+            raise OSError(errno.ECONNRESET, "gone")
+
+    monkeypatch.setattr(FleetRows, "tidy", tidy)
+    a.write(LOCK)
+    assert b.hear_of_lock() == LOCK
+    assert failing.wait(PATIENCE_S)
 
 
 # Redis away.
