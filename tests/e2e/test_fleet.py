@@ -53,8 +53,8 @@ def echo():
 
 
 @pytest.fixture
-def start_fleet(start_one_of_several, server, sink, echo):
-    """`start_fleet(limits)` runs gateways a and b; alice and bob have certificates, and a role each to itself."""
+def start_fleet(server, sink, echo, start_one_of_several):
+    """`start_fleet(limits)` runs gateways a and b, which end before what they need; alice and bob have certificates."""
 
     def run(limits="", names="ab", **more):
         policy = f'timezone = "{steady_zone()}"\n[[roles]]\nname = "team"\nmembers = ["alice", "bob"]\n'
