@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from portguard.pki.authority import Authority
+from tests.e2e.services import postgresql, redis, ssh_keys, sshd  # noqa: F401  # fixtures
 
 _PATIENCE_S = 20.0
 

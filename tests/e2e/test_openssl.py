@@ -15,14 +15,6 @@ _REFUSED = "unexpected eof while reading"
 
 
 @pytest.fixture(scope="module")
-def redis(start_for_module, free_port, real_program):
-    port = free_port()
-    server = start_for_module([real_program("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", ""])
-    server.wait_until_it_listens(("127.0.0.1", port))
-    return f"127.0.0.1:{port}"
-
-
-@pytest.fixture(scope="module")
 def shared(start_gateway_for_module, redis):
     """Alice may reach `cache`, by name, alias and port, and `plain`, but not `other`."""
     cache = f'''

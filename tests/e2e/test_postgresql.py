@@ -6,13 +6,9 @@ The server speaks no TLS, and is older than direct TLS negotiation: the gateway 
 import hashlib
 import os
 import random
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import threading
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -23,57 +19,6 @@ _BLOCKS, _BLOCK_LINES, _LINE_BYTES = 100, 1000, 1000  # 100 MB
 _PATIENCE_S = 60
 
 PORTGUARD = (sys.executable, "-P", "-m", "portguard")
-
-
-class PostgreSQL:
-    """A server with trusting authentication, and a folder that it can write to."""
-
-    def __init__(self, port, folder):
-        self.port = port
-        self.folder = folder
-
-    def query(self, statement):
-        """The rows, asked for without a gateway."""
-        with psycopg.connect(f"host=127.0.0.1 port={self.port} user=postgres", autocommit=True) as connection:
-            cursor = connection.execute(statement)
-            return cursor.fetchall() if cursor.description else None
-
-
-@pytest.fixture(scope="module")
-def postgresql(start_for_module, free_port, real_program, unprivileged):
-    # Not below pytest's own folder, which is closed to the user that the server runs as.
-    folder = Path(tempfile.mkdtemp(prefix="portguard-postgresql-"))
-    as_user = {}
-    if unprivileged is not None:
-        os.chown(folder, unprivileged.pw_uid, unprivileged.pw_gid)
-        as_user = {"user": unprivileged.pw_uid, "group": unprivileged.pw_gid, "extra_groups": []}
-    data, port = folder / "data", free_port()
-    initdb = [real_program("initdb"), "--pgdata", str(data), "--username", "postgres", "--auth", "trust"]
-    try:
-        subprocess.run(
-            [*initdb, "--no-sync", "--no-locale", "--encoding", "UTF8"],
-            cwd=folder,
-            check=True,
-            capture_output=True,
-            timeout=_PATIENCE_S,
-            **as_user,
-        )
-        settings = {
-            "listen_addresses": "127.0.0.1",
-            "port": port,
-            "unix_socket_directories": "",
-            "ssl": "off",
-            "fsync": "off",
-            "max_wal_size": "2GB",  # no checkpoint while a test runs
-            "shared_buffers": "32MB",
-        }
-        options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
-        server = start_for_module([real_program("postgres"), "-D", str(data), *options], cwd=folder, **as_user)
-        server.wait_until_it_says("database system is ready to accept connections")
-        yield PostgreSQL(port, folder)
-        server.stop(signal.SIGINT)  # it does not wait for clients then
-    finally:
-        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")

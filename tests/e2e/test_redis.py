@@ -10,17 +10,8 @@ _BIG = 20 * 1000 * 1000
 
 
 @pytest.fixture(scope="module")
-def redis(start_for_module, free_port, real_program):
-    """The port of a Redis."""
-    port = free_port()
-    server = start_for_module([real_program("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", ""])
-    server.wait_until_it_listens(("127.0.0.1", port))
-    return port
-
-
-@pytest.fixture(scope="module")
 def shared(start_gateway_for_module, redis):
-    return start_gateway_for_module({"cache": f"127.0.0.1:{redis}"})
+    return start_gateway_for_module({"cache": redis})
 
 
 @pytest.fixture
@@ -47,7 +38,8 @@ def redis_cli(gateway, real_program):
 @pytest.fixture
 def redis_directly(redis, real_program):
     """The same without the gateway, to see what arrived."""
-    command = [real_program("redis-cli"), "-h", "127.0.0.1", "-p", str(redis)]
+    host, port = redis.split(":")
+    command = [real_program("redis-cli"), "-h", host, "-p", port]
     return lambda *words: subprocess.run([*command, *words], capture_output=True, check=True, timeout=60).stdout
 
 

@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -17,49 +16,6 @@ _PORTGUARD = (sys.executable, "-P", "-m", "portguard")
 _BIG = 100 * 1000 * 1000
 _PATIENCE_S = 60
 _SESSIONS = 12
-
-# Compiled into sshd: without this folder it does not start as root.
-_PRIVILEGE_SEPARATION = Path("/run/sshd")
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory, real_program):
-    """A folder with a host key and a user's key."""
-    folder = tmp_path_factory.mktemp("keys")
-    for name in ("host", "user"):
-        subprocess.run(
-            [real_program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(folder / name)],
-            check=True,
-            timeout=_PATIENCE_S,
-        )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def sshd(start_for_module, free_port, real_program, keys):
-    """The address of an sshd that lets in whoever runs the tests, with the user's key and nothing else."""
-    port = free_port()
-    configuration = keys / "sshd_config"
-    configuration.write_text(
-        f"""
-ListenAddress 127.0.0.1:{port}
-HostKey {keys}/host
-AuthorizedKeysFile {keys}/user.pub
-PidFile none
-UsePAM no
-StrictModes no
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-PermitRootLogin prohibit-password
-Subsystem sftp internal-sftp
-"""
-    )
-    if os.geteuid() == 0:
-        # Left behind: other runs of these tests may be using it.
-        _PRIVILEGE_SEPARATION.mkdir(mode=0o755, exist_ok=True)
-    server = start_for_module([real_program("sshd"), "-D", "-e", "-f", str(configuration)])
-    server.wait_until_it_listens(("127.0.0.1", port))
-    return f"127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")
@@ -73,21 +29,21 @@ def gateway(shared):
 
 
 @pytest.fixture
-def over_ssh(gateway, keys, real_program, tmp_path):
+def over_ssh(gateway, ssh_keys, real_program, tmp_path):
     """`over_ssh(name, program, *words)` runs ssh or scp as the client `name`; "shell" is the host."""
 
     def run(name, program, *words):
         profile = write_profile(gateway, name, tmp_path)
         proxy = shlex.join([*_PORTGUARD, "connect", "--stdio", "shell", "--profile", str(profile)])
         known_hosts = tmp_path / "known_hosts"
-        known_hosts.write_text(f"shell {keys.joinpath('host.pub').read_text()}")
+        known_hosts.write_text(f"shell {ssh_keys.joinpath('host.pub').read_text()}")
         configuration = tmp_path / "ssh_config"
         configuration.write_text(
             f"""
 Host shell
   User {pwd.getpwuid(os.geteuid()).pw_name}
   ProxyCommand {proxy}
-  IdentityFile {keys}/user
+  IdentityFile {ssh_keys}/user
   IdentitiesOnly yes
   IdentityAgent none
   BatchMode yes
