@@ -18,7 +18,7 @@ _PATIENCE_S = 120
 
 
 def transcript(text: str) -> list[Step]:
-    """The commands of the console blocks of a page, with the lines of their here-documents, and what is shown."""
+    """The commands of the console blocks of a page, with lines that go on and here-documents, and what is shown."""
     steps: list[Step] = []
     for block in re.findall(r"^ *```console\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL):
         end = None  # of a here-document
@@ -26,6 +26,8 @@ def transcript(text: str) -> list[Step]:
             if end is not None:
                 steps[-1] = f"{steps[-1][0]}\n{line}", []
                 end = None if line == end else end
+            elif steps and steps[-1][0].endswith("\\"):
+                steps[-1] = f"{steps[-1][0]}\n{line}", []
             elif line.startswith("$ "):
                 steps.append((line[2:], []))
                 here = _HERE_DOCUMENT.search(line)

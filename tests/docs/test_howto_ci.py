@@ -11,7 +11,7 @@ import yaml
 
 _FOLDER = Path(__file__).parents[2] / "docs" / "howto"
 _PAGE = (_FOLDER / "check-policies-in-ci.md").read_text()
-_FILES = sorted((_FOLDER / "ci").glob("*.yml"))
+_FILES = sorted((_FOLDER / "ci").glob("*-policy.yml"))
 _POLICY = """
 [services.orders-db]
 upstream = ["10.0.3.7:5432"]
