@@ -7,6 +7,7 @@ import threading
 from portguard.control.access import Access
 from portguard.control.listening import listen
 from portguard.control.server import ControlServer
+from tests.patience import PATIENCE_S
 
 
 class _Faults:
@@ -42,9 +43,9 @@ class ControlDouble(threading.Thread):
 
     def __enter__(self):
         self.start()
-        assert self._ready.wait(30)
+        assert self._ready.wait(PATIENCE_S)
         return self
 
     def __exit__(self, *_):
         self._loop.call_soon_threadsafe(self._over.set)
-        self.join(30)
+        self.join(PATIENCE_S)

@@ -26,13 +26,13 @@ from portguard.tls.contexts import ServerContexts
 from portguard.tls.endpoint import Endpoint
 from portguard.tls.tls_socket import TlsSocket, prepare, wrap
 from tests.certificates import SERVER_AUTH, Authority, Holder, dns
+from tests.patience import PATIENCE_S
 
 Kind = Literal["plain", "tls", "buffered"]
 """`tls` is the gateway's, on the socket itself; `buffered` the client's."""
 Ending = Literal["end", "truncated", "reset"]
 
 NAME = "gateway.test"
-PATIENCE_S = 20.0
 
 _READ = 64 * 1024
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)

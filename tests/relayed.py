@@ -30,7 +30,8 @@ from portguard.gateway.lingering import Lingering
 from portguard.gateway.relay import Relay
 from portguard.gateway.slots import ACTIVITY, RECEIVED, SENT
 from portguard.reasons import Reason
-from tests.peers import PATIENCE_S, Kind, Peer, connected, server_contexts, until
+from tests.patience import PATIENCE_S
+from tests.peers import Kind, Peer, connected, server_contexts, until
 
 BASE = 8  # not 0, so that a cell counted in without its base shows
 SMALL = 4096  # of socket buffers: the kernel makes the smallest it can

@@ -7,12 +7,14 @@ import ssl
 import struct
 from typing import Any
 
+from tests.patience import PATIENCE_S
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 def raw(gateway: Any, source: str = "127.0.0.1") -> socket.socket:
     """A TCP connection on which nothing has been sent, from an address of loopback."""
-    return socket.create_connection(("127.0.0.1", gateway.port), timeout=20, source_address=(source, 0))
+    return socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE_S, source_address=(source, 0))
 
 
 def reset(sock: socket.socket) -> None:

@@ -4,10 +4,11 @@ import socket
 import pytest
 
 from portguard.cli.quickstart_service import serve
+from tests.patience import PATIENCE_S
 
 
 def ask(port: int, method: str = "GET", path: str = "/") -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
     connection.request(method, path)
     answer = connection.getresponse()
     content = answer.read().decode()

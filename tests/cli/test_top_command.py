@@ -15,9 +15,9 @@ import pytest
 from portguard.control.access import Level
 from portguard.control.routes import Route
 from tests.control_double import ControlDouble
+from tests.patience import PATIENCE_S
 
 ENTER, LEAVE = b"\x1b[?1049h\x1b[?25l", b"\x1b[?25h\x1b[?1049l"
-_PATIENCE_S = 20
 
 
 class Gateway:
@@ -67,7 +67,7 @@ class Terminal:
         )
 
     def wait_for(self, text, count=1):
-        deadline_s = time.monotonic() + _PATIENCE_S
+        deadline_s = time.monotonic() + PATIENCE_S
         while self.drawn.count(text) < count:
             assert time.monotonic() < deadline_s, self.drawn
             self._read(0.1)
@@ -78,7 +78,7 @@ class Terminal:
 
     def ended(self):
         """The exit code; the terminal must be as it was."""
-        code = self.process.wait(_PATIENCE_S)
+        code = self.process.wait(PATIENCE_S)
         while select.select([self.keys], [], [], 0)[0]:
             self._read(0)
         assert self.drawn.count(ENTER) == self.drawn.count(LEAVE)
@@ -167,14 +167,14 @@ def test_it_goes_on_looking_while_the_gateway_is_away(configuration):
 
 def test_that_there_is_no_gateway_is_an_error_and_the_screen_is_never_left(configuration):
     with Terminal(configuration) as terminal:
-        assert terminal.process.wait(_PATIENCE_S) == 4
+        assert terminal.process.wait(PATIENCE_S) == 4
         terminal.wait_for(b"does the gateway run")
         assert ENTER not in terminal.drawn
 
 
 def test_without_a_terminal_it_prints_one_second_and_ends(gateway, configuration):
     command = [sys.executable, "-m", "portguard", "top", "-c", configuration]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert done.stdout == (
         "SERVING\n"
         "1 session of 1 identity; 1 B/s from clients, 0 B/s to them\n"

@@ -11,6 +11,7 @@ import pytest
 from portguard.control import accounts_of_host
 from portguard.control.access import Account
 from portguard.control.accounts_of_host import DirectoryUnavailable, HostAccounts, look_up
+from tests.patience import PATIENCE_S
 
 
 def test_this_user_is_found_with_its_primary_group():
@@ -50,7 +51,7 @@ class Directory:
 
     def look(self, uid, groups):
         self.asked.append((uid, groups))
-        self.released.wait(30)
+        self.released.wait(PATIENCE_S)
         if self.error is not None:
             raise self.error
         return self.answer

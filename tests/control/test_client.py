@@ -11,6 +11,7 @@ import pytest
 from portguard.control import client as module
 from portguard.control.client import ControlClient, NotDone
 from portguard.errors import ConfigurationError, Unreachable, UsageError
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def answering(folder):
 
     yield start
     for thread, listening in threads:
-        thread.join(30)
+        thread.join(PATIENCE_S)
         listening.close()
 
 

@@ -24,8 +24,7 @@ import pytest
 
 from portguard.pki.authority import Authority
 from tests.e2e.services import postgresql, redis, ssh_keys, sshd  # noqa: F401  # fixtures
-
-_PATIENCE_S = 20.0
+from tests.patience import PATIENCE_S
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,7 +47,7 @@ class Running:
 
     def wait_until(self, ready: Callable[[], bool], what: str) -> None:
         """Return once `ready()` is true; fail the test, with what the program said, when it ends or takes too long."""
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + PATIENCE_S
         ended = os.pidfd_open(self.process.pid)
         try:
             while not ready():
@@ -70,14 +69,14 @@ class Running:
         """Send `sign`, and SIGKILL to the whole process group when that is not enough; the exit status."""
         try:
             self.process.send_signal(sign)
-            self.process.wait(timeout=_PATIENCE_S)
+            self.process.wait(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
             pass  # it gets SIGKILL below
         finally:
             # The group may outlive its leader: nginx and PostgreSQL leave workers behind when the parent is killed.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-        return self.process.wait(timeout=_PATIENCE_S)
+        return self.process.wait(timeout=PATIENCE_S)
 
 
 Start = Callable[..., Running]
@@ -201,7 +200,7 @@ class Gateway:
     def connect_with(self, context: ssl.SSLContext, service: str | None) -> ssl.SSLSocket:
         """A TLS connection to a service by SNI; None: to the gateway itself, which speaks HTTP."""
         name = GATEWAY_NAME if service is None else f"{service}.{GATEWAY_NAME}"
-        sock = socket.create_connection(("127.0.0.1", self.port), timeout=_PATIENCE_S)
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
         # Or the first bytes wait 40 ms for the acknowledgement of the handshake's last.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:

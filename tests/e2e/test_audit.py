@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import PORTGUARD
+from tests.patience import PATIENCE_S
 from tests.profiles import write_profile
 
 
@@ -230,7 +231,7 @@ def fill(folder: Path) -> Path:
 def readiness(gateway) -> str:
     """What /readyz says."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{gateway.metrics_port}/readyz", timeout=20) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{gateway.metrics_port}/readyz", timeout=PATIENCE_S) as response:
             return response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -240,7 +241,7 @@ def readiness(gateway) -> str:
 def status(gateway):
     """Exit code and verdict of `portguard status`."""
     command = [*PORTGUARD, "status", "-c", str(gateway.folder / "portguard.toml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     return done.returncode, done.stdout.partition("\n")[0]
 
 
@@ -258,7 +259,7 @@ def connect_beside_true(gateway):
     """Run `portguard connect echo -- true`."""
     profile = write_profile(gateway, "alice", gateway.folder)
     command = [*PORTGUARD, "connect", "echo", "--profile", str(profile), "--", "true"]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
 
 
 def test_with_a_full_disk_sessions_are_refused_and_go_on_when_there_is_room(start_gateway, echo, small_disk):

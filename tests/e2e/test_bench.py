@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.figures import FIGURES
+from tests.patience import PATIENCE_S
 
 _REPOSITORY = Path(__file__).parents[2]
 _SMALL = ["--rounds=1", "--gib=0.01", "--sessions=5", "--round-trips=20", "--connects=5", "--rest=0"]
@@ -21,7 +22,7 @@ def test_every_figure_of_a_peer_is_measured(start: Callable, real_program: Calla
     real_program(peer)
     report = tmp_path / "report.json"
     bench = start([sys.executable, "-m", "bench", f"--only={peer}", f"--json={report}", *_SMALL], cwd=_REPOSITORY)
-    assert bench.process.wait(timeout=60) == 0, bench.said
+    assert bench.process.wait(timeout=PATIENCE_S) == 0, bench.said
     figures = json.loads(report.read_text())["figures"]
     assert {key for key, figure in figures.items() if set(figure["median"]) == {peer}} == {f.key for f in FIGURES}
     # A memory figure of five sessions may be anything; work that costs nothing was not measured.
@@ -35,7 +36,7 @@ def test_a_peer_that_does_not_start_is_reported_and_fails_the_command(start: Cal
     program.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     bench = start([sys.executable, "-m", "bench", "--only=haproxy", *_SMALL], cwd=_REPOSITORY, env=environment)
-    assert bench.process.wait(timeout=60) == 1
+    assert bench.process.wait(timeout=PATIENCE_S) == 1
     assert "haproxy: ended; it said: no such option" in bench.said
 
 
@@ -48,9 +49,9 @@ def test_a_bench_that_is_told_to_end_leaves_no_proxy_behind(start: Callable, rea
     watches = [os.pidfd_open(int(pid)) for pid in children]
     try:
         bench.process.send_signal(signal.SIGTERM)
-        assert bench.process.wait(timeout=20) == 1
+        assert bench.process.wait(timeout=PATIENCE_S) == 1
         for watch in watches:
-            assert select.select([watch], [], [], 20)[0]
+            assert select.select([watch], [], [], PATIENCE_S)[0]
     finally:
         for watch in watches:
             os.close(watch)
@@ -59,5 +60,5 @@ def test_a_bench_that_is_told_to_end_leaves_no_proxy_behind(start: Callable, rea
 @pytest.mark.parametrize("wrong", ["--only=squid", "--rounds=0", "--gib=x"])
 def test_wrong_usage_is_refused(start: Callable, wrong: str) -> None:
     bench = start([sys.executable, "-m", "bench", wrong], cwd=_REPOSITORY)
-    assert bench.process.wait(timeout=20) == 2
+    assert bench.process.wait(timeout=PATIENCE_S) == 2
     assert "error: " in bench.said

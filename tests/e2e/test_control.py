@@ -14,6 +14,7 @@ import pytest
 
 from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
+from tests.patience import PATIENCE_S
 
 POLICY = """
 [[roles]]
@@ -33,7 +34,7 @@ def curl(gateway, target, *options):
     """Status and JSON."""
     command = ["curl", "--silent", "--show-error", "--max-time", "30", "--unix-socket", gateway.folder / "control.sock"]
     command += ["--write-out", "\n%{http_code}", *options, f"http://portguard{target}"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     body, _, status = ended.stdout.rpartition("\n")
     return int(status), json.loads(body)
 
@@ -58,7 +59,7 @@ def test_curl_is_told_the_state(start_gateway, echo, real_program):
         assert re.fullmatch(
             r"DRAINING since ([0-9-]+ )?[0-9:]{5}: the gateway is ending, 1 session left", document["verdict"]
         )
-    assert gateway.program.process.wait(30) == 0
+    assert gateway.program.process.wait(PATIENCE_S) == 0
     assert not (gateway.folder / "control.sock").exists()
 
 
@@ -81,7 +82,7 @@ def test_what_is_wrong_is_refused(start_gateway, echo, real_program):
 def command(gateway, *arguments, code=0):
     """Run a command of portguard's against the gateway; return its standard output."""
     argv = [*PORTGUARD, *arguments, "-c", str(gateway.folder / "portguard.toml")]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == code, done.stderr
     return done.stdout
 
@@ -96,7 +97,7 @@ def says(client, text):
 
 
 def is_cut(client):
-    client.settimeout(20)
+    client.settimeout(PATIENCE_S)
     with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
         client.recv(1)
     return True
@@ -162,7 +163,7 @@ def test_a_gateway_that_was_killed_leaves_no_obstacle(start_gateway, start, echo
     gateway = start_gateway({"echo": echo})
     command = gateway.program.process.args
     gateway.program.process.kill()
-    gateway.program.process.wait(30)
+    gateway.program.process.wait(PATIENCE_S)
     assert (gateway.folder / "control.sock").exists()
     again = start(command)
     again.wait_until_it_says("gateway.ready")
@@ -194,14 +195,14 @@ def status(gateway, code=0):
 def readyz(gateway):
     """The status code, and what it says."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{gateway.metrics_port}/readyz", timeout=20) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{gateway.metrics_port}/readyz", timeout=PATIENCE_S) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
 
 
 def metric(gateway, name):
-    with urllib.request.urlopen(f"http://127.0.0.1:{gateway.metrics_port}/metrics", timeout=20) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{gateway.metrics_port}/metrics", timeout=PATIENCE_S) as answer:
         return re.findall(rf"^portguard_{name} (\S+)", answer.read().decode(), re.MULTILINE)
 
 
@@ -310,11 +311,11 @@ def test_a_gateway_that_is_drained_to_end_ends_with_its_last_session(start_gatew
             gateway.connect("echo").close()
         assert says(live, b"still")
         live.unwrap()
-    assert gateway.program.process.wait(30) == 0
+    assert gateway.program.process.wait(PATIENCE_S) == 0
 
 
 def test_without_sessions_it_ends_at_once_and_the_answer_still_comes(start_gateway, echo):
     gateway = start_gateway({"echo": echo}, policy=POLICY)
     assert command(gateway, "drain", "--exit") == "sessions left: 0\n"
-    assert gateway.program.process.wait(30) == 0
+    assert gateway.program.process.wait(PATIENCE_S) == 0
     command(gateway, "status", code=4)

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.echo import echo_service
+from tests.patience import PATIENCE_S
 from tests.unharmed import echoes, unharmed, warm_up, workers
-
-_PATIENCE_S = 20
 
 
 @pytest.fixture
@@ -79,7 +78,7 @@ def test_a_capacity_that_the_system_has_no_room_for_is_an_error_at_the_start(sta
     configuration = str(gateway.folder / "portguard.toml")
     gateway.program.stop()
     command = limited(3000, sys.executable, "-P", "-m", "portguard", "serve", "-c", configuration)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert done.returncode == 2
     assert re.search(
         r"portguard\.toml: capacity\.max_sessions: expected at most 700, .* limit of 3000 open files .*, got 1000\n",
@@ -117,7 +116,7 @@ def test_a_supervisor_without_a_descriptor_pauses_and_then_goes_on(start_gateway
     warm_up(gateway)
     with unharmed(gateway), held(gateway) as client:
         with out_of_descriptors(gateway.program.process.pid):
-            waiting = socket.create_connection(("127.0.0.1", gateway.port), timeout=_PATIENCE_S)
+            waiting = socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE_S)
             gateway.wait_for_log("gateway.accept_paused .*Too many open files", count=2)
             assert goes_on(client)
         # Who waited in the queue is served, and was not turned away.
@@ -135,7 +134,7 @@ def test_a_paused_supervisor_does_not_burn_the_processor(start_gateway, echo):
     pid = gateway.program.process.pid
     with (
         out_of_descriptors(pid),
-        socket.create_connection(("127.0.0.1", gateway.port), timeout=_PATIENCE_S),
+        socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE_S),
     ):
         gateway.wait_for_log("gateway.accept_paused ")
         before = _cpu_ticks(pid)

@@ -13,9 +13,8 @@ import pytest
 
 from tests.echo import echo_service
 from tests.half_closing import HalfClosing
+from tests.patience import PATIENCE_S
 from tests.unharmed import echoes, processes, unharmed, warm_up, workers
-
-_PATIENCE_S = 20
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ _TWICE = "received=6 sent=[36]"
 
 def ends(client):
     """How a session ends that the client does not end: "cut" is what it can tell from a good end."""
-    client.settimeout(_PATIENCE_S)
+    client.settimeout(PATIENCE_S)
     try:
         return "cut" if client.recv(10) else "end"
     except (ssl.SSLEOFError, ConnectionResetError):
@@ -63,7 +62,7 @@ def wait_until_ended(pids):
         with contextlib.suppress(ProcessLookupError):
             watch = os.pidfd_open(pid)
             try:
-                assert select.select([watch], [], [], _PATIENCE_S)[0], f"process {pid}: expected its end, got none"
+                assert select.select([watch], [], [], PATIENCE_S)[0], f"process {pid}: expected its end, got none"
             finally:
                 os.close(watch)
 
@@ -126,7 +125,7 @@ async def test_a_session_half_closed_for_too_long_is_cut(hasty):
 def test_a_session_of_limited_length_is_cut_however_busy_it_is(hasty):
     warm_up(hasty)
     with unharmed(hasty), held(hasty) as other, held(hasty, "brief") as client:
-        until = time.monotonic() + _PATIENCE_S
+        until = time.monotonic() + PATIENCE_S
         with contextlib.suppress(OSError):
             while goes_on(client):
                 assert time.monotonic() < until
@@ -144,7 +143,7 @@ def test_a_gateway_that_nobody_uses_ends_at_once(start_gateway, echo, sign):
     echoes(gateway)
     family = processes(gateway)
     gateway.program.process.send_signal(sign)
-    assert gateway.program.process.wait(timeout=_PATIENCE_S) == 0
+    assert gateway.program.process.wait(timeout=PATIENCE_S) == 0
     wait_until_ended(family)
     assert re.search("gateway.drain sessions=\\d\n.*gateway.stop exit_code=0\n$", gateway.log, re.DOTALL)
     assert " error " not in gateway.log
@@ -162,7 +161,7 @@ def test_sessions_go_on_while_the_gateway_drains_and_nobody_new_comes_in(start_g
         gateway.wait_for_log("session.close .*received=6 sent=6 .*reason=client_closed")
         assert goes_on(two)
         two.unwrap()
-    assert gateway.program.process.wait(timeout=_PATIENCE_S) == 0
+    assert gateway.program.process.wait(timeout=PATIENCE_S) == 0
     wait_until_ended(family)
 
 
@@ -177,7 +176,7 @@ def test_a_session_that_outlasts_the_drain_is_cut_and_the_exit_code_says_so(star
     with held(gateway) as client:
         gateway.program.process.send_signal(signal.SIGTERM)
         assert ends(client) == "cut"
-    assert gateway.program.process.wait(timeout=_PATIENCE_S) == 1
+    assert gateway.program.process.wait(timeout=PATIENCE_S) == 1
     wait_until_ended(family)
     assert re.search("session.close .*received=3 sent=3 .*reason=gateway_stopped", gateway.log)
     assert "gateway.stop exit_code=1" in gateway.log
@@ -191,7 +190,7 @@ def test_a_second_signal_does_not_wait_for_the_drain(start_gateway, echo):
         assert goes_on(client)
         gateway.program.process.send_signal(signal.SIGTERM)
         assert ends(client) == "cut"
-    assert gateway.program.process.wait(timeout=_PATIENCE_S) == 1
+    assert gateway.program.process.wait(timeout=PATIENCE_S) == 1
     assert re.search("session.close .*received=6 sent=6 .*reason=gateway_stopped", gateway.log)
 
 
@@ -205,7 +204,7 @@ def test_a_third_signal_does_not_wait_for_what_is_still_under_way(start_gateway,
         gateway.program.process.send_signal(signal.SIGTERM)
         gateway.wait_for_log("session.close .*reason=gateway_stopped")
         gateway.program.process.send_signal(signal.SIGTERM)
-        assert gateway.program.process.wait(timeout=_PATIENCE_S) == 1
+        assert gateway.program.process.wait(timeout=PATIENCE_S) == 1
         wait_until_ended(family)
         assert ends(client) == "cut"
 
@@ -216,7 +215,7 @@ def test_many_sessions_that_are_cut_together_are_all_told_of_once(start_gateway,
         clients = [stack.enter_context(held(gateway)) for _ in range(300)]
         gateway.program.process.send_signal(signal.SIGTERM)
         assert {ends(client) for client in clients} == {"cut"}
-    assert gateway.program.process.wait(timeout=_PATIENCE_S) == 1
+    assert gateway.program.process.wait(timeout=PATIENCE_S) == 1
     closes = re.findall("session.close session=([0-9a-f]+) .*reason=gateway_stopped", gateway.log)
     assert len(closes) == len(set(closes)) == 300
     assert "worker_lost" not in gateway.log
@@ -279,7 +278,7 @@ def test_a_worker_that_dies_while_the_gateway_drains_makes_the_exit_code_tell(st
         for victim in workers(gateway):
             os.kill(victim, signal.SIGKILL)
         assert ends(client) == "cut"
-    assert gateway.program.process.wait(timeout=_PATIENCE_S) == 1
+    assert gateway.program.process.wait(timeout=PATIENCE_S) == 1
     assert re.search(f"session.close .*{_TWICE} .*reason=worker_lost", gateway.log)
 
 

@@ -10,6 +10,7 @@ import pytest
 from tests.curl import curl, curl_by_connect
 from tests.haproxy import start_haproxy
 from tests.nginx import start_nginx
+from tests.patience import PATIENCE_S
 
 
 class Nginx:
@@ -161,18 +162,18 @@ def _fields(data):
 
 def test_a_service_is_told_the_identity_and_the_certificate(start_gateway):
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(20)
+        listening.settimeout(PATIENCE_S)
         upstream = f"127.0.0.1:{listening.getsockname()[1]}"
         gateway = start_gateway({"told": f'upstream = ["{upstream}"]\nproxy_protocol = "v2-tls"\nalpn = ["echo/1"]'})
         context = gateway.context("alice", "echo/1")
         with (
-            socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as sock,
+            socket.create_connection(("127.0.0.1", gateway.port), timeout=PATIENCE_S) as sock,
             context.wrap_socket(sock, server_hostname="told.gw.localhost") as client,
         ):
             client.sendall(b"first bytes")
             own = client.getsockname()
             service, _ = listening.accept()
-            service.settimeout(20)
+            service.settimeout(PATIENCE_S)
             with service, service.makefile("rb") as stream:
                 head = stream.read(16)
                 assert head[:14] == b"\r\n\r\n\0\r\nQUIT\n\x21\x11"

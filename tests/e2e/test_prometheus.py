@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.echo import echo_service
+from tests.patience import PATIENCE_S
 from tests.unharmed import workers
 
 REPOSITORY = Path(__file__).parents[2]
@@ -53,7 +54,7 @@ def get(gateway, path, **headers):
     """Status and body of one of the gateway's pages."""
     request = urllib.request.Request(f"http://127.0.0.1:{gateway.metrics_port}{path}", headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=20) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -238,7 +239,7 @@ def test_prometheus_answers_with_the_right_numbers(gateway, start, free_port, re
     def query(text):
         """Values by labels; those of the target itself left out."""
         url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': text})}"
-        with urllib.request.urlopen(url, timeout=20) as response:
+        with urllib.request.urlopen(url, timeout=PATIENCE_S) as response:
             result = json.load(response)["data"]["result"]
         return {tuple(sorted(one["metric"].items())): float(one["value"][1]) for one in result}
 
@@ -279,7 +280,7 @@ def test_the_gateway_is_ready_until_it_is_told_to_end_and_works_until_it_has(gat
         found = scrape(gateway)
         assert (found["draining"], found['sessions_active{role="team",service="echo"}']) == (1, 1)
         client.unwrap()
-    assert gateway.program.process.wait(20) == 0
+    assert gateway.program.process.wait(PATIENCE_S) == 0
 
 
 def test_a_gateway_without_workers_is_not_ready_and_says_so(gateway):
@@ -299,7 +300,7 @@ def test_a_busy_port_for_metrics_is_an_error_that_names_its_key(gateway, start):
     second = gateway.folder / "second.toml"
     second.write_text(changed)
     done = subprocess.run(
-        [*gateway.program.process.args[:-1], second], capture_output=True, text=True, check=False, timeout=30
+        [*gateway.program.process.args[:-1], second], capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
     assert done.returncode == 2
     assert f"{second}: metrics.listen: expected an address that can be listened on, got {taken}: Address" in done.stderr

@@ -24,11 +24,11 @@ from bench.load import Crowd, Doors
 from tests import certificates
 from tests.e2e.conftest import GATEWAY_NAME, PORTGUARD
 from tests.echo import echo_service
+from tests.patience import PATIENCE_S
 from tests.traffic import Traffic
 from tests.transcripts import expected, transcript
 from tests.unharmed import echoes, unharmed, warm_up, workers
 
-_PATIENCE_S = 20
 _REPOSITORY = Path(__file__).parents[2]
 
 POLICY = """
@@ -68,7 +68,7 @@ def under_load(gateway):
 def command(gateway, *words):
     """Run a command of portguard's on the gateway's configuration."""
     argv = [*PORTGUARD, *words, "-c", str(gateway.folder / "portguard.toml")]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def reload(gateway, *more, code=0):
@@ -101,14 +101,14 @@ def held(gateway, name="bob", service="echo"):
 
 
 def goes_on(client):
-    client.settimeout(_PATIENCE_S)
+    client.settimeout(PATIENCE_S)
     client.sendall(b"more")
     return client.recv(10) == b"more"
 
 
 def is_cut(client):
     """Wait for its end, of which the client can tell that it was none in order."""
-    client.settimeout(_PATIENCE_S)
+    client.settimeout(PATIENCE_S)
     try:
         return client.recv(10) == b"" and False
     except (ssl.SSLEOFError, ConnectionResetError):
@@ -122,7 +122,7 @@ def is_refused(gateway, name="bob", service="echo"):
 
 
 def metric(gateway, name, port=None):
-    connection = http.client.HTTPConnection("127.0.0.1", port or gateway.metrics_port, timeout=_PATIENCE_S)
+    connection = http.client.HTTPConnection("127.0.0.1", port or gateway.metrics_port, timeout=PATIENCE_S)
     with contextlib.closing(connection):
         connection.request("GET", "/metrics")
         text = connection.getresponse().read().decode()
@@ -540,7 +540,7 @@ def test_a_quota_ends_a_live_session_at_the_byte_counted_since_the_period_began(
 def exchange(client, size):
     """Send so much and take it back."""
     data = os.urandom(size)
-    client.settimeout(_PATIENCE_S)
+    client.settimeout(PATIENCE_S)
     received = bytearray()
     for start in range(0, size, 16384):
         piece = data[start : start + 16384]
@@ -732,7 +732,7 @@ def test_a_signal_while_the_gateway_drains_changes_nothing(gateway):
         assert "got one that drains" in reload(gateway, code=1)[1]
         assert goes_on(bob)
         bob.unwrap()
-    assert gateway.program.process.wait(timeout=_PATIENCE_S) == 0
+    assert gateway.program.process.wait(timeout=PATIENCE_S) == 0
 
 
 def test_a_worker_that_is_killed_meanwhile_does_not_hold_up_the_reload(gateway):
@@ -851,7 +851,7 @@ def test_the_commands_of_the_how_to_do_what_it_shows(gateway):
                 env=environment,
                 stdout=subprocess.PIPE,
                 text=True,
-                timeout=_PATIENCE_S,
+                timeout=PATIENCE_S,
                 check=False,
             )
             assert expected(shown).fullmatch(done.stdout), f"$ {command_}\nprinted:\n{done.stdout}\nnot:\n{shown}"

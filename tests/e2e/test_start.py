@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 
 def test_a_program_is_ready_when_it_listens(
     start: Callable, free_port: Callable[[], int], real_program: Callable
@@ -30,6 +32,6 @@ def test_what_a_program_started_ends_with_it(start: Callable) -> None:
     watch = os.pidfd_open(child)
     try:
         program.stop()
-        assert select.select([watch], [], [], 20)[0] == [watch]
+        assert select.select([watch], [], [], PATIENCE_S)[0] == [watch]
     finally:
         os.close(watch)

@@ -16,6 +16,7 @@ import pytest
 
 from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
+from tests.patience import PATIENCE_S
 from tests.unharmed import echoes, workers
 
 _SERVE = (
@@ -70,7 +71,7 @@ def test_a_reload_waits_for_a_worker_that_hangs_until_it_is_replaced_and_no_long
     policy = gateway.folder / "policy.toml"
     policy.write_text(policy.read_text() + '[[deny]]\nmembers = ["alice"]\nservices = ["*"]\n')
     command = [*PORTGUARD, "reload", "-c", str(gateway.folder / "portguard.toml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("in force: ")
     gateway.wait_for_log(f"worker.hung worker=[01] pid={victim} ")

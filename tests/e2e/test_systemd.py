@@ -11,9 +11,8 @@ import urllib.request
 import pytest
 
 from tests.echo import echo_service
+from tests.patience import PATIENCE_S
 from tests.unharmed import echoes, workers
-
-_PATIENCE_S = 20.0
 
 # What systemd does between fork() and exec(): the first socket is descriptor 3, and the variables name this process.
 _HAND_OVER = """
@@ -35,7 +34,7 @@ def manager(tmp_path, monkeypatch):
     """The socket that a service manager would listen on, in the environment of what starts from now on."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
-        sock.settimeout(_PATIENCE_S)
+        sock.settimeout(PATIENCE_S)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         yield sock
 
@@ -68,7 +67,7 @@ def test_systemd_is_told_when_it_serves_and_when_it_ends(manager, start_gateway,
         assert "READY=1" not in "\n".join(between)
         assert hear(manager, "EXTEND_TIMEOUT_USEC=60000000")
         client.unwrap()
-    assert gateway.program.process.wait(_PATIENCE_S) == 0
+    assert gateway.program.process.wait(PATIENCE_S) == 0
 
 
 def test_what_is_meant_for_another_process_is_not_answered_and_workers_cannot_speak(
@@ -96,7 +95,7 @@ def test_keep_alives_stop_while_no_worker_works(manager, start_gateway, echo, mo
     manager.settimeout(4.0)  # twice the interval: systemd would have acted
     with pytest.raises(TimeoutError):
         hear(manager, "nothing more")
-    manager.settimeout(_PATIENCE_S)
+    manager.settimeout(PATIENCE_S)
     for pid in (one, two):
         os.kill(pid, signal.SIGCONT)
     hear(manager, "WATCHDOG=1")
@@ -142,13 +141,13 @@ def test_a_socket_that_is_handed_over_is_served_and_kept_from_the_workers(start_
 
 def test_a_socket_for_metrics_is_handed_over_by_name(start_again, listening):
     start_again(listening, "metrics").program.wait_until_it_says("gateway.ready")
-    with urllib.request.urlopen(f"http://127.0.0.1:{listening.getsockname()[1]}/readyz", timeout=_PATIENCE_S) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{listening.getsockname()[1]}/readyz", timeout=PATIENCE_S) as answer:
         assert answer.read() == b"ready\n"
 
 
 def test_a_socket_that_nothing_is_configured_for_ends_it(start_again, listening):
     program = start_again(listening, "portguard.socket").program
-    assert program.process.wait(_PATIENCE_S) == 2
+    assert program.process.wait(PATIENCE_S) == 2
     assert program.said.splitlines()[-1] == (
         "portguard: socket activation: descriptor 3 (portguard.socket): expected an address that the configuration "
         f"listens on, got 127.0.0.1:{listening.getsockname()[1]}"
@@ -179,7 +178,7 @@ class _Clients(threading.Thread):
                 self.served += 1
 
     def wait_until_served(self, count):
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + PATIENCE_S
         while self.served < count and time.monotonic() < deadline:
             time.sleep(0.01)
         assert self.served >= count
@@ -203,7 +202,7 @@ def test_a_restart_refuses_no_connection(start_again, listening):
         for thread in clients:
             thread.over.set()
         for thread in clients:
-            thread.join(_PATIENCE_S)
+            thread.join(PATIENCE_S)
     assert [error for thread in clients for error in thread.errors] == []
 
 

@@ -8,9 +8,8 @@ import pytest
 from portguard.gateway import accepting
 from portguard.gateway.accepting import Acceptor
 from portguard.observe import log
+from tests.patience import PATIENCE_S
 from tests.tcp_options import WANTED_TCP_OPTIONS, tcp_options
-
-_PATIENCE_S = 20
 
 
 class Listening:
@@ -49,7 +48,7 @@ class Taken:
         self._queue.put_nowait((number, address))
 
     async def next(self):
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):
             return await self._queue.get()
 
     @property
@@ -101,7 +100,7 @@ async def connect():
     clients = []
 
     def connect(one):
-        clients.append(socket.create_connection(one.address, timeout=_PATIENCE_S))
+        clients.append(socket.create_connection(one.address, timeout=PATIENCE_S))
         return clients[-1].getsockname()
 
     yield connect
@@ -133,7 +132,7 @@ async def test_connections_have_the_options_wherever_their_listener_comes_from(
         acceptor.replace([listening[-1]])
     acceptor.start()
     connect(listening[-1])
-    async with asyncio.timeout(_PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_S):
         with await accepted.get() as sock:
             assert tcp_options(sock) == WANTED_TCP_OPTIONS
 
@@ -248,7 +247,7 @@ async def test_a_fault_with_one_connection_leaves_the_next_to_be_taken(acceptor,
     acceptor._on_accepted = fail
     connect(listening[0])
     acceptor.start()
-    async with asyncio.timeout(_PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_S):
         assert isinstance(await faults.get(), LookupError)
     client = connect(listening[0])
     assert await taken.next() == (0, client)

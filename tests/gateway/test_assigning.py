@@ -11,6 +11,7 @@ from portguard.gateway.assigning import Assigner
 from portguard.gateway.messages import Accepted
 from portguard.gateway.meter import Meter
 from portguard.observe import log
+from tests.patience import PATIENCE_S
 from tests.slots import Slots
 
 ADDRESS = ("192.0.2.1", 50000)
@@ -43,7 +44,7 @@ class Gateway:
         """Have a connection assigned; return the client's end of it."""
         near, far = socket.socketpair()
         self.far_ends.append(far)
-        far.settimeout(20)
+        far.settimeout(PATIENCE_S)
         self.assigner.assign(listener, near, address)
         return far
 

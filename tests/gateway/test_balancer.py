@@ -10,7 +10,8 @@ from portguard.gateway import proxy_protocol
 from portguard.gateway.balancer import read_proxy_header
 from portguard.gateway.proxy_protocol import Endpoint
 from portguard.reasons import Reason
-from tests.peers import PATIENCE_S, connected_sockets
+from tests.patience import PATIENCE_S
+from tests.peers import connected_sockets
 from tests.relayed import arrived
 
 CLIENT, GATEWAY = Endpoint(ip_address("192.0.2.7"), 40_000), Endpoint(ip_address("192.0.2.1"), 8443)

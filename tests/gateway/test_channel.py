@@ -10,6 +10,7 @@ from portguard.gateway import channel as channel_module
 from portguard.gateway.channel import Channel
 from portguard.gateway.messages import LARGEST_BYTES, Accepted, Ended, Misconduct, Refusal, StandingWanted, encode
 from portguard.reasons import Reason
+from tests.patience import PATIENCE_S
 
 UNHEARD = msgspec.msgpack.encode(["Unheard"])
 MESSAGES = [
@@ -68,7 +69,7 @@ async def test_who_takes_no_descriptors_gets_the_message_and_holds_nothing_of_it
     near, far = socket.socketpair()
     other.channel.send(MESSAGES[0], near.detach())
     assert await side.got.get() == (MESSAGES[0], None)
-    far.settimeout(20)
+    far.settimeout(PATIENCE_S)
     assert far.recv(1) == b""
     far.close()
     side.channel.close()
@@ -266,7 +267,7 @@ async def test_a_descriptor_that_comes_with_an_unknown_message_is_closed():
     near.close()
     theirs.send(encode(MESSAGES[-1]))
     await side.got.get()
-    far.settimeout(20)
+    far.settimeout(PATIENCE_S)
     assert far.recv(1) == b""
     assert [type(fault) for fault in faults] == [Misconduct]
     far.close()

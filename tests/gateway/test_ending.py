@@ -8,6 +8,7 @@ from portguard.gateway import ending as ending_module
 from portguard.gateway.ending import Ending
 from portguard.gateway.messages import Stop
 from portguard.reasons import Reason
+from tests.patience import PATIENCE_S
 from tests.peers import until
 
 
@@ -147,5 +148,5 @@ async def test_workers_that_do_not_end_are_not_waited_for_without_end(monkeypatc
     gateway = Gateway()
     gateway.ending.begin()
     gateway.ending.cut()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         assert await gateway.ending.over == 1

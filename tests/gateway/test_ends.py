@@ -16,7 +16,8 @@ from portguard.reasons import Reason
 from portguard.tls.tls_socket import wrap
 from tests.conftest import RealProgram
 from tests.key_updates import KeyUpdates
-from tests.peers import PATIENCE_S, Kind, Peer, TlsPeer, connected_sockets, pki, server_contexts, until
+from tests.patience import PATIENCE_S
+from tests.peers import Kind, Peer, TlsPeer, connected_sockets, pki, server_contexts, until
 from tests.relayed import LARGE, SMALL, Connect, arrived, each_kind, each_kind_of_tls, flushed, noise, written
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])

@@ -13,7 +13,8 @@ from portguard.reasons import Reason
 from portguard.tls.contexts import load_chain
 from portguard.tls.upstream import upstream_context
 from tests.certificates import Authority
-from tests.peers import NAME, PATIENCE_S, connected_sockets, pki
+from tests.patience import PATIENCE_S
+from tests.peers import NAME, connected_sockets, pki
 
 HEADER = b"PROXY UNKNOWN\r\n"
 UPSTREAM = Upstream(NAME, 5432)

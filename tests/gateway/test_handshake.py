@@ -8,7 +8,8 @@ import pytest
 
 from portguard.gateway.handshake import handshake
 from portguard.tls.tls_socket import TlsSocket, wrap
-from tests.peers import NAME, PATIENCE_S, connected_sockets, pki, server_contexts
+from tests.patience import PATIENCE_S
+from tests.peers import NAME, connected_sockets, pki, server_contexts
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])
 

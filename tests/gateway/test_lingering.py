@@ -5,7 +5,8 @@ import pytest
 
 from portguard.gateway.ends import End
 from portguard.gateway.lingering import Lingering
-from tests.peers import PATIENCE_S, Kind, until
+from tests.patience import PATIENCE_S
+from tests.peers import Kind, until
 from tests.relayed import SMALL, Connect, arrived, each_kind, noise, written
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])

@@ -14,7 +14,8 @@ from portguard.gateway.ends import End
 from portguard.gateway.handshake import readable
 from portguard.gateway.read_watch import ReadWatch
 from tests.key_updates import KeyUpdates
-from tests.peers import PATIENCE_S, TlsPeer
+from tests.patience import PATIENCE_S
+from tests.peers import TlsPeer
 from tests.relayed import Connect
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])

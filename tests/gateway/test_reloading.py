@@ -17,8 +17,8 @@ from portguard.gateway.snapshot import build
 from portguard.gateway.workers import NotPrepared
 from portguard.observe import log
 from tests.gateway_folder import CONFIGURATION, GatewayFolder
+from tests.patience import PATIENCE_S
 
-_PATIENCE_S = 20
 SERVICE = '[services.other]\nupstream = ["10.0.3.8:1"]\n'
 
 
@@ -375,7 +375,7 @@ async def test_a_reload_that_is_given_up_leaves_nothing_behind(stage, folder):
 
 
 async def reached(stage, step):
-    async with asyncio.timeout(_PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while step not in stage.happened:  # noqa: ASYNC110  # no event, only for a test
             await asyncio.sleep(0.001)
 

@@ -12,6 +12,7 @@ from portguard.gateway import watching
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.watching import Stillness, Watcher, signature, watched
 from tests.gateway_folder import GatewayFolder
+from tests.patience import PATIENCE_S
 
 
 def test_what_has_changed_is_told_of_once_it_stands_still():
@@ -220,7 +221,7 @@ async def test_it_looks_again_and_again(folder, reloader, monkeypatch):
     reloader.reload_quietly = reload_quietly
     running = asyncio.create_task(Watcher(reloader, may=lambda: True).run())
     folder.add("policy.toml", "# more\n")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await reloaded.wait()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -18,10 +18,9 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives import hashes
 
+from portguard.gateway import audit_trail, lingerers
 from portguard.gateway import connection as connection_module
-from portguard.gateway import lingerers
 from portguard.gateway import worker as worker_module
-from portguard.gateway.audit_trail import PATIENCE_S
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.channel import Channel
 from portguard.gateway.messages import (
@@ -68,10 +67,10 @@ from portguard.tls.tls_socket import TlsSocket
 from tests.certificates import Authority, common_name, dns, now
 from tests.echo import echo_service
 from tests.gateway_folder import NAME, GatewayFolder
+from tests.patience import PATIENCE_S
 from tests.tcp_options import WANTED_TCP_OPTIONS, tcp_options
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-_PATIENCE_S = 20
 
 
 @pytest.fixture
@@ -142,7 +141,7 @@ class Supervising:
 
     async def hears(self, kind, count=1):
         """The last of `count` messages of that type, once they have come."""
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):
             while len(found := [message for message in self.said if isinstance(message, kind)]) < count:
                 self._said_more.clear()
                 await self._said_more.wait()
@@ -152,7 +151,7 @@ class Supervising:
         self, name="alice", server_name="orders-db." + NAME, seen=lambda _accepted: None, session=None
     ):
         """A client whose handshake is complete, as far as it can tell; and the number of its connection."""
-        sock = socket.create_connection(self._listening.getsockname(), timeout=_PATIENCE_S)
+        sock = socket.create_connection(self._listening.getsockname(), timeout=PATIENCE_S)
         accepted, address = self._listening.accept()
         self._connections += 1
         number = self._connections
@@ -196,7 +195,7 @@ async def worker(supervisor):
     worker._stop(Reason.GATEWAY_STOPPED)
     for lingering in list(worker.lingering):
         lingering.close()
-    async with asyncio.timeout(_PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_S):
         await running
     gc.unfreeze()
 
@@ -307,7 +306,7 @@ async def test_a_connection_leaves_nothing_for_the_garbage_collector(worker, sup
         for _ in range(3):
             await act(supervisor)
         await supervisor.hears(Ended | Gone, 3)
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):
             while worker._tasks or worker.live or worker.lingering:  # noqa: ASYNC110  # no event, only for a test
                 await asyncio.sleep(0.001)
         gc.unfreeze()
@@ -441,7 +440,7 @@ async def test_a_session_is_waited_for_as_long_as_the_audit_may_take(worker, sup
     supervisor.answering = False
     _, number = await supervisor.connection()
     await supervisor.hears(Admit)
-    assert worker._asked[number].deadline_s > time.monotonic() + PATIENCE_S
+    assert worker._asked[number].deadline_s > time.monotonic() + audit_trail.PATIENCE_S
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -552,7 +551,7 @@ async def test_a_list_larger_than_any_buffer_arrives_whole_at_a_client_that_is_s
     await supervisor.hears(Configured, 2)
     client, _ = await supervisor.connection(server_name=NAME)
     client.sendall(b"GET /v1/services HTTP/1.1\r\nHost: x\r\n\r\n")
-    async with asyncio.timeout(_PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while not worker.lingering:  # noqa: ASYNC110  # no event, only for a test
             await asyncio.sleep(0.001)
     assert [one._end.backlog is not None for one in worker.lingering] == [True]
@@ -773,7 +772,7 @@ def memory_file(folder):
 
 async def prepare(supervisor, folder, reload=1):
     supervisor.channel.send(Prepare(reload), memory_file(folder))
-    async with asyncio.timeout(_PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while (answer := await supervisor.hears(Prepared)).reload != reload:  # noqa: ASYNC110  # no event, only for a test
             await asyncio.sleep(0.001)
     return answer.failure

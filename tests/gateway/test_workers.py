@@ -34,9 +34,8 @@ from portguard.gateway.messages import (
 from portguard.gateway.workers import NotPrepared, Workers
 from portguard.observe import log
 from tests.gateway_folder import GatewayFolder
+from tests.patience import PATIENCE_S
 from tests.slots import Slots
-
-_PATIENCE_S = 20
 
 
 class Process:
@@ -79,7 +78,7 @@ class Told:
         self._more.set()
 
     async def until(self, condition):
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):
             while not condition():
                 self._more.clear()
                 await self._more.wait()
@@ -164,7 +163,7 @@ async def make_ready(process, told):
 
 
 async def heard(process, count):
-    async with asyncio.timeout(_PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while len(process.heard) < count:  # noqa: ASYNC110  # no event, only for a test
             await asyncio.sleep(0.001)
     return process.heard
@@ -263,7 +262,7 @@ async def test_a_worker_cannot_make_us_hold_descriptors(workers, processes, told
     near, far = socket.socketpair()
     processes[0].channel.send(Gone(7, None), near.detach())
     await told.until(lambda: told.all("message"))
-    far.settimeout(_PATIENCE_S)
+    far.settimeout(PATIENCE_S)
     assert far.recv(1) == b""
     far.close()
 
@@ -419,7 +418,7 @@ async def test_a_beat_keeps_a_worker_alive(workers, processes):
     (worker,) = workers
     worker.beat_s = 0.0
     processes[0].channel.send(Beat())
-    async with asyncio.timeout(_PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_S):
         while not worker.beat_s:  # noqa: ASYNC110  # no event, only for a test
             await asyncio.sleep(0.001)
     workers.tick(time.monotonic())

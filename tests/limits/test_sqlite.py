@@ -14,10 +14,10 @@ from portguard.limits import sqlite, sqlite_schema
 from portguard.limits.ledger import Contents, LockRow, LockTarget, Owner, RateRow, UsageRow
 from portguard.limits.sqlite import SqliteStore
 from portguard.policy.quantities import Period
+from tests.patience import PATIENCE_S
 
 NOW_S = 1_795_000_000.0
 END_S = 1_795_100_000
-PATIENCE_S = 20
 
 ALICE = Owner("orders-dba", "corp", "alice")
 BOB = Owner("orders-dba", "corp", "bob")

@@ -13,6 +13,7 @@ from portguard.tls.endpoint import Endpoint
 from portguard.tls.upstream import upstream_context
 from tests.certificates import SERVER_AUTH, Authority, Holder
 from tests.conftest import RealProgram
+from tests.patience import PATIENCE_S
 
 
 def server_certificate(authority: Authority, *sans: x509.GeneralName) -> Holder:
@@ -163,7 +164,7 @@ def test_a_service_that_wants_to_renegotiate_is_told_no_and_bytes_can_go_on(
         assert server.stdin is not None
         assert server.stdout is not None
         port = next(line for line in server.stdout if line.startswith(b"ACCEPT")).rpartition(b":")[2]
-        sock = cleanup.enter_context(socket.create_connection(("127.0.0.1", int(port)), timeout=20))
+        sock = cleanup.enter_context(socket.create_connection(("127.0.0.1", int(port)), timeout=PATIENCE_S))
         while not endpoint.handshake():
             sock.sendall(endpoint.take())
             endpoint.receive(sock.recv(16384))

@@ -9,8 +9,7 @@ from portguard.observe.audit import log_file, writer
 from portguard.observe.audit.recorder import Recorder, Settings
 from portguard.observe.audit.writer import Writer
 from tests.audit_log import NOON
-
-PATIENCE_S = 20
+from tests.patience import PATIENCE_S
 
 
 class Disk:
