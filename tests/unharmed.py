@@ -10,9 +10,13 @@ of sessions, and none of them is a fault of its own or a piece of a traceback.
 import contextlib
 import os
 import re
+import select
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tests.patience import PATIENCE_S
 
 # As the log writes each line.
 _EVENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z (debug|info|warning|error) [a-z_.]+( |$)")
@@ -44,6 +48,23 @@ def processes(gateway: Any) -> list[int]:
 def workers(gateway: Any) -> list[int]:
     pid = gateway.program.process.pid
     return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def kill_all(gateway: Any) -> None:
+    """Kill the supervisor and its workers at once; return when none is left.
+
+    Workers die with their supervisor: a number may be nobody's, or another's, before its turn has come.
+    """
+    with contextlib.ExitStack() as opened:
+        watches = [os.pidfd_open(pid) for pid in processes(gateway)]
+        for watch in watches:
+            opened.callback(os.close, watch)
+        for watch in watches:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(watch, signal.SIGKILL)
+        for watch in watches:
+            assert select.select([watch], [], [], PATIENCE_S)[0], "expected the end of a process, got none"
+        gateway.program.process.wait(PATIENCE_S)
 
 
 def descriptors(gateway: Any) -> dict[int, int]:

@@ -17,11 +17,10 @@ from tests.counting import connect_answer
 from tests.curl import curl
 from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
+from tests.patience import PATIENCE_S
 from tests.profiles import write_profile
 from tests.traffic import Traffic
-from tests.unharmed import echoes, processes, workers
-
-_PATIENCE_S = 20
+from tests.unharmed import echoes, kill_all, workers
 
 POLICY = """
 [[roles]]
@@ -45,7 +44,7 @@ def gateway(start_gateway, echo):
 def portguard(gateway, *arguments, code=0):
     """Run a command on the gateway; return its standard output and error."""
     command = [*PORTGUARD, *arguments, "-c", str(gateway.folder / "portguard.toml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == code, done.stderr
     return done.stdout, done.stderr
 
@@ -60,7 +59,7 @@ def locks(gateway):
 
 def held(gateway, name="alice"):
     client = gateway.connect("echo", name)
-    client.settimeout(_PATIENCE_S)
+    client.settimeout(PATIENCE_S)
     client.sendall(b"more")
     assert client.recv(10) == b"more"
     return client
@@ -84,7 +83,7 @@ def is_locked_out(gateway, name="alice"):
 
 def held_back(gateway, name):
     client = gateway.connect("echo", name)
-    client.settimeout(_PATIENCE_S)
+    client.settimeout(PATIENCE_S)
     return client
 
 
@@ -118,7 +117,7 @@ def another_certificate(gateway, name="alice"):
 
 def ledger_locked(gateway):
     """Keep the gateway from writing its ledger until the answer is closed."""
-    connection = sqlite3.connect(gateway.folder / "state" / "ledger.db", isolation_level=None, timeout=_PATIENCE_S)
+    connection = sqlite3.connect(gateway.folder / "state" / "ledger.db", isolation_level=None, timeout=PATIENCE_S)
     connection.execute("BEGIN EXCLUSIVE")
     return connection
 
@@ -160,22 +159,18 @@ def test_connect_says_that_it_was_a_lock_although_whoami_is_locked_too(gateway, 
         assert re.sub(r"[0-9a-f]{32}", "ID", said) == (
             "portguard: echo: the gateway ended the session: locked: the identity is locked (session ID)\n"
         )
-        assert tunnel.wait(_PATIENCE_S) == 1
+        assert tunnel.wait(PATIENCE_S) == 1
 
 
 def test_a_lock_is_there_again_after_everything_was_killed(gateway, start_again):
     lock(gateway, "alice")
-    for pid in processes(gateway):
-        os.kill(pid, signal.SIGKILL)
-    gateway.program.process.wait(_PATIENCE_S)
+    kill_all(gateway)
     gateway = start_again(gateway)
     assert is_locked_out(gateway) == "the identity is locked"
     echoes(gateway, name="carol")
     assert [(each["identity"], each["saved"]) for each in locks(gateway)] == [("alice", True)]
     portguard(gateway, "unlock", "alice")
-    for pid in processes(gateway):
-        os.kill(pid, signal.SIGKILL)
-    gateway.program.process.wait(_PATIENCE_S)
+    kill_all(gateway)
     echoes(start_again(gateway))
 
 
@@ -199,9 +194,7 @@ def test_without_the_ledger_a_lock_acts_and_is_written_when_it_is_back(
         assert [(each["identity"], each["saved"]) for each in locks(gateway)] == [("alice", False)]
         other.close()
         gateway.program.wait_until(lambda: locks(gateway)[0]["saved"], "the lock was in the ledger")
-    for pid in processes(gateway):
-        os.kill(pid, signal.SIGKILL)
-    gateway.program.process.wait(_PATIENCE_S)
+    kill_all(gateway)
     is_locked_out(start_again(gateway))
 
 

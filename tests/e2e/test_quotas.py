@@ -9,7 +9,7 @@ import sqlite3
 import pytest
 
 from tests.counting import MB, Transfers, connect_answer, counted, counting, download, moved, steady_zone, upload
-from tests.unharmed import processes, workers
+from tests.unharmed import kill_all, workers
 
 QUOTA = 200 * MB
 WORKERS = 4
@@ -107,11 +107,9 @@ def test_after_everything_was_killed_the_rest_is_what_the_ledger_had_not_given_a
         gateway = start_with(sink, source, role('quota = ["200MB/month"]'))
         transfers = eight_transfers(gateway, 100 * MB)
         gateway.program.wait_until(lambda: moved(gateway) > 60 * MB, "60 MB had moved")
-        for pid in processes(gateway):
-            os.kill(pid, signal.SIGKILL)
+        kill_all(gateway)
         before = transfers.wait() + sink.wait()
         given_away = in_ledger(gateway)
-        gateway.program.process.wait(20)
         gateway = start_again(gateway)
         sink.received = 0
         received = eight_transfers(gateway, 100 * MB).wait()
