@@ -11,6 +11,7 @@ from portguard.errors import Refused
 from portguard.gateway import connecting
 from portguard.gateway.connecting import check_not_itself, connect, open_socket
 from portguard.reasons import Reason
+from tests.descriptors import open_descriptors
 
 LONG_S = 30.0  # more than any test takes: what succeeds with it did not wait for a timeout
 SHORT_S = 0.2  # what has to run into a timeout
@@ -32,14 +33,9 @@ async def moved(there, here):
 @pytest.fixture(autouse=True)
 async def nothing_stays_open():
     await asyncio.sleep(0)  # the loop has its own sockets by now
-    before = descriptors()
+    before = open_descriptors()
     yield
-    assert descriptors() == before
-
-
-def descriptors():
-    """Those that are open; listing them takes one, which is gone afterwards."""
-    return {name for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")}
+    assert open_descriptors() == before
 
 
 @pytest.fixture

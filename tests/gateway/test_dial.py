@@ -19,6 +19,7 @@ from portguard.gateway.ends import End, PlainEnd
 from portguard.gateway.resolve import AddressInfo, Names
 from portguard.policy.model import Balance, Service, Upstream, UpstreamTls
 from portguard.reasons import Reason
+from tests.descriptors import open_descriptors
 
 LONG_S = 30.0  # more than any test takes: what succeeds with it did not wait for a timeout
 SHORT_S = 0.2  # what has to run into a timeout
@@ -94,25 +95,20 @@ def clock() -> Clock:
 
 @pytest.fixture(autouse=True)
 async def nothing_stays_open() -> AsyncIterator[None]:
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     yield
     for sock in _dialed:
         sock.close()
     _dialed.clear()
-    left = {os.readlink(f"/proc/self/fd/{name}") for name in _descriptors() - before}
+    left = {os.readlink(f"/proc/self/fd/{name}") for name in open_descriptors() - before}
     assert not left
-
-
-def _descriptors() -> set[str]:
-    """Those that are open now; listing them takes one, which is gone afterwards."""
-    return {name for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")}
 
 
 @contextlib.contextmanager
 def no_descriptors() -> Iterator[None]:
     """Every descriptor that this process may have is taken."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, _descriptors())) + 10, limits[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, open_descriptors())) + 10, limits[1]))
     taken: list[int] = []
     try:
         with contextlib.suppress(OSError):
@@ -617,11 +613,11 @@ async def test_cancelling_leaves_nothing_open(black_hole: Callable[..., Upstream
         listener.listen(0)
         first.connect(str(tmp_path / "busy.sock"))
         for upstream in (hole, Upstream("db.test", hole.port), Upstream(path=str(tmp_path / "busy.sock"))):
-            before = _descriptors()
+            before = open_descriptors()
             dialing = asyncio.ensure_future(dialed(dialer, service(upstream)))
             await _cancel(dialing, _a_few_turns)
             await _a_few_turns()
-            assert _descriptors() <= before
+            assert open_descriptors() <= before
 
 
 async def test_a_cancellation_that_the_library_swallows_is_not_lost(
@@ -643,8 +639,8 @@ async def test_a_cancellation_that_the_library_swallows_is_not_lost(
     dialer = Dialer(names=names(**{"db.test": ["127.0.0.1", "127.0.0.2"]}))
     dialing = asyncio.ensure_future(dialer.dial(service(Upstream("db.test", there.port)), timeout_s=LONG_S))
     await connected.wait()
-    before = _descriptors()
+    before = open_descriptors()
     dialing.cancel()
     await asyncio.wait({dialing})
     assert dialing.cancelled()
-    assert len(_descriptors()) < len(before)
+    assert len(open_descriptors()) < len(before)

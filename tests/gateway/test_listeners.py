@@ -1,6 +1,5 @@
 """Where the gateway listens: on sockets that it was handed, and on those that it binds for the rest."""
 
-import os
 import socket
 
 import pytest
@@ -11,6 +10,7 @@ from portguard.gateway.bundle import read_bundle
 from portguard.gateway.listeners import Binding, listen, written_address
 from portguard.gateway.snapshot import build
 from portguard.policy.addresses import ListenAddress
+from tests.descriptors import open_descriptors
 from tests.gateway_folder import GatewayFolder
 
 
@@ -92,10 +92,10 @@ def test_every_address_that_is_taken_is_named_and_nothing_stays_open(tmp_path):
         folder.write("portguard.toml", text.replace('listen = ["127.0.0.1:0"]', listen_at))
         folder.add("portguard.toml", f'[metrics]\nlisten = "{taken[1]}"\n')
         snapshot = build(read_bundle(folder.configuration))
-        before = set(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         with pytest.raises(ConfigurationError) as caught:
             listening(snapshot)
-        assert set(os.listdir("/proc/self/fd")) == before
+        assert open_descriptors() == before
     assert [(problem.key, problem.found) for problem in caught.value.problems] == [
         ("gateway.listen", f"{taken[0]}: Address already in use"),
         ("metrics.listen", f"{taken[1]}: Address already in use"),

@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import os
 import socket
 from pathlib import Path
 
@@ -16,8 +15,10 @@ from portguard.gateway.reloading import InForce, Reloader
 from portguard.gateway.snapshot import build
 from portguard.gateway.workers import NotPrepared
 from portguard.observe import log
+from tests.descriptors import open_descriptors
 from tests.gateway_folder import CONFIGURATION, GatewayFolder
 from tests.patience import PATIENCE_S
+from tests.ports import reserved_port
 
 SERVICE = '[services.other]\nupstream = ["10.0.3.8:1"]\n'
 
@@ -120,14 +121,10 @@ def lines(monkeypatch):
     return lambda name: [line for line in stderr.getvalue().splitlines() if f" {name} " in line]
 
 
-def descriptors():
-    return len(os.listdir("/proc/self/fd"))
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@pytest.fixture
+def port():
+    with reserved_port() as port:
+        yield port
 
 
 # What goes well.
@@ -171,8 +168,7 @@ async def test_a_policy_that_cannot_be_kept_comes_into_force_all_the_same(stage,
 # Addresses.
 
 
-async def test_sockets_of_addresses_that_stay_are_the_same_and_others_are_new(stage, folder, lines):
-    port = free_port()
+async def test_sockets_of_addresses_that_stay_are_the_same_and_others_are_new(stage, folder, lines, port):
     [(_, kept)] = stage.before.bound
     configure(folder, listen=f'"127.0.0.1:{port}", "127.0.0.1:0"')
     await stage.reload()
@@ -194,8 +190,7 @@ async def test_sockets_of_addresses_that_stay_are_the_same_and_others_are_new(st
     assert stage.swapped[0] is before
 
 
-async def test_an_address_that_goes_to_a_service_keeps_its_socket(stage, folder):
-    port = free_port()
+async def test_an_address_that_goes_to_a_service_keeps_its_socket(stage, folder, port):
     configure(folder, listen=f'"127.0.0.1:{port}", "127.0.0.1:0"')
     await stage.reload()
     [(_, moved), _] = stage.reloader.in_force.bound
@@ -217,8 +212,7 @@ async def test_two_addresses_whose_ports_the_system_picks_keep_a_socket_each(sta
     assert [sock for _, sock in stage.reloader.in_force.bound] == [one, other]
 
 
-async def test_the_metrics_move(stage, folder, lines):
-    port = free_port()
+async def test_the_metrics_move(stage, folder, lines, port):
     configure(folder, metrics=f"127.0.0.1:{port}")
     await stage.reload()
     assert stage.reloader.in_force.metrics.getsockname()[1] == port
@@ -299,12 +293,12 @@ async def test_of_another_state_the_path_of_the_audit_is_no_second_change(stage,
 
 async def fails(stage, error=ConfigurationError):
     """Reload in vain: everything is as before, and everybody has been told."""
-    open_before = descriptors()
+    open_before = open_descriptors()
     with pytest.raises(error) as caught:
         await stage.reload()
     assert stage.reloader.in_force is stage.before
     assert stage.reloader.failed is not None
-    assert descriptors() == open_before
+    assert open_descriptors() == open_before
     assert stage.notified == ["reloading", "reloaded"]
     stage.notified.clear()
     happened = stage.take()
@@ -337,8 +331,7 @@ async def test_files_as_they_were_end_a_failure(stage, folder):
     assert stage.reloader.failed is None
 
 
-async def test_an_address_that_cannot_be_had_leaves_the_others_closed_again(stage, folder):
-    port = free_port()
+async def test_an_address_that_cannot_be_had_leaves_the_others_closed_again(stage, folder, port):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         configure(folder, listen=f'"127.0.0.1:0", "127.0.0.1:{port}", "{address}"')
@@ -362,14 +355,14 @@ async def test_a_worker_that_is_not_able_to_leaves_new_addresses_closed_and_old_
 async def test_a_reload_that_is_given_up_leaves_nothing_behind(stage, folder):
     configure(folder, listen='"127.0.0.1:0", "127.0.0.2:0"')
     stage.go_on.clear()
-    before = descriptors()
+    before = open_descriptors()
     reloading = asyncio.create_task(stage.reload())
     await reached(stage, "prepare")
-    assert descriptors() == before + 1
+    assert len(open_descriptors() - before) == 1
     reloading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reloading
-    assert descriptors() == before
+    assert open_descriptors() == before
     assert stage.reloader.in_force is stage.before
     assert stage.notified == ["reloading", "reloaded"]
 

@@ -33,6 +33,7 @@ from portguard.gateway.messages import (
 )
 from portguard.gateway.workers import NotPrepared, Workers
 from portguard.observe import log
+from tests.descriptors import open_descriptors
 from tests.gateway_folder import GatewayFolder
 from tests.patience import PATIENCE_S
 from tests.slots import Slots
@@ -240,10 +241,10 @@ async def test_a_worker_that_cannot_be_started_is_tried_again_later(workers, pro
 
 
 async def test_a_failed_start_leaves_no_descriptor_behind(workers, processes):
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     processes.failures = [OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))]
     workers._start_one_or_try_later()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 # What they say.

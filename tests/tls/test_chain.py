@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from portguard.tls.chain import UnusableChain, load_chain
+from tests.descriptors import open_descriptors
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
@@ -90,11 +91,11 @@ def test_a_client_is_shown_the_certificate_that_was_loaded(
 def test_no_descriptor_and_no_file_is_left_behind(
     context: ssl.SSLContext, key: ec.EllipticCurvePrivateKey, place: str, tmp_path: Path
 ) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = open_descriptors()
     load_chain(context, certificate(key), pem(key))
     with pytest.raises(UnusableChain):
         load_chain(context, certificate(key), b"")
-    assert os.listdir("/proc/self/fd") == before
+    assert open_descriptors() == before
     assert list(tmp_path.iterdir()) == []
 
 
