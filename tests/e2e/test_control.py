@@ -12,6 +12,7 @@ import urllib.request
 
 import pytest
 
+from tests.audited import wait_for_audit
 from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
 from tests.patience import PATIENCE_S
@@ -103,17 +104,6 @@ def is_cut(client):
     return True
 
 
-def audited(gateway, event, count=1):
-    path = gateway.folder / "state/audit/audit.jsonl"
-
-    def found():
-        lines = map(json.loads, path.read_text().splitlines())
-        return [line for line in lines if line["event"] == event]
-
-    gateway.program.wait_until(lambda: len(found()) >= count, f"{event} in the audit")
-    return found()
-
-
 def test_sessions_are_listed_and_exactly_those_are_ended_that_are_meant(start_gateway, echo):
     gateway = start_gateway({"echo": echo, "other": echo}, policy=POLICY)
     with (
@@ -142,13 +132,13 @@ def test_sessions_are_listed_and_exactly_those_are_ended_that_are_meant(start_ga
         assert says(kept, b"still")
         gateway.program.wait_until(lambda: len(live(gateway)) == 1, "one session left")
         command(gateway, "sessions", "kill", "--identity", "carol", "--yes", code=1)
-    acts = audited(gateway, "admin.sessions.kill", 3)
+    acts = wait_for_audit(gateway, "admin.sessions.kill", 3)
     assert [(act["uid"], act["arguments"], act["outcome"]) for act in acts] == [
         (os.getuid(), {"identity": "alice", "service": "echo"}, "done"),
         (os.getuid(), {"session": lines[2]["session"][:12]}, "done"),
         (os.getuid(), {"identity": "carol"}, "not_found"),
     ]
-    closed = [line["reason"] for line in audited(gateway, "session.close", 2)]
+    closed = [line["reason"] for line in wait_for_audit(gateway, "session.close", 2)]
     assert closed.count("killed") == 2
 
 
@@ -293,8 +283,8 @@ def test_a_gateway_that_is_drained_by_hand_says_why_and_can_be_resumed(start_gat
         assert metric(gateway, "draining") == ["0.0"]
         with gateway.connect("echo") as client:
             assert says(client, b"again")
-    assert [act["outcome"] for act in audited(gateway, "admin.drain", 2)] == ["done", "done"]
-    assert len(audited(gateway, "admin.resume", 2)) == 2
+    assert [act["outcome"] for act in wait_for_audit(gateway, "admin.drain", 2)] == ["done", "done"]
+    assert len(wait_for_audit(gateway, "admin.resume", 2)) == 2
 
 
 def test_a_gateway_that_is_drained_to_end_ends_with_its_last_session(start_gateway, echo):

@@ -1,7 +1,6 @@
 """Limits of roles and services by real clients: who is refused, in which words, and when there is room again."""
 
 import contextlib
-import json
 import re
 import selectors
 import socket
@@ -15,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from tests.audited import audited, wait_for_audit
 from tests.counting import (
     MB,
     PATIENCE_S,
@@ -80,12 +80,6 @@ def exchange(client, data=b"!"):
     assert received == data
 
 
-def audited(gateway, event):
-    """The lines of an event in the audit."""
-    lines = (gateway.folder / "state/audit/audit.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if line["event"] == event]
-
-
 # Sessions.
 
 
@@ -123,7 +117,9 @@ def test_a_service_that_is_full_takes_nobody_until_there_is_room(start_limited, 
 
 def test_a_service_that_cannot_be_reached_gives_the_place_back(start_limited, free_port):
     gateway = start_limited("max_sessions = 1", {"down": f"127.0.0.1:{free_port()}"})
-    assert [connect_answer(gateway, "down")[0] for _ in range(3)] == [502, 502, 502]
+    for count in (1, 2, 3):
+        assert connect_answer(gateway, "down")[0] == 502
+        wait_for_audit(gateway, "session.close", count)  # the client has its answer before the supervisor knows
     echoes(gateway)
 
 

@@ -13,6 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from tests.audited import wait_for_audit
 from tests.counting import connect_answer
 from tests.curl import curl
 from tests.e2e.conftest import PORTGUARD
@@ -91,16 +92,6 @@ def api(gateway, path, name="alice"):
     """What the gateway's own HTTP answers."""
     answer = curl(gateway, name, f"https://{gateway.name}:{{port}}{path}")
     return json.loads(answer.stdout)
-
-
-def audit(gateway, event):
-    lines = (gateway.folder / "state/audit/audit.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if line["event"] == event]
-
-
-def wait_for_audit(gateway, event, count=1):
-    gateway.program.wait_until(lambda: len(audit(gateway, event)) >= count, f"{count} lines of {event} in its audit")
-    return audit(gateway, event)
 
 
 def certificate(gateway, name="alice"):

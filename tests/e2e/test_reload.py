@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from bench.load import Crowd, Doors
 from tests import certificates
+from tests.audited import audited
 from tests.e2e.conftest import GATEWAY_NAME, PORTGUARD
 from tests.echo import echo_service
 from tests.patience import PATIENCE_S
@@ -127,11 +128,6 @@ def metric(gateway, name, port=None):
         connection.request("GET", "/metrics")
         text = connection.getresponse().read().decode()
     return [float(value) for value in re.findall(rf"^portguard_{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)]
-
-
-def audited(gateway, event):
-    lines = (gateway.folder / "state/audit/audit.jsonl").read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["event"] == event]
 
 
 def closes_with(gateway, reason, name="bob"):
@@ -784,8 +780,9 @@ def test_of_two_thousand_sessions_exactly_the_ten_that_lost_their_right_end(star
             crowd.exchange(20_000)  # while it reloads
             gateway.wait_for_log(r"gateway\.reload by=SIGHUP .*closed=0")
             gateway.wait_for_log(r"session\.close .*reason=no_role", count=10)
-            others = gateway.log.count("reason=client_closed")  # those that warmed it up, and the traffic
-            assert gateway.log.count("session.close") == others + 10
+            log = gateway.log
+            others = log.count("reason=client_closed")  # those that warmed it up, and the traffic
+            assert log.count("session.close") == others + 10
             assert metric(gateway, "sessions_active") == [1986]
         upstreams.stdin.close()
     applied_s = time_of(audited(gateway, "policy.load")[-2])

@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from tests.audited import wait_for_audit
 from tests.curl import curl
 from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
@@ -73,7 +74,7 @@ def test_what_is_left_and_why_one_was_refused_is_told_to_whom_it_concerns(gatewa
         assert (quota["period"], quota["used_bytes"], quota["left_bytes"]) == ("day", 2000, 8000)
         is_refused(gateway, "echo", "alice")
         client.unwrap()
-    gateway.wait_for_log(r"session\.close .*reason=client_closed")
+    wait_for_audit(gateway, "session.close")
     with gateway.connect("echo") as client, contextlib.suppress(OSError, ssl.SSLError):
         client.sendall(b"x" * 5000)
         while client.recv(65536):
@@ -99,12 +100,12 @@ def test_what_is_left_and_why_one_was_refused_is_told_to_whom_it_concerns(gatewa
 
 
 def test_a_refusal_by_the_connect_rate_is_told_too(gateway):
-    for _ in range(3):
+    for count in (1, 2, 3):
         with gateway.connect("echo", "carol") as client:
             client.sendall(b"x")
             assert client.recv(1) == b"x"
             client.unwrap()
-    gateway.wait_for_log(r"session\.close ", count=3)
+        wait_for_audit(gateway, "session.close", count)  # or the next one could be too many at once
     is_refused(gateway, "echo", "carol")
     assert reasons(gateway, "carol") == [("echo", "connect_rate")]
     [service] = get(gateway, "carol", "services")["services"]
