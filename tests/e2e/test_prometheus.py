@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.counting import steady_zone
 from tests.echo import echo_service
 from tests.patience import PATIENCE_S
 from tests.unharmed import workers
@@ -47,7 +48,8 @@ def echo():
 @pytest.fixture
 def gateway(start_gateway, echo, free_port):
     services = {"echo": echo, "broken": f"127.0.0.1:{free_port()}"}
-    return start_gateway(services, policy=POLICY, configuration='[log]\nlevel = "debug"')
+    policy = f'timezone = "{steady_zone()}"\n{POLICY}'
+    return start_gateway(services, policy=policy, configuration='[log]\nlevel = "debug"')
 
 
 def get(gateway, path, **headers):

@@ -21,6 +21,7 @@ import pytest
 
 import portguard
 from portguard.gateway.messages import VERSION
+from tests.counting import steady_zone
 from tests.e2e import conftest
 from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
@@ -45,7 +46,8 @@ def program(tmp_path):
 
 @pytest.fixture
 def gateway(start_gateway, echo, program):
-    policy = """[[roles]]
+    policy = f"""timezone = "{steady_zone()}"
+[[roles]]
 name = "team"
 members = ["alice"]
 services = ["*"]

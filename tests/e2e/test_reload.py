@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from bench.load import Crowd, Doors
 from tests import certificates
 from tests.audited import audited
+from tests.counting import steady_zone
 from tests.e2e.conftest import GATEWAY_NAME, PORTGUARD
 from tests.echo import echo_service
 from tests.patience import PATIENCE_S
@@ -48,7 +49,7 @@ def echo():
 
 @pytest.fixture
 def gateway(start_gateway, echo):
-    return start_gateway({"echo": echo}, policy=POLICY)
+    return start_gateway({"echo": echo}, policy=f'timezone = "{steady_zone()}"\n{POLICY}')
 
 
 # In every test alice stays as she is, carol transfers all the while, and bob is who it happens to.

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from tests.audited import wait_for_audit
+from tests.counting import steady_zone
 from tests.curl import curl
 from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
@@ -34,7 +35,8 @@ def echo():
 @pytest.fixture
 def gateway(start_gateway, echo, real_program):
     real_program("curl")
-    return start_gateway({"echo": echo, "closed": echo}, policy=POLICY)
+    policy = f'timezone = "{steady_zone()}"\n{POLICY}'
+    return start_gateway({"echo": echo, "closed": echo}, policy=policy)
 
 
 def get(gateway, name, path):
