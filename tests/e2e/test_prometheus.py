@@ -180,11 +180,12 @@ def test_promtool_finds_nothing_to_complain_of(gateway, real_program):
 def test_live_sessions_count_and_nothing_is_lost_with_their_worker(gateway):
     use(gateway, "alice", 100)
     wait_for(gateway, 'sessions_closed_total{reason="client_closed",service="echo"}', 1)
-    received = 'received_bytes_total{identity="alice",service="echo"}'
+    received, sent = (f'{way}_bytes_total{{identity="alice",service="echo"}}' for way in ("received", "sent"))
     with gateway.connect("echo") as one, gateway.connect("echo") as two:
         exchange(one, 2000)
         exchange(two, 30000)
-        wait_for(gateway, received, 32100)
+        for moved in (received, sent):
+            wait_for(gateway, moved, 32100)
         found = scrape(gateway)
         assert found['sessions_active{role="team",service="echo"}'] == 2
         assert found['sessions_opened_total{identity="alice",service="echo"}'] == 3
@@ -193,7 +194,7 @@ def test_live_sessions_count_and_nothing_is_lost_with_their_worker(gateway):
         wait_for(gateway, 'sessions_closed_total{reason="worker_lost",service="echo"}', 2)
     wait_for(gateway, "workers", 2)
     found = scrape(gateway)
-    assert found[received] == found['sent_bytes_total{identity="alice",service="echo"}'] == 32100
+    assert found[received] == found[sent] == 32100
     assert found['sessions_opened_total{identity="alice",service="echo"}'] == 3
     assert found['sessions_active{role="team",service="echo"}'] == 0
     assert found["worker_restarts_total"] == 2
@@ -224,7 +225,7 @@ def test_prometheus_answers_with_the_right_numbers(gateway, start, free_port, re
     traffic(gateway)
     port = free_port()
     (tmp_path / "prometheus.yml").write_text(
-        "global: {scrape_interval: 200ms, scrape_timeout: 200ms}\n"
+        "global: {scrape_interval: 1s, scrape_timeout: 1s}\n"
         "scrape_configs:\n"
         f"  - {{job_name: portguard, static_configs: [{{targets: ['127.0.0.1:{gateway.metrics_port}']}}]}}\n"
     )
