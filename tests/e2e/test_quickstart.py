@@ -1,5 +1,6 @@
 """`portguard quickstart` from nothing: what it shows, what it prints to paste, what it keeps."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -76,11 +77,10 @@ def running(start: Callable, folder: Path) -> Callable:
 @pytest.fixture
 def upstream() -> Iterator[Callable[[Callable[[socket.socket], None]], int]]:
     """`upstream(serve)` is the port of a service on 127.0.0.1 that calls `serve(sock)` for each connection."""
-    listening: list[socket.socket] = []
+    running: list[tuple[socket.socket, threading.Thread]] = []
 
     def run_service(serve: Callable[[socket.socket], None]) -> int:
         server = socket.create_server(("127.0.0.1", 0))
-        listening.append(server)
 
         def accept() -> None:
             while True:
@@ -88,16 +88,21 @@ def upstream() -> Iterator[Callable[[Callable[[socket.socket], None]], int]]:
                     sock, _ = server.accept()
                 except OSError:
                     return
-                with sock:
+                sock.settimeout(_PATIENCE_S)
+                with sock, contextlib.suppress(OSError):
                     serve(sock)
 
-        threading.Thread(target=accept, daemon=True).start()
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        running.append((server, thread))
         port: int = server.getsockname()[1]
         return port
 
     yield run_service
-    for server in listening:
+    for server, thread in running:
         server.shutdown(socket.SHUT_RDWR)
+        # It must not accept by a number that is another socket's by then.
+        thread.join()
         server.close()
 
 
