@@ -8,6 +8,7 @@ import sqlite3
 
 import pytest
 
+from tests.audited import wait_for_audit
 from tests.counting import MB, Transfers, connect_answer, counted, counting, download, moved, steady_zone, upload
 from tests.unharmed import kill_all, workers
 
@@ -147,7 +148,7 @@ def test_a_pooled_quota_is_shared_by_those_in_the_role(start_with):
         for name in ("alice", "bob"):
             transfers.begin(2, download, gateway, name)
         assert transfers.wait() == 40 * MB
-        gateway.wait_for_log("session.close ", count=4)
+        wait_for_audit(gateway, "session.close", 4)
         status, _, document = connect_answer(gateway, "source", "bob")
     assert (status, document["reason"]) == (429, "quota_exhausted")
     assert document["message"].startswith("the monthly quota of 40 MB that role team shares is used up; it renews at ")
@@ -164,7 +165,7 @@ def test_of_several_quotas_the_one_that_ends_first_counts(start_with, quotas, me
     with counting() as sink, counting(20 * MB) as source:
         gateway = start_with(sink, source, role(f"quota = [{quotas}]"))
         assert download(gateway) == 10 * MB
-        gateway.wait_for_log("session.close .*reason=quota_exhausted")
+        wait_for_audit(gateway, "session.close")
         status, _, document = connect_answer(gateway, "source")
     assert (status, document["reason"]) == (429, "quota_exhausted")
     assert document["message"].startswith(message)
@@ -176,6 +177,6 @@ def test_a_role_without_a_quota_beside_one_that_is_exhausted_goes_on(start_with)
         assert download(gateway) == 5 * MB
         assert download(gateway, "bob") == 20 * MB
         upload(gateway, 20 * MB, "bob")
-        gateway.wait_for_log("session.close ", count=3)
+        wait_for_audit(gateway, "session.close", 3)
         assert download(gateway) == 0
     assert sink.received == 20 * MB

@@ -81,7 +81,7 @@ def test_what_is_left_and_why_one_was_refused_is_told_to_whom_it_concerns(gatewa
         client.sendall(b"x" * 5000)
         while client.recv(65536):
             pass
-    gateway.wait_for_log(r"session\.close .*reason=quota_exhausted")
+    wait_for_audit(gateway, "session.close", 2)
     is_refused(gateway, "echo", "alice")
     assert reasons(gateway, "alice") == [
         ("echo", "quota_exhausted"),
@@ -166,7 +166,7 @@ def test_connect_does_not_begin_what_a_limit_would_refuse(gateway, tmp_path):
         with contextlib.suppress(OSError, ssl.SSLError):
             while client.recv(65536):
                 pass
-    gateway.wait_for_log(r"session\.close .*reason=quota_exhausted")
+    wait_for_audit(gateway, "session.close")
     said = is_told_before_anything_runs(
         gateway, tmp_path, "quota_exhausted: daily quota of 10 kB is used up; it renews"
     )
