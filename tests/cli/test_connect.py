@@ -19,6 +19,7 @@ import pytest_asyncio
 
 from portguard.reasons import Reason
 from tests.gateway_double import SESSION, Double, count, double, echo, refusal
+from tests.ports import reserved_port
 
 
 @dataclass
@@ -129,19 +130,18 @@ async def test_a_session_that_is_open_at_the_end_is_cut(shell: Shell, serve: Cal
 
 
 async def test_the_port_is_the_services_own(shell: Shell) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        shell.gateway.local_ports["web"] = free.getsockname()[1]
-    process = await shell.start("web")
-    assert await line(process) == f"web: 127.0.0.1:{shell.gateway.local_ports['web']}"
+    with reserved_port() as port:
+        shell.gateway.local_ports["web"] = port
+        process = await shell.start("web")
+        assert await line(process) == f"web: 127.0.0.1:{port}"
 
 
 async def test_the_profile_goes_before_the_services_own_port(shell: Shell) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    shell.gateway.local_ports["web"] = 1
-    shell.gateway.write_profile(shell.profile, f"[services.web]\nlocal_port = {port}")
-    process = await shell.start("web")
-    assert await line(process) == f"web: 127.0.0.1:{port}"
+    with reserved_port() as port:
+        shell.gateway.local_ports["web"] = 1
+        shell.gateway.write_profile(shell.profile, f"[services.web]\nlocal_port = {port}")
+        process = await shell.start("web")
+        assert await line(process) == f"web: 127.0.0.1:{port}"
 
 
 async def test_a_port_that_is_taken_becomes_a_free_one_and_is_printed(shell: Shell) -> None:
@@ -250,10 +250,9 @@ async def test_every_refused_service_is_told(shell: Shell) -> None:
 
 
 async def test_a_gateway_that_is_down_is_told_once(shell: Shell) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    shell.profile.write_text(shell.profile.read_text().replace(str(shell.gateway.port), str(port)))
-    code, _, errors = await shell.run("web", "db")
+    with reserved_port() as port:
+        shell.profile.write_text(shell.profile.read_text().replace(str(shell.gateway.port), str(port)))
+        code, _, errors = await shell.run("web", "db")
     assert code == 4
     assert errors == (
         f"portguard: gateway 127.0.0.1:{port}: expected a connection, got “Connection refused” (tried 127.0.0.1)\n"
@@ -377,16 +376,16 @@ sys.exit(7)
 
 
 async def test_a_command_gets_a_free_port_whatever_the_services_own_is(shell: Shell) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = shell.gateway.local_ports["web"] = free.getsockname()[1]
-    code, output, _ = await shell.run("web", "--", sys.executable, "-c", PRINT_ENVIRONMENT)
-    assert code == 0
-    assert int(json.loads(output)["PORTGUARD_PORT"]) not in (0, port)
-    shell.gateway.write_profile(shell.profile, f"[services.web]\nlocal_port = {port}")
-    code, output, _ = await shell.run("web", "--", sys.executable, "-c", PRINT_ENVIRONMENT)
-    assert int(json.loads(output)["PORTGUARD_PORT"]) != port
-    code, output, _ = await shell.run("web", "-L", str(port), "--", sys.executable, "-c", PRINT_ENVIRONMENT)
-    assert json.loads(output)["PORTGUARD_PORT"] == str(port)
+    with reserved_port() as port:
+        shell.gateway.local_ports["web"] = port
+        code, output, _ = await shell.run("web", "--", sys.executable, "-c", PRINT_ENVIRONMENT)
+        assert code == 0
+        assert int(json.loads(output)["PORTGUARD_PORT"]) not in (0, port)
+        shell.gateway.write_profile(shell.profile, f"[services.web]\nlocal_port = {port}")
+        code, output, _ = await shell.run("web", "--", sys.executable, "-c", PRINT_ENVIRONMENT)
+        assert int(json.loads(output)["PORTGUARD_PORT"]) != port
+        code, output, _ = await shell.run("web", "-L", str(port), "--", sys.executable, "-c", PRINT_ENVIRONMENT)
+        assert json.loads(output)["PORTGUARD_PORT"] == str(port)
 
 
 async def test_a_command_beside_several_services_finds_each(shell: Shell) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from portguard.cli.quickstart_service import serve
 from tests.patience import PATIENCE_S
+from tests.ports import reserved_port
 
 
 def ask(port: int, method: str = "GET", path: str = "/") -> tuple[int, str]:
@@ -30,12 +31,9 @@ def test_a_head_has_no_page() -> None:
 
 
 def test_the_first_port_that_is_free_is_taken() -> None:
-    with serve((0,)) as taken:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            wanted = free.getsockname()[1]
-        with serve((taken, wanted, 0)) as port:
-            assert port == wanted
-            assert ask(port)[0] == 200
+    with serve((0,)) as taken, reserved_port() as wanted, serve((taken, wanted, 0)) as port:
+        assert port == wanted
+        assert ask(port)[0] == 200
 
 
 def test_it_ends_with_the_block_also_when_a_client_stays() -> None:

@@ -17,6 +17,7 @@ from portguard.client.refusal import RefusedByGateway
 from portguard.errors import Unreachable
 from tests import certificates
 from tests.gateway_double import NAME, SESSION, Double, answer, double, echo, refusal
+from tests.ports import reserved_port
 
 
 def nobody(path: Path) -> str:
@@ -192,11 +193,10 @@ async def test_an_informational_answer_is_not_the_answer(gateway: Double, client
 
 
 async def test_nobody_at_the_port_is_unreachable(gateway: Double, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    client = moved(gateway.write_profile(tmp_path / "p.toml"), str(gateway.port), str(port))
-    with pytest.raises(Unreachable) as caught:
-        await client.describe("web")
+    with reserved_port() as port:
+        client = moved(gateway.write_profile(tmp_path / "p.toml"), str(gateway.port), str(port))
+        with pytest.raises(Unreachable) as caught:
+            await client.describe("web")
     assert str(caught.value) == (
         f"gateway 127.0.0.1:{port}: expected a connection, got “Connection refused” (tried 127.0.0.1)"
     )

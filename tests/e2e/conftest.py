@@ -25,6 +25,7 @@ import pytest
 from portguard.pki.authority import Authority
 from tests.e2e.services import postgresql, redis, ssh_keys, sshd  # noqa: F401  # fixtures
 from tests.patience import PATIENCE_S
+from tests.ports import reserved_port
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -124,16 +125,10 @@ def start_for_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start
 
 
 @pytest.fixture(scope="session")
-def free_port() -> Callable[[], int]:
-    """`free_port()` is a TCP port that was free on 127.0.0.1 a moment ago, for programs that cannot bind port 0."""
-
-    def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            return port
-
-    return find
+def free_port() -> Iterator[Callable[[], int]]:
+    """`free_port()` is a TCP port of 127.0.0.1 that is kept for who asked, as in tests.ports."""
+    with contextlib.ExitStack() as held:
+        yield lambda: held.enter_context(reserved_port())
 
 
 @pytest.fixture(scope="session")

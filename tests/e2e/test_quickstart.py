@@ -19,6 +19,7 @@ import pytest
 
 from portguard.pki.starter import StarterFolder, StarterService
 from portguard.policy.addresses import HostPort
+from tests.ports import reserved_port
 
 _PORTGUARD = (sys.executable, "-P", "-m", "portguard")
 _PATIENCE_S = 60
@@ -237,9 +238,8 @@ def test_several_services_are_reached(folder: Path, upstream: Callable) -> None:
 
 
 def test_a_service_that_is_down_is_told_and_no_success(folder: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    done = once(folder, "--service", f"mail=127.0.0.1:{port}")
+    with reserved_port() as port:
+        done = once(folder, "--service", f"mail=127.0.0.1:{port}")
     assert done.returncode == 1
     assert re.search(r"alice by CONNECT +FAILED: mail: upstream_unreachable: ", done.stdout)
     assert re.search(r"alice by name +FAILED: mail: the gateway ended the session", done.stdout)
