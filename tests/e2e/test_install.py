@@ -19,7 +19,12 @@ import pytest
 import portguard
 from portguard.errors import ConfigurationError
 from portguard.gateway.configuration import read_configuration
-from portguard.gateway.credentials import AUDIT_KEY, AUTHORITY_PASSPHRASE, GATEWAY_KEY_PASSPHRASE
+from portguard.gateway.credentials import (
+    AUDIT_KEY,
+    AUTHORITY_PASSPHRASE,
+    GATEWAY_KEY_PASSPHRASE,
+    LEDGER_PASSWORD,
+)
 from portguard.gateway.descriptors import raise_descriptor_limit
 
 _REPOSITORY = Path(__file__).parents[2]
@@ -274,5 +279,6 @@ def test_the_socket_unit_listens_where_the_gateway_does():
 
 
 def test_the_credentials_that_the_unit_loads_are_those_that_the_code_reads():
-    assert set(unit("portguard.service")["LoadCredential"]) == {AUDIT_KEY, AUTHORITY_PASSPHRASE, GATEWAY_KEY_PASSPHRASE}
-    assert {AUDIT_KEY, AUTHORITY_PASSPHRASE, GATEWAY_KEY_PASSPHRASE} <= set(re.findall(r"portguard\.[a-z-]+", _HOWTO))
+    read = {AUDIT_KEY, AUTHORITY_PASSPHRASE, GATEWAY_KEY_PASSPHRASE, LEDGER_PASSWORD}
+    assert set(unit("portguard.service")["LoadCredential"]) == read
+    assert read <= set(re.findall(r"portguard\.[a-z-]+", _HOWTO))

@@ -20,6 +20,8 @@ from portguard.policy.quantities import Period
 from tests.redis_server import RedisServer
 
 NOW_S = int(time.time())
+# Redis forgets by its own clock, and this module may be run long after it was imported.
+ENDS_S = NOW_S + 86_400
 ANNA, BEN = Owner("dba", "staff", "anna"), Owner("dba", "staff", "ben")
 TARGET = LockTarget("identity", "staff", "anna")
 LOCK = LockRow(TARGET, "left", "user:root", NOW_S, None)
@@ -27,7 +29,11 @@ PATIENCE_S = 30
 
 
 def used(size, owner=ANNA, granted=0, resets=0, period=Period.DAY):
-    return UsageRow(owner, period, NOW_S - 100, NOW_S + 1000, size, granted, resets)
+    return UsageRow(owner, period, NOW_S - 100, ENDS_S, size, granted, resets)
+
+
+def connects_until(end_s):
+    return RateRow(ANNA, f"60:{int(end_s - 60) * 1000}:0", int(end_s))
 
 
 class Gateway:
@@ -149,7 +155,7 @@ def test_what_is_over_is_not_there_after_a_restart(start):
 
 def test_connects_to_one_gateway_the_other_hears_of(start):
     a, b = start("a"), start("b")
-    row = RateRow(ANNA, f"60:{NOW_S * 1000}:0", NOW_S + 60)
+    row = connects_until(time.time() + 60)
     a.write(row)
     [connects] = b.hear(lambda news: news.connects).connects
     assert (connects.owner, connects.connects) == (ANNA, row.connects)
@@ -470,16 +476,17 @@ def test_another_format_is_refused(start, server):
     [
         ("locks", '["identity","staff","anna"]', "soon"),
         ("locks", "anna", '1 1 ["left","root",7,null]'),
-        ("spans", "century:1", str(NOW_S + 1000)),
+        ("spans", "century:1", str(ENDS_S)),
         ("spans", "day:1", "tomorrow"),
         ("usage:day:1", 't ["dba","staff","anna"]', "much"),
         ("usage:day:1", "t anna", "1 0 0"),
-        (f"rates:{NOW_S // 3600}", "gateway anna", "60:1:0"),
+        ("rates:{hour}", "gateway anna", "60:1:0"),
     ],
 )
 def test_rows_that_portguard_has_not_written_are_refused(start, server, key, field, value):
     with server.client() as client:
-        client.hset("portguard:{test}:spans", "day:1", str(NOW_S + 1000))
+        client.hset("portguard:{test}:spans", "day:1", str(ENDS_S))
+        key = key.format(hour=int(time.time() + 60) // 3600)
         client.hset(f"portguard:{{test}}:{key}", field, value)
     assert re.search("expected .* as portguard writes (it|them), got ", refused(start, "a"))
 
@@ -495,7 +502,7 @@ def test_a_copied_folder_does_not_make_two_gateways_of_one_id(start, tmp_path):
 
 def test_nothing_is_kept_for_ever(start, server):
     a = start("a")
-    a.write(used(100), RateRow(ANNA, f"60:{NOW_S * 1000}:0", NOW_S + 60), LOCK)
+    a.write(used(100), connects_until(time.time() + 60), LOCK)
     a.close()
     start("b")
     with server.client() as client:
