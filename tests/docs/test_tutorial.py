@@ -1,27 +1,27 @@
 """The transcript in `docs/tutorial/first-gateway.md` is what the commands really do."""
 
-import socket
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.ports import reserved_port
 from tests.transcripts import expected, run, transcript
 
 _PAGE = Path(__file__).parents[2] / "docs" / "tutorial" / "first-gateway.md"
-_PORTS = ("8443", "8080")
+_PORTS = ("8443", "8080", "9847")
 
 
 @pytest.fixture
-def page() -> str:
-    """The page, with ports that are free here."""
+def page() -> Iterator[str]:
+    """The page, with ports that are kept for it."""
     text = _PAGE.read_text()
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        for port, sock in zip(_PORTS, (one, other), strict=True):
-            text = text.replace(f"{port} ", f"{sock.getsockname()[1]} ").replace(
-                f":{port}", f":{sock.getsockname()[1]}"
-            )
-    return text
+    with contextlib.ExitStack() as held:
+        for port in _PORTS:
+            kept = held.enter_context(reserved_port())
+            text = text.replace(f"{port} ", f"{kept} ").replace(f":{port}", f":{kept}")
+        yield text
 
 
 def test_the_commands_do_what_the_page_shows(tmp_path: Path, page: str, real_program: Callable[[str], str]) -> None:
