@@ -154,6 +154,7 @@ class Loaded:
     crls: Mapping[str, float]
     loaded_s: float
     revision: str
+    accept_stale: frozenset[str] = frozenset()  # trusts whose clients get in by lists that are out of date, too
 
     @classmethod
     def of(cls, snapshot: Snapshot, read_at: datetime) -> "Loaded":
@@ -169,6 +170,7 @@ class Loaded:
             crl_expiries(snapshot),
             read_at.timestamp(),
             snapshot.revision,
+            frozenset(trust.name for trust in snapshot.trusts.every if trust.crl_expired == "accept"),
         )
 
 

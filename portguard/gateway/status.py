@@ -136,7 +136,10 @@ class StatusDesk:
                 yield Trouble(f"certificate_expired {use}", State.DEGRADED, detail, f"certificates: {detail}", end_s)
         for trust, end_s in loaded.crls.items():
             if end_s <= now_s:
-                detail = f"a revocation list of the trust {trust} is out of date, and its clients are refused"
+                so = "its clients are refused"
+                if trust in loaded.accept_stale:
+                    so = "what was revoked since is not known"
+                detail = f"a revocation list of the trust {trust} is out of date, and {so}"
                 yield Trouble(f"{Reason.CRL_EXPIRED} {trust}", State.DEGRADED, detail, f"trusts: {detail}", end_s)
 
     # What is answered.

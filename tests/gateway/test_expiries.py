@@ -6,6 +6,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.expiries import certificate_expiries, crl_expiries
+from portguard.gateway.meter import Loaded
 from portguard.gateway.snapshot import build
 from portguard.identity.trust import Trusts
 from tests.certificates import CLIENT_AUTH, Authority, now
@@ -82,6 +83,13 @@ def test_of_one_issuers_lists_the_last_counts_and_of_all_issuers_the_first(folde
         issuing.crl(next_update=later),
     )
     assert crl_expiries(snapshot(folder)) == {"local": int(later.timestamp())}
+
+
+@pytest.mark.parametrize(("when", "accepting"), [("refuse", set()), ("accept", {"local"})])
+def test_what_is_in_force_says_whose_lists_may_be_out_of_date(folder, when, accepting):
+    lists(folder, folder.authority.crl())
+    folder.add("portguard.toml", f'crl_expired = "{when}"\n')
+    assert Loaded.of(snapshot(folder), now()).accept_stale == accepting
 
 
 def test_lists_that_never_expire_are_left_out(folder):

@@ -45,6 +45,7 @@ class Desk:
         self.meter = SimpleNamespace(totals=Totals())
         self.certificates = {"gateway": NOW_S + DAY_S, "trust:local": NOW_S + 9 * DAY_S}
         self.crls = {"local": NOW_S + 2 * DAY_S}
+        self.accept_stale = set()
         self.ending_s = None
         self.desk = StatusDesk(
             Watched(
@@ -57,7 +58,9 @@ class Desk:
                 drain=self.drain,
                 reloader=self.reloader,
                 meter=self.meter,
-                loaded=lambda: Loaded(5, (), self.certificates, self.crls, NOW_S - 60, "ab" * 32),
+                loaded=lambda: Loaded(
+                    5, (), self.certificates, self.crls, NOW_S - 60, "ab" * 32, frozenset(self.accept_stale)
+                ),
                 ending_s=lambda: self.ending_s,
                 generation=lambda: 7,
             ),
@@ -202,6 +205,13 @@ FULL = Failing(63.0, "no space left on device: /srv/audit.jsonl")
             "crl_expired local",
             State.DEGRADED,
             "DEGRADED since 11:05: a revocation list of the trust local is out of date, and its clients are refused",
+        ),
+        (
+            lambda desk: (desk.crls.update(local=NOW_S - 60), desk.accept_stale.add("local")),
+            "crl_expired local",
+            State.DEGRADED,
+            "DEGRADED since 11:05: a revocation list of the trust local is out of date, "
+            "and what was revoked since is not known",
         ),
         (
             put("drain", drained=Drained(NOW_S - 60, "uid 0 (root)")),
