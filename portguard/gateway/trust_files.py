@@ -27,6 +27,9 @@ RENEW_BEFORE = timedelta(days=30)
 fifth of their life.
 """
 
+RENEW_LIST_BEFORE = timedelta(days=7)
+"""When to warn of a revocation list that no later one follows; of a short-lived one, in the last fifth of its life."""
+
 
 def read_trusts(
     configuration: Configuration, files: Mapping[str, bytes], problems: list[Problem]
@@ -118,6 +121,8 @@ def trust_warnings(path: str, trusts: tuple[Trust, ...], at: datetime) -> Iterat
             if not crl.is_current(at):
                 staleness = _staleness(crl, at)
                 yield f"{subject}.crl: the list of {crl.issuer_name} is {staleness}; its clients {consequence}"
+            elif (until := _soon_out_of_date(crl, trust.crls, at)) is not None:
+                yield f"{subject}.crl: the list of {crl.issuer_name} is out of date from {_written(until)} on"
 
 
 def _own_trust_domain(anchor: x509.Certificate) -> str | None:
@@ -157,6 +162,15 @@ def _parsed(path: str, parse: Callable[[bytes], T], files: Mapping[str, bytes], 
     except Malformed as error:
         problems.append(Problem(path, "", error.expected, error.found))
         return None
+
+
+def _soon_out_of_date(crl: RevocationList, others: tuple[RevocationList, ...], at: datetime) -> datetime | None:
+    """When a list that is current is out of date, None: not soon, or one of `others` goes on where it ends."""
+    end = crl.next_update
+    if end is None or end - at >= min(RENEW_LIST_BEFORE, (end - crl.this_update) / 5):
+        return None
+    same = (each.next_update for each in others if each.issuer == crl.issuer)
+    return None if any(each is None or each > end for each in same) else end
 
 
 def _staleness(crl: RevocationList, at: datetime) -> str:

@@ -168,6 +168,27 @@ def test_a_trust_domain_that_is_its_own_or_that_nobody_says_is_none(spiffe_root,
     assert warnings(CORP, {"/corp.crt": spiffe_root}, at) == []
 
 
+def test_lists_soon_out_of_date_are_warned_of(root):
+    """Soon is in the last week, or in the last fifth of a short life."""
+
+    def told(at, *crls):
+        files = {"/ca.crt": root.pem} | {f"/{number}.crl": pem(crl) for number, crl in enumerate(crls)}
+        names = ", ".join(f'"/{number}.crl"' for number in range(len(crls)))
+        return [text for text in warnings(f"{LOCAL}crl = [{names}]\n", files, at) if ".crl:" in text]
+
+    second = timedelta(seconds=1)
+    for days, before in ((100, timedelta(days=7)), (10, timedelta(days=2))):
+        crl = root.crl(this_update=now(), next_update=now() + timedelta(days=days))
+        end = crl.next_update_utc
+        assert told(end - before, crl) == []
+        text = f"{PATH}: trusts.local.crl: the list of CN=Root is out of date from {end:%Y-%m-%d %H:%M:%S} UTC on"
+        assert told(end - before + second, crl) == [text]
+        later = root.crl(this_update=now(), next_update=end + timedelta(days=days))
+        assert told(end - before + second, crl, later) == []
+        of_another = Authority.root("Other").crl(next_update=end + timedelta(days=days))
+        assert told(end - before + second, crl, of_another) == [text]
+
+
 @pytest.mark.parametrize(
     ("when", "consequence"),
     [("refuse", "its clients are refused"), ("accept", "its clients are accepted unless an older list revokes them")],
@@ -177,7 +198,7 @@ def test_lists_out_of_date_are_warned_of(root, when, consequence):
     files = {"/ca.crt": root.pem, "/a.crl": pem(crl)}
     content = f'{LOCAL}crl = ["/a.crl"]\ncrl_expired = "{when}"\n'
     end = crl.next_update_utc
-    assert [text for text in warnings(content, files, end) if ".crl:" in text] == []
+    assert [text for text in warnings(content, files, end) if "; its clients" in text] == []
     late = [text for text in warnings(content, files, end + timedelta(seconds=1)) if ".crl:" in text]
     assert late == [
         f"{PATH}: trusts.local.crl: the list of CN=Root is out of date since {end:%Y-%m-%d %H:%M:%S} UTC; {consequence}"
