@@ -62,4 +62,4 @@ def _gateway(configuration_path: str, snapshot: Snapshot | None) -> Iterator[Fin
         return
     yield ok("gateway", verdict) if serving else failed("gateway", verdict, "`portguard status` tells more")
     if snapshot is not None and revision != snapshot.revision:
-        yield warning("gateway", "its policy is not what the files say now", "`portguard reload` has it work by them")
+        yield warning("gateway", "it does not work by what its files say now", "`portguard reload` has it work by them")

@@ -16,9 +16,10 @@ from cryptography import x509
 from portguard.client.credentials import Credentials
 from portguard.client.gateway import Gateway, Presence
 from portguard.client.local_ports import LOOPBACK
-from portguard.client.refusal import one_line
+from portguard.client.refusal import RefusedByGateway, one_line
 from portguard.errors import PortguardError
 from portguard.observe.findings import Finding, failed, ok, warning
+from portguard.reasons import Reason
 
 RENEW_BEFORE = timedelta(days=7)
 """When to warn of a certificate that ends; of short-lived ones, in the last fifth of their life."""
@@ -27,6 +28,17 @@ _MOST_ADDRESSES = 8
 _MOST_LISTED = 5
 _NOT_NEEDED = "`portguard connect` and CONNECT do not need it"
 _ANY_SERVICE = "portguard-doctor"  # a name that a wildcard answers for, and nothing else
+
+_ISSUE_ANEW = "have a new one issued"
+_ADVICE: Mapping[str, str] = {
+    Reason.CERTIFICATE_EXPIRED: _ISSUE_ANEW,
+    Reason.CERTIFICATE_NOT_YET_VALID: "check this machine's clock",
+    Reason.CERTIFICATE_REVOKED: "ask who runs the gateway; a new one would have to be issued",
+    Reason.CERTIFICATE_UNTRUSTED: "the gateway trusts another authority, or the file lacks the intermediate",
+    Reason.CERTIFICATE_USAGE: "have one issued for clients",
+    Reason.CRL_EXPIRED: "tell who runs the gateway: it needs a new revocation list",
+    Reason.LOCKED: "ask who runs the gateway",
+}
 
 
 async def diagnose(credentials: Credentials, at: datetime) -> AsyncIterator[Finding]:
@@ -75,7 +87,8 @@ def _presence(address: str, answer: Presence | BaseException, *, elsewhere: bool
         raise answer
     if elsewhere:
         return warning("gateway", f"at {address}: {answer}", "some connections go there, and fail or are slow")
-    return failed("gateway", f"at {address}: {answer}")
+    advice = _ADVICE.get(answer.reason, "") if isinstance(answer, RefusedByGateway) else ""
+    return failed("gateway", f"at {address}: {answer}", advice)
 
 
 def _certificates(credentials: Credentials, at: datetime) -> Iterator[Finding]:
@@ -84,19 +97,23 @@ def _certificates(credentials: Credentials, at: datetime) -> Iterator[Finding]:
         begins = _written(certificate.not_valid_before_utc)
         yield failed("certificate", f"{path} is valid from {begins} on", "check this machine's clock")
     else:
-        yield _until("certificate", str(path), certificate, at, "have a new one issued")
+        renew = f"`portguard cert renew` gets the next one where the gateway renews; else {_ISSUE_ANEW}"
+        yield _until("certificate", str(path), certificate, at, _ISSUE_ANEW, before=renew)
     for number, anchor in enumerate(credentials.anchors()):
         which = f"{credentials.profile.ca}" + (f", certificate {number + 1}" if number else "")
         yield _until("authority", which, anchor, at, "ask for the authority's new certificate")
 
 
-def _until(subject: str, what: str, certificate: x509.Certificate, at: datetime, advice: str) -> Finding:
+def _until(
+    subject: str, what: str, certificate: x509.Certificate, at: datetime, advice: str, *, before: str | None = None
+) -> Finding:
+    """Look at its end; `before` is what to do before that, where it is not what to do after it."""
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if at > end:
         return failed(subject, f"{what} ended on {_written(end)}", advice)
     text = f"{what} is valid until {_written(end)}"
     if end - at < min(RENEW_BEFORE, (end - start) / 5):
-        return warning(subject, text, advice)
+        return warning(subject, text, before or advice)
     return ok(subject, text)
 
 

@@ -86,7 +86,8 @@ def diagnose_listening(addresses: Iterable[ListenAddress]) -> Iterable[Finding]:
             text = f"{address}: {os.strerror(error.errno) if error.errno else error}"
             # Somebody else's eyes: it may be the gateway that listens, and its user who may.
             unsure = error.errno in (errno.EADDRINUSE, errno.EACCES)
-            yield warning("listen", text) if unsure else failed("listen", text)
+            advice = "`ss -ltnp` shows who listens there" if error.errno == errno.EADDRINUSE else ""
+            yield warning("listen", text, advice) if unsure else failed("listen", text)
 
 
 def _service(service: Service, troubles: list[str | None]) -> Finding:

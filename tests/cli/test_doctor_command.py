@@ -153,7 +153,7 @@ async def test_a_gateway_that_runs_says_how_it_is(folder, state, verdict, line):
         assert "reload" not in output
         folder.write("policy.toml", "timezone = 'UTC'\n")
         _, output, _ = await portguard("doctor", "-c", folder.configuration)
-        assert "warn  gateway: its policy is not what the files say now\n" in output
+        assert "warn  gateway: it does not work by what its files say now\n" in output
 
 
 async def test_a_configuration_that_is_wrong_is_told_and_its_gateway_still_looked_at(folder):

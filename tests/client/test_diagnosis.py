@@ -144,9 +144,24 @@ async def test_a_gateway_that_does_not_answer_is_a_failure(gateway: Double, name
 
 async def test_a_refused_certificate_is_told_with_the_gateways_reason(gateway: Double) -> None:
     gateway.answers["/v1/whoami"] = refusal(403, "locked", "locked out by root")
-    [(level, subject, text)] = troubles(await found(credentials_of(gateway)))
+    findings = await found(credentials_of(gateway))
+    [(level, subject, text)] = troubles(findings)
     assert (level, subject) == ("failed", "gateway")
     assert "locked: locked out by root" in text
+    assert findings[-1].advice == "ask who runs the gateway"
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("crl_expired", "tell who runs the gateway: it needs a new revocation list"),
+        ("certificate_revoked", "ask who runs the gateway; a new one would have to be issued"),
+        ("one_of_tomorrow", ""),
+    ],
+)
+async def test_a_refusal_comes_with_what_to_do(gateway: Double, reason: str, advice: str) -> None:
+    gateway.answers["/v1/whoami"] = refusal(403, reason, "no")
+    assert (await found(credentials_of(gateway)))[-1].advice == advice
 
 
 async def test_a_gateway_without_a_wildcard_in_its_certificate_is_warned_of(tmp_path: Path) -> None:
@@ -174,6 +189,7 @@ async def test_a_certificate_that_ends_is_told_in_time(
     first = (await found(credentials_of(gateway), later))[0]
     assert (first.subject, first.level) == ("certificate", level)
     assert text in first.text
+    assert ("`portguard cert renew`" in first.advice) is (level == "warning")  # that needs one that is still valid
 
 
 async def test_authorities_and_the_gateways_certificate_are_looked_at_likewise(gateway: Double) -> None:

@@ -161,6 +161,7 @@ def test_a_port_that_is_taken_is_warned_of_and_a_free_one_is_right(listening_add
         ("warning", "listen", f"{listening_address}: Address already in use"),
         ("ok", "listen", f"{free_address} is free"),
     ]
+    assert [each.advice for each in found] == ["`ss -ltnp` shows who listens there", ""]
 
 
 @pytest.fixture
