@@ -97,7 +97,7 @@ def read_passphrase(path: Path) -> bytes:
     if not passphrase or b"\n" in passphrase:
         raise UsageError(f"{path}: expected one line with a passphrase, got {'several' if passphrase else 'nothing'}")
     if stat.S_ISREG(mode) and mode & stat.S_IROTH:
-        note(f"{path}: expected a file that only its owner can read, got mode {stat.S_IMODE(mode):04o}")
+        note(f"warning: {path}: expected a file that only its owner can read, got mode {stat.S_IMODE(mode):04o}")
     return passphrase
 
 

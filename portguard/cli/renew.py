@@ -40,11 +40,13 @@ def renew(profile_name: str | None, if_within: timedelta | None, keep_key: bool,
     in_one_file = os.path.realpath(profile.certificate) == os.path.realpath(profile.key)
     key_pem = credentials.key_file(new.key) if in_one_file or not keep_key else None
     replace_pair(profile.certificate, profile.key, new.certificate_pem, key_pem)
+    described = _described(profile, new.certificate)
     fields: dict[str, object] = {
         "identity": ", ".join(renewal.uris(new.certificate)),
-        **_described(profile, new.certificate),
+        "certificate": described.pop("certificate"),
         "key": str(profile.key),
         "new_key": not keep_key,
+        **described,
     }
     if as_json:
         click.echo(json.dumps({"renewed": True, **fields}, indent=2))

@@ -35,7 +35,7 @@ from portguard.pki.rotation import Stage
     "--root-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the root's key is, if not here."
 )
 @click.option(
-    "--compromised", is_flag=True, help="With --root-dir: revoke the old issuing CA, and with it all it issued."
+    "--compromised", is_flag=True, help="With --root-dir: revoke the old intermediate, and with it all it issued."
 )
 @file_option("--root-passphrase-file", "Holds the passphrase of the root's key; else it is that of the other key.")
 @valid_for_option(AUTHORITY_VALID_FOR)
@@ -57,7 +57,7 @@ def rotate(
 ) -> None:
     """Replace the CA that issues by a new one, whose key gets the same passphrase.
 
-    With the root's key elsewhere (--root-dir) a new issuing CA takes over at once.
+    With the root's key elsewhere (--root-dir) a new intermediate takes over at once.
 
     A root that issues itself is replaced in three steps: without an option it makes the new root beside the old one,
     --switch lets the new one issue, --finish ends the old one. Between them, ca.crt has to reach everybody.
@@ -80,6 +80,11 @@ def rotate(
             compromised=compromised,
         )
         then = f"take {authority.crl_path} to every gateway that names it, before the first new certificate comes there"
+        if compromised:
+            then = (
+                f"take {authority.crl_path} to every gateway at once, named in crl; then issue anew all that the old "
+                "intermediate issued, certificates of gateways too"
+            )
     elif step == "finish":
         left = rotation.still_good(authority, now)
         for record in left:

@@ -188,7 +188,11 @@ def _expect_stage(authority: Authority, expected: Stage | None) -> Authority:
         raise UsageError("--root-dir: expected the directory with the root's key, got none")
     found = stage(authority)
     if found is not expected:
-        texts = {None: "no new root", Stage.PREPARED: "a new root that is prepared", Stage.SWITCHED: "one that issues"}
+        texts = {
+            None: "no new root",
+            Stage.PREPARED: "a new root that is prepared",
+            Stage.SWITCHED: "a new root that issues",
+        }
         raise PkiError(authority.directory / "ca.crt", texts[expected], texts[found])
     return authority
 

@@ -181,7 +181,7 @@ def test_a_passphrase_file_that_all_can_read_is_remarked_on(portguard: Portguard
     secret.chmod(0o644)
     outcome = portguard("ca", "init", "--trust-domain", DOMAIN, "--passphrase-file", secret)
     assert outcome.code == 0
-    assert "secret: expected a file that only its owner can read, got mode 0644" in outcome.err
+    assert outcome.err == f"portguard: warning: {secret}: expected a file that only its owner can read, got mode 0644\n"
     secret.chmod(0o640)
     assert portguard("cert", "issue", "alice", "--passphrase-file", secret).err == ""
 

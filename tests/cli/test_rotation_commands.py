@@ -91,6 +91,14 @@ def test_with_the_root_elsewhere_a_new_issuing_ca_takes_over(made: Portguard) ->
     assert after["issuing"]["subject"] == done.json["issuing"] != before["issuing"]["subject"]
 
 
+def test_after_a_compromise_it_is_told_what_is_of_no_more_use(made: Portguard) -> None:
+    done = made("ca", "rotate", "--ca", "two", "--root-dir", "stick", "--compromised")
+    assert done.err == (
+        "portguard: take two/ca.crl to every gateway at once, named in crl; then issue anew all that the old "
+        "intermediate issued, certificates of gateways too\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -239,6 +239,8 @@ def test_a_client_keeps_its_key_if_it_likes(gateway):
     before, key = certificate_of(gateway, "alice"), gateway.certificate("alice")[1].read_bytes()
     code, out, err = renew(gateway, "alice", "--keep-key")
     assert (code, err) == (0, "")
+    shown = [line[:13].rstrip() for line in out.splitlines()]
+    assert shown == ["identity", "certificate", "key", "new key", "not after", "serial"]  # as `cert issue` has them
     assert "new key      no\n" in out
     assert gateway.certificate("alice")[1].read_bytes() == key
     after = certificate_of(gateway, "alice")

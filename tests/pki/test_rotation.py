@@ -174,13 +174,13 @@ def test_a_second_rotation_replaces_the_root_of_the_first(authority: Authority, 
     ("steps", "wrong", "message"),
     [
         ([], switch, "expected a new root that is prepared, got no new root"),
-        ([], finish, "expected one that issues, got no new root"),
+        ([], finish, "expected a new root that issues, got no new root"),
         ([], abort, "expected a new root that is prepared, got no new root"),
         ([prepare], prepare, "expected no new root, got a new root that is prepared"),
-        ([prepare], finish, "expected one that issues, got a new root that is prepared"),
-        ([prepare, switch], prepare, "expected no new root, got one that issues"),
-        ([prepare, switch], switch, "expected a new root that is prepared, got one that issues"),
-        ([prepare, switch], abort, "expected a new root that is prepared, got one that issues"),
+        ([prepare], finish, "expected a new root that issues, got a new root that is prepared"),
+        ([prepare, switch], prepare, "expected no new root, got a new root that issues"),
+        ([prepare, switch], switch, "expected a new root that is prepared, got a new root that issues"),
+        ([prepare, switch], abort, "expected a new root that is prepared, got a new root that issues"),
     ],
 )
 def test_a_step_that_is_not_the_next_changes_nothing(
