@@ -41,7 +41,7 @@ async def answer_renewal(request: ApiRequest, visitor: Visitor, supervisor: Rene
     """Return the answer to a POST, whole. Raises RefusedRequest, and Refused. *Fails closed*."""
     name = visitor.caller.identity.trust
     if all(trust.authority is None for trust in visitor.snapshot.configuration.trusts if trust.name == name):
-        raise RefusedRequest(404, f"expected a certificate that is renewed here, got one of trust {name}")
+        raise RefusedRequest(404, f"certificates of trust {name} are not renewed here")
     headers = dict(request.headers)
     content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != _REQUEST_TYPE:
