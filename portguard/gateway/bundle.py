@@ -26,6 +26,9 @@ from portguard.policy.read import PolicyFile, policy_file_names, tls_files
 LARGEST_FILE_BYTES = 64 * 2**20
 """Revocation lists of large authorities have tens of megabytes. Beyond is a slip, such as a device or a disk image."""
 
+PRIVATE_MODE = "mode 0600 or less, or 0640 or less if root owns it"
+"""What files with secrets are expected to be of, in words: see `too_open`."""
+
 _MAGIC = b"portguard bundle 1\n"
 
 
@@ -253,24 +256,22 @@ def _content(path: str) -> bytes:
         os.close(descriptor)
     if len(content) > LARGEST_FILE_BYTES:
         raise _Unusable(f"a file of at most {LARGEST_FILE_BYTES} bytes", "a larger one")
-    if b"PRIVATE KEY-----" in content:
-        _check_private(status)
+    if b"PRIVATE KEY-----" in content and (found := too_open(status)) is not None:
+        raise _Unusable(f"a private key of {PRIVATE_MODE}", found)
     return content
 
 
-def _check_private(status: os.stat_result) -> None:
-    """Raise _Unusable for a private key that more accounts may read than those which the gateway trusts anyway.
+def too_open(status: os.stat_result) -> str | None:
+    """Return the mode and owner of a secret that more accounts may read than those which the gateway trusts anyway.
 
-    PostgreSQL's rule for server keys: its owner alone, or root and a group, which is how Debian's `ssl-cert`, systemd
-    credentials with an access list, and secrets mounted into containers come.
+    None: it is as `PRIVATE_MODE` says. That is PostgreSQL's rule for server keys: its owner alone, or root and a group,
+    which is how Debian's `ssl-cert`, systemd credentials with an access list, and secrets mounted into containers come.
     """
     mode = stat.S_IMODE(status.st_mode)
     allowed = 0o640 if status.st_uid == 0 else 0o600
     if mode & 0o077 & ~allowed:
-        raise _Unusable(
-            "a private key of mode 0600 or less, or 0640 or less if root owns it",
-            f"mode {mode:04o}, owner {'root' if status.st_uid == 0 else status.st_uid}",
-        )
+        return f"mode {mode:04o}, owner {'root' if status.st_uid == 0 else status.st_uid}"
+    return None
 
 
 def _because(error: OSError) -> str:

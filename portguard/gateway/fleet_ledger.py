@@ -1,10 +1,12 @@
 """The ledger that `[ledger]` names: a file of the gateway's own, or a Redis that a fleet of gateways shares."""
 
 import importlib.util
+import os
 import time
 from pathlib import Path
 
 from portguard.errors import ConfigurationError, Problem
+from portguard.gateway.bundle import PRIVATE_MODE, too_open
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.credentials import LEDGER_PASSWORD, credential
 from portguard.gateway.redis_url import has_password
@@ -38,7 +40,8 @@ def require_redis(configuration: Configuration) -> None:
 def ledger_password(configuration: Configuration) -> str | None:
     """The password that is handed over, or in a file; None: neither, and the URL may have one.
 
-    Raises ConfigurationError for a file that cannot be read, and for more than one password.
+    Raises ConfigurationError for a file that cannot be read, or that others can read too, and for more than one
+    password. *Fails closed*.
     """
     ledger = configuration.ledger
     if ledger.url == "sqlite":
@@ -54,10 +57,13 @@ def ledger_password(configuration: Configuration) -> str | None:
 def _read_password(path: Path) -> str:
     try:
         with path.open("rb") as file:
+            opened_to = too_open(os.fstat(file.fileno()))
             content = file.read(_LONGEST_PASSWORD_BYTES + 1)
     except OSError as error:
         found = (error.strerror or type(error).__name__).lower()
         raise ConfigurationError([Problem(str(path), "", "a readable file with a password", found)]) from error
+    if opened_to is not None:
+        raise ConfigurationError([Problem(str(path), "", f"a password of {PRIVATE_MODE}", opened_to)])
     lines = content.decode("utf-8", "replace").splitlines()
     # Whatever is in it is a secret, and stays out of the message.
     if len(lines) != 1 or not lines[0] or "\ufffd" in lines[0] or len(content) > _LONGEST_PASSWORD_BYTES:

@@ -324,6 +324,7 @@ def test_a_wrong_password_keeps_a_gateway_from_starting_and_the_right_one_does_n
         client.config_set("requirepass", "s3cret-word")
     secret = a.folder / "redis.password"
     secret.write_text("wr0ng-word\n")
+    secret.chmod(0o600)
     configure(a, "[ledger]\n", '[ledger]\npassword_file = "redis.password"\n')
     code, said = serve(a)
     assert code == 2

@@ -56,9 +56,20 @@ def test_without_the_package_a_redis_is_an_error_that_says_how_to_install_it(fol
 
 
 def test_the_password_is_read_from_its_file(folder):
-    folder.write("secret", "s3cret word\n")
+    folder.write("secret", "s3cret word\n").chmod(0o600)
     assert ledger_password(configured(folder, 'url = "redis://h"\npassword_file = "secret"')) == "s3cret word"
     assert ledger_password(configured(folder)) is None
+
+
+def test_a_password_that_others_can_read_is_refused(folder):
+    path = folder.write("secret", "s3cret word\n")
+    content = 'url = "redis://h"\npassword_file = "secret"'
+    expected = f"{path}: expected a password of mode 0600 or less, or 0640 or less if root owns it, got mode "
+    for mode in (0o644, 0o604, 0o660):
+        path.chmod(mode)
+        assert problem(ledger_password, configured(folder, content)).startswith(f"{expected}{mode:04o}, owner ")
+    path.chmod(0o400)
+    assert ledger_password(configured(folder, content)) == "s3cret word"
 
 
 @pytest.mark.parametrize(
@@ -72,6 +83,7 @@ def test_the_password_is_read_from_its_file(folder):
 )
 def test_what_is_no_password_is_refused_and_not_shown(folder, content, found):
     path = folder.write("secret", content)
+    path.chmod(0o600)
     said = problem(ledger_password, configured(folder, 'url = "redis://h"\npassword_file = "secret"'))
     assert said.startswith(f"{path}: expected a password, one line of text, got {found}")
     assert "s3cret" not in said
@@ -81,13 +93,13 @@ def test_a_password_file_that_is_missing_is_told_by_the_check_too(folder):
     folder.add("portguard.toml", '[ledger]\nurl = "redis://127.0.0.1:1/0"\npassword_file = "secret"\n')
     said = f"{folder.path / 'secret'}: expected a readable file with a password, got no such file or directory"
     assert said in map(str, host_problems(read_bundle(folder.configuration)))
-    folder.write("secret", "word")
+    folder.write("secret", "word").chmod(0o600)
     assert said not in map(str, host_problems(read_bundle(folder.configuration)))
 
 
 def test_the_password_may_be_handed_over_if_it_is_nowhere_else(folder, monkeypatch):
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder.path))
-    folder.write(LEDGER_PASSWORD, "s3cret\n")
+    folder.write(LEDGER_PASSWORD, "s3cret\n").chmod(0o600)
     assert ledger_password(configured(folder)) == "s3cret"
     assert ledger_password(configured(folder, "")) is None
     for lines in ('url = "redis://:word@h"', 'url = "redis://h"\npassword_file = "secret"'):
