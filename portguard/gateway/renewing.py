@@ -38,9 +38,10 @@ from portguard.limits.ledger import Owner
 from portguard.limits.locks import Locks
 from portguard.limits.rates import ConnectRates
 from portguard.observe import log
-from portguard.pki.errors import PkiError
+from portguard.pki.errors import NotRenewed, PkiError
 from portguard.pki.issued import SignedCertificate
 from portguard.pki.proof import check_proof
+from portguard.pki.renewal import renew
 from portguard.pki.request import read_request
 from portguard.policy.quantities import Rate
 from portguard.reasons import Reason
@@ -60,6 +61,7 @@ _BUSY_S = 2.0
 @dataclass(frozen=True, slots=True)
 class _Asked:
     caller: Caller
+    certificate: x509.Certificate
     public_key: CertificatePublicKeyTypes
 
 
@@ -210,15 +212,16 @@ def _check(trusts: Trusts, wanted: RenewalWanted, at: datetime) -> _Asked:
     check_issued(wanted.chain)
     caller = trusts.identify(wanted.chain, wanted.chain, at)
     leaf = wanted.chain[0]
+    certificate = x509.load_der_x509_certificate(leaf)
     try:
         request = read_request(wanted.request, "request")
-        if not _is_same(request.public_key, x509.load_der_x509_certificate(leaf).public_key()):
+        if not _is_same(request.public_key, certificate.public_key()):
             if wanted.proof is None:
                 raise PkiError("request", "the key of the certificate, or a proof by it", "another key without one")
             check_proof(wanted.proof, leaf, request.der, at.timestamp())
     except PkiError as error:
         raise Refused(Reason.BAD_REQUEST, str(error)) from None
-    return _Asked(caller, request.public_key)
+    return _Asked(caller, certificate, request.public_key)
 
 
 def _is_same(one: CertificatePublicKeyTypes, other: CertificatePublicKeyTypes) -> bool:
@@ -233,8 +236,16 @@ def _settle(future: asyncio.Future[bool], written: bool) -> None:
 
 
 def _issue(trusts: Trusts, settings: TrustSettings, asked: _Asked, at: datetime) -> SignedCertificate:
+    """Raises Refused for a certificate that the authority's own record does not have as good, PkiError."""
     assert settings.authority is not None
     [trust] = [each for each in trusts.every if each.name == settings.name]
     authority = open_authority_of(trust, settings.authority)
     valid_for = timedelta(seconds=settings.renew_for_s)
-    return authority.sign_client(asked.public_key, asked.caller.identity.name, at=at, valid_for=valid_for)
+    name = asked.caller.identity.name
+    try:
+        return renew(authority, asked.certificate, asked.public_key, name, at=at, valid_for=valid_for)
+    except NotRenewed as error:
+        if error.revoked:
+            raise Refused(Reason.CERTIFICATE_REVOKED) from None
+        message = "the authority has no record of the client certificate, and does not renew it"
+        raise Refused(Reason.CERTIFICATE_UNTRUSTED, message) from None

@@ -274,15 +274,19 @@ class Authority:
         *,
         at: datetime,
         valid_for: timedelta = CLIENT_VALID_FOR,
+        renews: x509.Certificate | None = None,
     ) -> SignedCertificate:
         """Issue a client certificate for the identity `name` and a key of its own. Raises as `issue_client` does.
+
+        `renews` is the certificate whose successor it is: raises NotRenewed as `Store.add` does.
 
         That whoever asks has the private key is for the caller to find out, as `request.read_request` does. *Fails
         closed*: raises PkiError for a key of a kind that it does not take.
         """
         spiffe = names.spiffe_id(self.trust_domain, names.client(name))
         validity, issuer = self._prepare(public_key, at, valid_for)
-        return self._signed(Kind.CLIENT, name, profiles.client(public_key, spiffe, name, validity, issuer), at)
+        certificate = profiles.client(public_key, spiffe, name, validity, issuer)
+        return self._signed(Kind.CLIENT, name, certificate, at, renews)
 
     def sign_gateway(
         self,
@@ -307,7 +311,14 @@ class Authority:
         check_public_key(public_key, "public key")
         return Validity.starting(at, valid_for, self.issuer), self.signer()
 
-    def _signed(self, kind: Kind, name: str, certificate: x509.Certificate, at: datetime) -> SignedCertificate:
+    def _signed(
+        self,
+        kind: Kind,
+        name: str,
+        certificate: x509.Certificate,
+        at: datetime,
+        renews: x509.Certificate | None = None,
+    ) -> SignedCertificate:
         record = Record(
             serial=certificate.serial_number,
             kind=kind,
@@ -318,7 +329,7 @@ class Authority:
             der=certificate.public_bytes(serialization.Encoding.DER),
         )
         # First the record, then the certificate: one that nobody recorded could never be revoked.
-        self.store.add(record)
+        self.store.add(record, renews=renews)
         chain = _pem(certificate) + (_pem(self.issuer) if self.two_tier else b"")
         return SignedCertificate(record, chain, self.certificate_pem)
 

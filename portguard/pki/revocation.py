@@ -84,6 +84,7 @@ def revoke(
     Raises PkiError when a serial or an identity was never issued, or was revoked for another reason; WrongPassphrase
     when the key is locked. Then nothing is recorded. When only the lists cannot be written, PkiError says so.
     """
+    identities = tuple(identities)
     with files.locked(authority.directory):
         authority = authority.reopened()
         # What would keep the list from being signed is told before anything is recorded.
@@ -95,7 +96,8 @@ def revoke(
             _expect_reason(before, reason)
         revocation = Revocation(at.replace(microsecond=0), reason or RevocationReason.UNSPECIFIED)
         new = [record.serial for record in chosen if record.revocation is None]
-        authority.store.revoke(new, revocation)
+        # Whom it means by name is looked up once more in there: somebody may have renewed a certificate meanwhile.
+        new = authority.store.revoke(new, revocation, identities)
         try:
             lists = write_lists_locked(authority, at=at)
         except PkiError as error:

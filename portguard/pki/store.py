@@ -13,8 +13,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from portguard.pki import files
-from portguard.pki.errors import PkiError
+from portguard.pki.errors import NotRenewed, PkiError
 from portguard.pki.profiles import Kind, Revocation, RevocationReason
 
 # "PGCA": tells this file from any other SQLite file before a row is read.
@@ -57,6 +60,10 @@ _STEPS = (
 
 _COLUMNS = "serial, kind, name, not_before, not_after, issued_at, der"
 _RECORDS = f"SELECT {_COLUMNS}, revoked_at, reason FROM certificates LEFT JOIN revocations USING (serial)"  # noqa: S608 constant
+_GOOD_OF_CLIENT = """
+    SELECT serial FROM certificates LEFT JOIN revocations USING (serial)
+    WHERE kind = ? AND name = ? AND not_after >= ? AND revoked_at IS NULL ORDER BY certificates.rowid
+"""
 
 _Row = tuple[str, str, str, int, int, int, bytes, int | None, str | None]
 
@@ -114,8 +121,12 @@ class Store:
             _upgrade(connection, 0)
         files.sync_directory(self.path.parent)
 
-    def add(self, record: Record) -> None:
-        """Write `record`, as not revoked; on return it is on the disk. Raises PkiError when the serial is taken."""
+    def add(self, record: Record, *, renews: x509.Certificate | None = None) -> None:
+        """Write `record`, as not revoked; on return it is on the disk. Raises PkiError when the serial is taken.
+
+        `renews` is the certificate whose successor it is. *Fails closed*: raises NotRenewed for one that is revoked, or
+        that is not in the record under the same name. That is one step: nothing can be revoked in between.
+        """
         row = (
             _hex(record.serial),
             record.kind,
@@ -124,6 +135,8 @@ class Store:
             record.der,
         )
         with self._transaction("IMMEDIATE") as connection:
+            if renews is not None:
+                self._expect_renewable(connection, renews, record)
             connection.execute(f"INSERT INTO certificates ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)  # noqa: S608 constant
 
     def records(self) -> list[Record]:
@@ -134,14 +147,24 @@ class Store:
         """Return the record with `serial`, None when this authority issued no such certificate."""
         return next(iter(self._read(f"{_RECORDS} WHERE serial = ?", _hex(serial))), None)
 
-    def revoke(self, serials: Iterable[int], revocation: Revocation) -> None:
-        """Record that the certificates are revoked, all or none; on return it is on the disk.
+    def revoke(self, serials: Iterable[int], revocation: Revocation, clients: Iterable[str] = ()) -> list[int]:
+        """Record that the certificates are revoked, all or none; on return it is on the disk. Return which those are.
 
-        Raises PkiError when one of them is revoked already, or was not issued here.
+        `clients` stand for all their certificates that are neither revoked nor expired then, also one that was issued a
+        moment ago. Raises PkiError when one of `serials` is revoked already, or was not issued here.
         """
-        rows = [(_hex(serial), _seconds(revocation.at), revocation.reason) for serial in serials]
+        chosen = [_hex(serial) for serial in serials]
+        at_s = _seconds(revocation.at)
         with self._transaction("IMMEDIATE") as connection:
-            connection.executemany("INSERT INTO revocations (serial, revoked_at, reason) VALUES (?, ?, ?)", rows)
+            for name in clients:
+                rows = connection.execute(_GOOD_OF_CLIENT, (Kind.CLIENT, name, at_s))
+                chosen += [serial for (serial,) in rows]
+            chosen = list(dict.fromkeys(chosen))
+            connection.executemany(
+                "INSERT INTO revocations (serial, revoked_at, reason) VALUES (?, ?, ?)",
+                [(serial, at_s, revocation.reason) for serial in chosen],
+            )
+        return [int(serial, 16) for serial in chosen]
 
     def unsettled(self) -> list[Record]:
         """Return the certificates that the next list must have: revoked, and not `settle`d. In the order of issue."""
@@ -222,6 +245,19 @@ class Store:
             raise PkiError(
                 self.path, f"a store of version {len(_STEPS)} or earlier", f"version {version}, of a later portguard"
             )
+
+    def _expect_renewable(self, connection: sqlite3.Connection, renews: x509.Certificate, successor: Record) -> None:
+        rows = connection.execute(f"{_RECORDS} WHERE serial = ?", (_hex(renews.serial_number),))
+        before = next(map(self._record, rows), None)
+        # Whoever has got the key of an issuing CA chooses serials.
+        if (
+            before is None
+            or before.der != renews.public_bytes(Encoding.DER)
+            or (before.kind, before.name) != (successor.kind, successor.name)
+        ):
+            raise NotRenewed(renews.serial_number, "one that is not in it", revoked=False)
+        if before.revocation is not None:
+            raise NotRenewed(renews.serial_number, "one that is revoked", revoked=True)
 
     def _record(self, row: _Row) -> Record:
         serial, kind, name, not_before, not_after, issued_at, der, revoked_at, reason = row

@@ -396,6 +396,23 @@ def test_who_is_locked_or_revoked_gets_none(gateway):
     assert [line["identity"] for line in audited(gateway)] == ["alice"]
 
 
+def test_a_revocation_that_has_not_reached_the_gateway_holds_for_renewal(gateway):
+    wanted = request(key_of(gateway, "alice"))
+    status, chain = post(gateway, "alice", wanted, *PKCS10)
+    assert status == 200
+    renewed = x509.load_pem_x509_certificate(chain.encode())
+    command = [*PORTGUARD, "cert", "revoke", "--identity", "alice", "--ca", str(gateway.folder / "ca"), "--json"]
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
+    serials = {f"{each.serial_number:x}" for each in (certificate_of(gateway, "alice"), renewed)}
+    assert {each["serial"] for each in answer["revoked"]} == serials
+    assert echoes(gateway, "alice")  # it has no list
+    assert refusal(gateway, "alice", wanted)[:2] == (403, "certificate_revoked")
+    gateway.certificate("alice")[0].write_text(chain)
+    assert refusal(gateway, "alice", wanted)[:2] == (403, "certificate_revoked")
+    assert len(audited(gateway)) == 1
+    assert post(gateway, "bob", request(key_of(gateway, "bob")), *PKCS10)[0] == 200
+
+
 def test_who_is_of_another_trust_gets_none(gateway):
     gateway.authority = Authority.create(gateway.folder / "other", trust_domain="other.test", at=datetime.now(UTC))
     path = gateway.folder / "portguard.toml"

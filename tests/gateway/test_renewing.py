@@ -19,6 +19,7 @@ from portguard.limits.ledger import LockRow, LockTarget
 from portguard.limits.locks import Locks
 from portguard.pki.authority import Authority
 from portguard.pki.proof import make_proof
+from portguard.pki.revocation import revoke
 from portguard.reasons import Reason
 from tests.certificates import Authority as Strangers
 from tests.gateway_folder import CONFIGURATION, GatewayFolder
@@ -192,6 +193,26 @@ async def test_who_is_locked_out_gets_none(desk, folder, alice, kind):
     desk.test.locks.add(LockRow(LockTarget(kind, "" if kind == "fingerprint" else "local", value), "", "", 0, None))
     assert (await refused(desk, alice.wanted())).reason is Reason.LOCKED
     await renewed(desk, Client(folder.ca, "bob").wanted())
+
+
+async def test_what_the_record_has_as_revoked_gets_no_successor_though_no_list_says_so(desk, folder, alice):
+    revoke(folder.ca, [alice.issued.serial], reason=None, at=datetime.now(UTC))
+    assert (await refused(desk, alice.wanted())).reason is Reason.CERTIFICATE_REVOKED
+    assert len(folder.ca.store.records()) == 1
+    assert desk.test.trail.issued == []
+    await renewed(desk, Client(folder.ca, "team/alice").wanted())
+
+
+async def test_what_the_record_does_not_have_gets_no_successor(desk, folder, alice, tmp_path):
+    """Issued after the backup was made that was put back, or by a copy of the authority elsewhere."""
+    backup = folder.ca.store.path.read_bytes()
+    later = Client(folder.ca, "bob")
+    folder.ca.store.path.write_bytes(backup)
+    refusal = await refused(desk, later.wanted())
+    assert refusal.reason is Reason.CERTIFICATE_UNTRUSTED
+    assert refusal.message == "the authority has no record of the client certificate, and does not renew it"
+    assert desk.test.trail.issued == []
+    await renewed(desk, alice.wanted())
 
 
 async def test_no_certificate_leaves_without_its_line(desk, alice):

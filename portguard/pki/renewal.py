@@ -1,0 +1,44 @@
+"""The next certificate of a client that has one, by the authority's own record of what it issued and revoked.
+
+That record knows of a revocation before any list does: whoever asks in between gets nothing that would outlive it.
+"""
+
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+
+from portguard.pki.authority import Authority
+from portguard.pki.errors import NotRenewed
+from portguard.pki.issued import SignedCertificate
+from portguard.pki.revocation import read_root_list
+
+
+def renew(
+    authority: Authority,
+    certificate: x509.Certificate,
+    public_key: CertificatePublicKeyTypes,
+    name: str,
+    *,
+    at: datetime,
+    valid_for: timedelta,
+) -> SignedCertificate:
+    """Issue the successor of a client's `certificate`, whose chain, dates and identity `name` were checked before.
+
+    *Fails closed*: raises NotRenewed for one that is revoked, itself or with the CA that issued it, and for one that is
+    not in the record, such as after a backup was put back. Raises as `Authority.sign_client` does.
+    """
+    _expect_good_issuer(authority, certificate)
+    return authority.sign_client(public_key, name, at=at, valid_for=valid_for, renews=certificate)
+
+
+def _expect_good_issuer(authority: Authority, certificate: x509.Certificate) -> None:
+    every = (authority.issuer, *authority.anchors, *authority.retired)
+    issuer = next((each for each in every if each.subject == certificate.issuer), None)
+    if issuer is None:
+        raise NotRenewed(certificate.serial_number, "one of a CA that was replaced", revoked=False)
+    path = authority.root_crl_path
+    if path is not None and path.exists():  # an authority of before lists has none, and cannot revoke
+        revoked = read_root_list(authority, path).get_revoked_certificate_by_serial_number(issuer.serial_number)
+        if revoked is not None:
+            raise NotRenewed(certificate.serial_number, "one of a CA that is revoked", revoked=True)
