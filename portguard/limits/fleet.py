@@ -5,14 +5,20 @@ one row for all, and the newest wins, wherever and in whatever order they are he
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from portguard.limits.ledger import LockRow, LockTarget, Owner, Store, UsageRow
 from portguard.policy.quantities import Period
 
+MOST_LOCKS = 20_000
+"""Locks of all gateways together that are heard of. Each of them takes half as many; workers are told them all."""
+
 _YEAR_9999_S = 253_370_764_800  # beyond, a time cannot be shown
+_LONGEST_TEXT_BYTES = 2048  # as the longest name of a certificate; a message to workers has to hold three
+_MILLISECONDS = re.compile(r"[0-9]{1,15}", re.ASCII)
 
 
 class Claim(NamedTuple):
@@ -108,7 +114,8 @@ def _are_times(*times_s: int) -> bool:
     return all(0 <= each < _YEAR_9999_S for each in times_s)
 
 
-# As text. ASCII, so that no name, whatever is in it, can be anything but text.
+# As text. ASCII, so that no name, whatever is in it, can be anything but text. Others may have written it: nothing is
+# read that could not be shown, or told to a worker.
 
 
 def written_owner(owner: Owner) -> str:
@@ -118,8 +125,8 @@ def written_owner(owner: Owner) -> str:
 
 def read_owner(text: str) -> Owner:
     """Raises ValueError for what is no owner."""
-    match json.loads(text):
-        case [str() as role, str() as trust, str() as name]:
+    match _read(text):
+        case [str() as role, str() as trust, str() as name] if _are_texts(role, trust, name):
             return Owner(role, trust, name)
     raise ValueError(f"expected role, trust and name, got {text[:100]!a}")
 
@@ -138,10 +145,28 @@ def read_lock(target: str, rest: str) -> StampedLock:
     """Raises ValueError for what is no lock. *Fails closed*: nothing is made of a part of one."""
     at_ms, _, tail = rest.partition(" ")
     locks, _, row = tail.partition(" ")
-    match json.loads(target), json.loads(row):
+    match _read(target), _read(row):
         case (
             ["identity" | "fingerprint" | "serial" as kind, str() as trust, str() as value],
             [str() as reason, str() as by, int() as since_s, int() | None as until_s],
-        ) if at_ms.isdecimal() and locks == str(int(until_s != 0)) and _are_times(since_s, until_s or 0):
+        ) if (
+            _MILLISECONDS.fullmatch(at_ms)
+            and locks == str(int(until_s != 0))
+            and _are_times(since_s, until_s or 0)
+            and _are_texts(trust, value, reason, by)
+        ):
             return StampedLock(LockRow(LockTarget(kind, trust, value), reason, by, since_s, until_s), int(at_ms))
     raise ValueError(f"expected a lock, got {target[:100]!a} {rest[:100]!a}")
+
+
+def _read(text: str) -> Any:
+    """Raises ValueError for what is no JSON."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("expected JSON, got too many brackets") from None
+
+
+def _are_texts(*texts: str) -> bool:
+    """Whether all are as short as portguard writes them. Raises ValueError for what is no Unicode: lone surrogates."""
+    return all(len(text.encode()) <= _LONGEST_TEXT_BYTES for text in texts)

@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from portguard.errors import ConfigurationError, Problem
-from portguard.limits.fleet import Claim, Claimed, News, StampedLock, merge_locks
+from portguard.limits.fleet import MOST_LOCKS, Claim, Claimed, News, StampedLock, merge_locks
 from portguard.limits.fleet_folder import FleetFolder
 from portguard.limits.ledger import LATEST_S, Answers, Contents, LockRow, LockTarget, Owner, RateRow, Row, UsageRow
 from portguard.limits.redis_link import FAILURES, RedisSettings, because, connect, is_lasting
@@ -203,13 +203,15 @@ class RedisStore:
                 if isinstance(error, ValueError) or is_lasting(error):
                     expected = error.expected if isinstance(error, NotAFleet) else "a Redis that can be used"
                     # What redis-py says of a URL may have the password in it.
-                    found = "a URL that redis-py does not take" if isinstance(error, ValueError) else because(error)
+                    found = (
+                        "a URL that redis-py does not take" if isinstance(error, ValueError) else self._because(error)
+                    )
                     raise ConfigurationError([Problem(self._settings.shown, "", expected, found)]) from error
                 if time.monotonic() - began_s > _WAIT_AT_START_S:
                     self.errors += 1
-                    self._trouble = _Trouble(began_s, because(error))
+                    self._trouble = _Trouble(began_s, self._because(error))
                     self._retry_at_s = time.monotonic() + _RETRY_S
-                    self._say_unavailable(because(error))
+                    self._say_unavailable(self._because(error))
                     return
                 time.sleep(_TRY_AT_START_EVERY_S)
             else:
@@ -276,9 +278,12 @@ class RedisStore:
             self._write(work, heard)
             if time.monotonic() >= self._poll_at_s:
                 self._read_changes(heard)
+        except NotAFleet as error:
+            self._leave()
+            return str(error)
         except FAILURES as error:
             self._leave()
-            return because(error)
+            return self._because(error)
         return None
 
     def _write(self, work: _Work, heard: _Heard) -> None:
@@ -354,6 +359,9 @@ class RedisStore:
         self._poll_at_s = time.monotonic() + POLL_S
         return loaded, news
 
+    def _because(self, error: Exception) -> str:
+        return because(error, self._settings.secrets)
+
     def _leave(self) -> None:
         client, self._client, self._rows_there = self._client, None, None
         if client is not None:
@@ -361,8 +369,16 @@ class RedisStore:
             client.connection_pool.disconnect()
 
     def _merge(self, heard: Iterable[StampedLock]) -> list[LockRow]:
+        heard = tuple(heard)
         with self._wake:
-            newer = merge_locks(self._locks, heard)
+            locks = dict(self._locks)
+            newer = merge_locks(locks, heard)
+            if newer:
+                now_s = time.time()
+                ends_s = [lock.row.until_s for lock in locks.values()]
+                if sum(end_s is None or end_s > now_s for end_s in ends_s) > MOST_LOCKS:
+                    raise NotAFleet(f"at most {MOST_LOCKS} locks", "more")
+            self._locks = locks
             self._kept = self._kept and not newer
         return [lock.row for lock in newer]
 

@@ -1,9 +1,9 @@
 """The way to Redis: by which URL and password, and what went wrong on it, in words that have neither."""
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -33,6 +33,13 @@ class RedisSettings:
         """The URL without user, password and options."""
         parts = urlsplit(self.url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The passwords, as Redis is sent them: what no message may have in it."""
+        parts = urlsplit(self.url)
+        found = (self.password, unquote(parts.password or ""), dict(parse_qsl(parts.query)).get("password"))
+        return tuple(filter(None, found))
 
 
 def connect(settings: RedisSettings) -> "redis.Redis":
@@ -69,8 +76,8 @@ def is_lasting(error: Exception) -> bool:
     return isinstance(error, redis.ResponseError) and not isinstance(error, passing)
 
 
-def because(error: Exception) -> str:
-    """What was found, for people, in words that complete "expected …, got …"."""
+def because(error: Exception, secrets: Sequence[str] = ()) -> str:
+    """What was found, for people, in words that complete "expected …, got …". None of the `secrets` is in it."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"a certificate that is not trusted ({cause.verify_message})"
@@ -90,8 +97,11 @@ def because(error: Exception) -> str:
         case redis.ConnectionError():
             return next(filter(None, map(_of_the_system, _causes(error))), "a connection that was closed")
         case redis.ResponseError():
-            text = str(error)[:_LONGEST_ANSWER]
-            return f"the answer {text!a}"
+            # It may say again what it was told: "unknown command 'AUTH', with args beginning with: …".
+            text = str(error)
+            if any(secret in text for secret in secrets):
+                return "an answer that has the password in it"
+            return f"the answer {text[:_LONGEST_ANSWER]!a}"
         case OSError():
             return _of_the_system(error) or type(error).__name__
     return type(error).__name__

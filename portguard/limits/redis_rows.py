@@ -15,6 +15,7 @@ What is said of a method's errors holds for all: it raises redis.RedisError, OSE
 portguard has not written.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
@@ -50,6 +51,9 @@ _GRACE_S = 3600  # for which rows stay when they are over: clocks differ
 _FORGOTTEN_S = 400 * 86_400  # a fleet of which nobody has been heard for so long
 _LONGEST_WINDOW_S = 86_400  # of a rate
 _HOUR_S = 3600
+_LAST_S = 10**11  # no period ends later
+_MOST_FIELDS = 1_000_000  # of one key: whoever else can write there shall not fill our memory
+_NUMBER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 
 # In one step: how much the owner's rows sum up to, whether what is claimed fits, and the row itself. Numbers are floats
 # in Lua, so beyond 9 PB a count may be off by a kilobyte.
@@ -284,7 +288,7 @@ class FleetRows:
         return found
 
     def _all_locks(self) -> list[StampedLock]:
-        return [_lock(target, rest) for target, rest in self._do("HGETALL", self._key("locks")).items()]
+        return [_lock(target, rest) for target, rest in self._fields(self._key("locks"))]
 
     # All, and what is new.
 
@@ -341,8 +345,9 @@ class FleetRows:
     def tidy(self, now_s: float) -> None:
         """Drop what is over and has no end of its own, and put off the end of what is in use. Now and then."""
         spans = self._key("spans")
-        for span, end_s in self._do("HGETALL", spans).items():
-            if int(end_s) + _GRACE_S <= now_s:
+        for span, end_text in list(self._fields(spans)):
+            _, _, end_s = _span(span, end_text)
+            if end_s + _GRACE_S <= now_s:
                 self._do("HDEL", spans, span)
         for lock in self._all_locks():
             if is_long_over(lock, now_s):
@@ -350,20 +355,19 @@ class FleetRows:
         self._stay()
 
     def _spans(self, now_s: float) -> Iterator[tuple[str, int]]:
-        for span, end_s in self._do("HGETALL", self._key("spans")).items():
-            try:
-                period, start_s = span.split(":")
-                whole = Period(period), int(start_s), int(end_s)
-            except ValueError:
-                raise NotAFleet("periods as portguard writes them", f"{span[:100]!a}") from None
-            if whole[2] > now_s:
-                yield span, whole[2]
+        for span, end_text in self._fields(self._key("spans")):
+            _, _, end_s = _span(span, end_text)
+            if end_s > now_s:
+                yield span, end_s
 
     def _fields(self, key: str) -> Iterator[tuple[str, str]]:
         # In pieces: others want to be served in between.
-        cursor = "0"
+        cursor, count = "0", 0
         while True:
             cursor, some = self._do("HSCAN", key, cursor, "COUNT", _AT_A_TIME)
+            count += len(some)
+            if count > _MOST_FIELDS:
+                raise NotAFleet(f"at most {_MOST_FIELDS} rows in {key}", "more")
             yield from some.items()
             if str(cursor) == "0":
                 return
@@ -373,7 +377,7 @@ class FleetRows:
         newest: dict[tuple[str, str], str] = {}
         for hour in range(first, first + _LONGEST_WINDOW_S // _HOUR_S + 2):
             # What ends later is newer.
-            for field, text in self._do("HGETALL", self._key(f"rates:{hour}")).items():
+            for field, text in self._fields(self._key(f"rates:{hour}")):
                 gateway, _, owner = field.partition(" ")
                 newest[gateway, owner] = text
         for (gateway, owner), text in newest.items():
@@ -412,31 +416,48 @@ def _sha(script: str) -> str:
 
 def _outcome(claims: Sequence[Claim], answer: Sequence[str]) -> Outcome:
     rows, others = [], []
-    for (row, _, _), numbers in zip(claims, _in_pieces(map(int, answer[1:]), 4), strict=True):
+    for (row, _, _), numbers in zip(claims, _in_pieces(map(_number, answer[1:]), 4), strict=True):
         used, granted, resets, written = numbers
-        others.append(Others(row.owner, row.period, row.start_s, used, granted, resets))
+        others.append(Others(row.owner, row.period, row.start_s, max(0, used), max(0, granted), resets))
         if answer[0] == "1" and resets == row.resets:
             rows.append(row._replace(used_bytes=written))
     return Outcome(rows, others)
 
 
 def _numbers(text: str) -> tuple[int, int, int]:
-    try:
-        used, granted, resets = map(int, text.split(" "))
-    except ValueError:
-        raise NotAFleet("use as portguard writes it", f"{text[:100]!a}") from None
+    numbers = [_number(each) for each in text.split(" ", 3)]
+    if len(numbers) != 3 or min(numbers) < 0:
+        raise NotAFleet("use as portguard writes it", f"{text[:100]!a}")
+    used, granted, resets = numbers
     return used, granted, resets
+
+
+def _number(text: str) -> int:
+    """Read what a script or a row says. A script makes `inf` and `nan` of numbers that are none of ours."""
+    if _NUMBER.fullmatch(text) is None:
+        raise NotAFleet("use as portguard writes it", f"{text[:100]!a}")
+    return int(text)
+
+
+def _span(span: str, end_text: str = "0") -> tuple[Period, int, int]:
+    """Read a period: which kind, when it begins, and when it ends."""
+    try:
+        period, start_text = span.split(":")
+        whole = Period(period), int(start_text), int(end_text)
+    except ValueError:
+        raise NotAFleet("periods as portguard writes them", f"{span[:100]!a}") from None
+    if not (0 <= whole[1] < _LAST_S and 0 <= whole[2] < _LAST_S):
+        raise NotAFleet("periods as portguard writes them", f"{span[:100]!a}")
+    return whole
 
 
 def _others(owner: str, span: str, total: str, mine: str | None) -> Others:
     """What others have: all, less what this gateway has of it."""
     used, granted, resets = _numbers(total)
     own_used, own_granted, own_resets = _numbers(mine) if mine is not None else (0, 0, resets)
-    period, _, start_s = span.partition(":")
+    period, start_s, _ = _span(span)
     others_used = used - (own_used if own_resets == resets else 0)
-    return Others(
-        _owner(owner), Period(period), int(start_s), max(0, others_used), max(0, granted - own_granted), resets
-    )
+    return Others(_owner(owner), period, start_s, max(0, others_used), max(0, granted - own_granted), resets)
 
 
 def _own(others: Others, end_s: int, mine: str) -> UsageRow:

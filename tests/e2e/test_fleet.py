@@ -121,6 +121,35 @@ def is_cut(client):
         return True
 
 
+# What somebody else writes there.
+
+
+def test_what_others_write_into_redis_reaches_no_terminal_and_ends_no_gateway(start_fleet, server):
+    (a,) = start_fleet('quota = ["200kB/day"]', names="a")
+    with server.client() as client:
+        [prefix] = {key.partition("}:")[0] + "}:" for key in client.keys("portguard:*")}
+        for target, rest in (
+            ('["identity","local","\\u001b]0;owned\\u0007"]', '1 1 ["\\u001b[2J","root\\u202e",7,null]'),
+            ('["identity","local","alice"]', '1 1 ["","",7,null]'),
+        ):
+            client.hset(f"{prefix}locks", target, rest)
+            client.xadd(f"{prefix}changes", {"by": "0", "what": "lock", "of": target, "is": rest})
+        wait_until_refused(a, "locked")
+        listed = portguard(a, "lock", "--list")[0]
+        assert "\\x1b]0;owned" in listed
+        assert listed.replace("\n", "").isprintable()
+        for name in ("\\ud800", "x" * 20_000):  # what no worker could be told
+            target = f'["identity","local","{name}"]'
+            client.hset(f"{prefix}locks", target, rest)
+            client.xadd(f"{prefix}changes", {"by": "0", "what": "lock", "of": target, "is": rest})
+            wait_until_refused(a, "ledger_unavailable", "bob")
+            assert "locks as portguard writes them" in portguard(a, "status", code=1)[0]
+            client.hdel(f"{prefix}locks", target)
+            client.delete(f"{prefix}changes")
+            wait_until_refused(a, None, "bob")
+    assert reason(a) == "locked"
+
+
 # What counts at both.
 
 

@@ -38,7 +38,7 @@ def test_of_two_at_the_same_moment_the_one_that_locks_stays():
     assert is_newer(away, None)
 
 
-@pytest.mark.parametrize("name", ["anna", "a b", "Zoë", '"\\', "\ud800", "x\ny"])
+@pytest.mark.parametrize("name", ["anna", "a b", "Zoë", '"\\', "x\ny"])
 def test_what_is_written_is_read_back_and_is_ascii(name):
     owner = Owner("dba", "staff", name)
     lock = StampedLock(LockRow(LockTarget("identity", "staff", name), name, "user:root", 7, 8), 1000)

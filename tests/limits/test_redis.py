@@ -11,6 +11,7 @@ import pytest
 
 import portguard.limits.redis
 from portguard.errors import ConfigurationError
+from portguard.limits import redis_rows
 from portguard.limits.fleet import Claim, News
 from portguard.limits.ledger import LockRow, LockTarget, Owner, RateRow, UsageRow
 from portguard.limits.redis import RedisStore
@@ -168,7 +169,7 @@ def test_connects_to_one_gateway_the_other_hears_of(start):
 
 def test_names_of_any_kind_come_through(start):
     a, b = start("a"), start("b")
-    strange = Owner("dba", "staff", "Zoë \n\ud800 'g 1'")
+    strange = Owner("dba", "staff", "Zoë \n 'g 1'")
     a.write(used(100, owner=strange))
     assert b.hear_of_use(100, owner=strange)
 
@@ -459,6 +460,21 @@ def test_a_wrong_password_is_an_error_that_does_not_show_it(start, guarded):
     assert RedisSettings("redis://u:wr0ng@h:1/0?password=wr0ng", "test").shown == "redis://h:1/0"
 
 
+def test_a_redis_that_says_the_password_again_is_not_quoted(start, tmp_path, real_program):
+    """As one does whose AUTH was renamed."""
+    server = RedisServer(real_program("redis-server"), tmp_path / "renamed", "--rename-command", "AUTH", "SESAME")
+    server.start()
+    try:
+        for url, password in (
+            (server.url, "s3cret w'rd"),
+            (f"{server.url}?password=s3cret%20w%27rd", None),
+        ):
+            said = refused(start, "a", url=url, password=password)
+            assert said.endswith("expected a Redis that can be used, got an answer that has the password in it")
+    finally:
+        server.stop()
+
+
 def test_the_right_password_is_taken_from_either_place(start, guarded):
     assert start("a", url=guarded.url, password="s3cret-word").write(used(1)) is True
     assert start("b", url=f"{guarded.url}?password=s3cret-word").write(used(1)) is True
@@ -489,6 +505,99 @@ def test_rows_that_portguard_has_not_written_are_refused(start, server, key, fie
         key = key.format(hour=int(time.time() + 60) // 3600)
         client.hset(f"portguard:{{test}}:{key}", field, value)
     assert re.search("expected .* as portguard writes (it|them), got ", refused(start, "a"))
+
+
+DEEP = "[" * 5000
+ANNA_TEXT = '["dba","staff","anna"]'
+
+
+@pytest.mark.parametrize(
+    ("key", "field", "value", "change"),
+    [
+        ("usage:century:1", f"t {ANNA_TEXT}", "1 0 0", ("use", ANNA_TEXT, "century:1")),
+        ("usage:day:x", f"t {ANNA_TEXT}", "1 0 0", ("use", ANNA_TEXT, "day:x")),
+        ("usage:day:1", f"t {DEEP}", "1 0 0", ("use", DEEP, "day:1")),
+        ("usage:day:1", f"t {ANNA_TEXT}", "-1 0 0", ("use", ANNA_TEXT, "day:1")),
+        ("usage:day:1", f"t {ANNA_TEXT}", f"{'9' * 400} 0 0", ("use", ANNA_TEXT, "day:1")),
+        ("usage:day:1", f"t {ANNA_TEXT}", "nan inf 1e9", ("use", ANNA_TEXT, "day:1")),
+        ("locks", '["identity","staff","anna"]', f'{"9" * 400} 0 ["","",1,0]', None),
+        ("locks", '["identity","staff","anna"]', f"1 1 {DEEP}", None),
+        ("locks", '["identity","staff","\\ud800"]', '1 1 ["left","root",7,null]', None),
+        ("locks", f'["identity","staff","{"x" * 20_000}"]', '1 1 ["left","root",7,null]', None),
+        ("locks", '["identity","staff","anna"]', f'1 1 ["left","{"x" * 20_000}",7,null]', None),
+    ],
+)
+@pytest.mark.parametrize("told", [True, False])
+def test_rows_of_any_kind_hinder_a_gateway_for_as_long_as_they_are_there(
+    start, server, key, field, value, change, told
+):
+    """Whoever else can write to the same Redis: the gateway says what it has found, and goes on when it is gone."""
+    a = start("a")
+    with server.client() as client:
+        client.hset("portguard:{test}:spans", "day:1", str(NOW_S + 1000))
+        client.hset(f"portguard:{{test}}:{key}", field, value)
+        if told:
+            what, of, said = change or ("lock", field, value)
+            client.xadd("portguard:{test}:changes", {"by": "0", "what": what, "of": of, "is": said})
+        else:
+            if change is not None and change[2] != "day:1":
+                client.hset("portguard:{test}:spans", change[2], str(NOW_S + 1000))
+            client.delete("portguard:{test}:changes")  # so that it reads everything anew
+        trouble = wait_for_trouble(a)
+        assert re.search("expected .* as portguard writes (it|them), got ", trouble)
+        client.flushall()
+    wait_until_well(a)
+    assert a.write(used(8)) is True
+
+
+def wait_for_trouble(gateway):
+    deadline_s = time.monotonic() + 10
+    while (trouble := gateway.store.trouble) is None:
+        assert time.monotonic() < deadline_s
+        threading.Event().wait(0.02)
+    return trouble
+
+
+def wait_until_well(gateway):
+    deadline_s = time.monotonic() + 10
+    while gateway.store.trouble is not None:
+        assert time.monotonic() < deadline_s, gateway.store.trouble
+        threading.Event().wait(0.02)
+
+
+def test_more_locks_than_workers_can_be_told_are_not_taken(start, server, monkeypatch):
+    monkeypatch.setattr(portguard.limits.redis, "MOST_LOCKS", 3)
+    a, b = start("a"), start("b")
+    locks = [LOCK._replace(target=TARGET._replace(value=f"client{number}")) for number in range(4)]
+    for lock in locks[:3]:
+        assert a.write(lock)
+    a.write(locks[0]._replace(until_s=0))  # what is taken away does not count
+    a.write(locks[1]._replace(until_s=NOW_S - 1))  # nor what is over
+    assert a.write(locks[3])
+    assert a.write(locks[0])
+    assert b.hear_of_lock()
+    assert b.store.trouble is None
+    a.write(locks[1])
+    assert wait_for_trouble(b).endswith("expected at most 3 locks, got more")
+
+
+def test_more_rows_than_fit_into_memory_are_not_read(start, server, monkeypatch):
+    monkeypatch.setattr(redis_rows, "_MOST_FIELDS", 3)
+    a = start("a")
+    for name in "abcd":
+        assert a.write(LOCK._replace(target=TARGET._replace(value=name)))
+    assert "expected at most 3 rows in portguard:{test}:locks, got more" in refused(start, "b")
+
+
+def test_numbers_that_a_script_cannot_add_hinder_a_gateway_for_as_long_as_they_are_there(start, server):
+    a = start("a")
+    with server.client() as client:
+        row = used(1)
+        client.hset(f"portguard:{{test}}:usage:day:{row.start_s}", f"t {ANNA_TEXT}", f"{'9' * 400} 0 0")
+        assert a.write(row) is False
+        client.flushall()
+    wait_until_well(a)
+    assert a.write(row) is True
 
 
 def test_a_copied_folder_does_not_make_two_gateways_of_one_id(start, tmp_path):
