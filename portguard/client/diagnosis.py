@@ -18,6 +18,7 @@ from portguard.client.gateway import Gateway, Presence
 from portguard.client.local_ports import LOOPBACK
 from portguard.client.refusal import RefusedByGateway, one_line
 from portguard.errors import PortguardError
+from portguard.identity.authorities import UNREADABLE
 from portguard.observe.findings import Finding, failed, ok, warning
 from portguard.reasons import Reason
 
@@ -127,6 +128,9 @@ def _gateway_certificate(certificate: x509.Certificate, name: str, at: datetime)
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
+        return
+    except UNREADABLE:  # TLS looks at less of it
+        yield warning("gateway", "its certificate has a part that cannot be read", "tell who runs the gateway")
         return
     if not _is_address(name) and f"*.{name}" not in {each.lower() for each in names.get_values_for_type(x509.DNSName)}:
         text = f"its certificate is not for *.{name}: clients that name services by SNI will refuse it"

@@ -10,12 +10,16 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from portguard.client.credentials import Credentials, read_credentials
 from portguard.client.diagnosis import diagnose
 from portguard.client.profile import read_profile
 from portguard.observe.findings import Finding
 from portguard.policy.addresses import HostPort
+from portguard.tls.contexts import ServerContexts
 from tests.gateway_double import NAME, Double, answer, double, refusal
 
 WHOAMI: dict[str, Any] = {"identity": "alice", "refusals": []}
@@ -233,6 +237,38 @@ async def test_the_port_that_the_profile_wants_counts(gateway: Double) -> None:
     wanted = credentials_of(gateway, f"[services.orders-db]\nlocal_port = {gateway.port}\n")
     [(_, _, text)] = troubles(await found(wanted))
     assert text.startswith(f"port {gateway.port} of 127.0.0.1 cannot be had")
+
+
+async def test_a_gateway_whose_certificate_has_a_part_that_cannot_be_read_is_no_traceback(gateway: Double) -> None:
+    """TLS takes it: a policy is nothing that it looks at."""
+    issued = gateway.authority.issue_gateway([NAME, f"*.{NAME}"], at=datetime.now(UTC))
+    good = x509.load_der_x509_certificate(issued.record.der)
+    builder = x509.CertificateBuilder(
+        good.issuer,
+        good.subject,
+        good.public_key(),
+        good.serial_number,
+        good.not_valid_before_utc,
+        good.not_valid_after_utc,
+        [
+            *good.extensions,
+            x509.Extension(
+                x509.OID_CERTIFICATE_POLICIES,
+                False,
+                x509.UnrecognizedExtension(x509.OID_CERTIFICATE_POLICIES, b"\x30\x03\x02\x01"),
+            ),
+        ],
+    )
+    bad = builder.sign(gateway.authority.signer().key, hashes.SHA256())
+    gateway.contexts = ServerContexts(
+        certificate_pem=bad.public_bytes(Encoding.PEM),
+        key_pem=issued.key_pem,
+        anchors_pem=gateway.authority.certificate_pem.decode(),
+        alpn_of=lambda _: (),
+    )
+    findings = await found(credentials_of(gateway))
+    assert ("warning", "gateway", "its certificate has a part that cannot be read") in troubles(findings)
+    assert findings[-1].subject == "services"
 
 
 @pytest.mark.parametrize(
