@@ -20,17 +20,19 @@ from portguard.cli.opened_authority import (
     authority_option,
     file_option,
     issued_under,
+    note,
     passphrase_option,
     unlocked,
 )
 from portguard.cli.options import duration_option, json_option
+from portguard.cli.rendering import counted
 from portguard.errors import UsageError
 from portguard.pki import files
 from portguard.pki.authority import LIST_VALID_FOR, Authority
 from portguard.pki.errors import PkiError
 from portguard.pki.files import PUBLIC, NewFile
 from portguard.pki.profiles import RevocationReason
-from portguard.pki.revocation import WrittenLists, write_lists
+from portguard.pki.revocation import WrittenLists, left_to_clients, write_lists
 from portguard.pki.revocation import revoke as revoke_certificates
 from portguard.pki.store import Record
 
@@ -103,6 +105,9 @@ def revoke(
             **list_fields,
         }
     print_fields(fields, as_json)
+    for name, count in left_to_clients(authority, (*revoked.now, *revoked.before), now).items():
+        other = counted(count, "other certificate")
+        note(f"client {name} has {other} that {'is' if count == 1 else 'are'} good; --identity {name} revokes all")
 
 
 @click.command("crl", short_help="Sign a new revocation list.")

@@ -8,6 +8,7 @@ or on a full disk, is made up for by the next. Both happen under the lock of the
 commands the later one's list has what the earlier one revoked, and the higher number.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -104,6 +105,16 @@ def revoke(
             found = f"{error.found}; what was revoked is recorded, and `portguard ca crl` writes the list"
             raise PkiError(error.subject, error.expected, found) from error
         return Revoked(tuple(filter(None, map(authority.store.get, new))), tuple(before), lists)
+
+
+def left_to_clients(authority: Authority, revoked: Iterable[Record], at: datetime) -> dict[str, int]:
+    """Count what the clients of these certificates have beside them, neither revoked nor expired; by name, no zeros."""
+    names = dict.fromkeys(record.name for record in revoked if record.kind is Kind.CLIENT)
+    good = {Status.VALID, Status.NOT_YET_VALID}
+    left = Counter(
+        each.name for each in authority.store.records() if each.kind is Kind.CLIENT and each.status(at) in good
+    )
+    return {name: left[name] for name in names if left[name]}
 
 
 def write_lists(authority: Authority, *, at: datetime, valid_for: timedelta | None = None) -> WrittenLists:

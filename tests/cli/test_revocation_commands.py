@@ -48,7 +48,7 @@ def _failed(outcome: Outcome, code: int, *fragments: str) -> None:
 def test_a_certificate_is_revoked_by_its_file(made: Portguard, tmp_path: Path) -> None:
     serial, *_ = _serials(made)
     done = made("cert", "revoke", "alice.crt", "--reason", "keyCompromise")
-    assert (done.code, done.err) == (0, "")
+    assert done.code == 0
     assert (
         f"revoked      client alice, serial {serial}\nreason       keyCompromise\ncrl          ca/ca.crl\n" in done.out
     )
@@ -62,6 +62,18 @@ def test_a_certificate_is_revoked_by_its_serial_or_the_beginning_of_it(made: Por
     assert made("cert", "revoke", first.upper()).code == 0
     assert made("cert", "revoke", f"0x{second[:20]}").code == 0
     assert _statuses(made) == ["revoked", "revoked", "valid"]
+
+
+def test_who_revokes_one_is_told_of_others_that_the_client_could_go_on_with(made: Portguard) -> None:
+    """Whoever has found a key may have renewed its certificate."""
+    told = "portguard: client alice has 1 other certificate that is good; --identity alice revokes all\n"
+    first, second, bob = _serials(made)
+    assert made("cert", "revoke", first).err == told
+    assert made("cert", "revoke", first, bob).err == told  # again, and nobody else
+    assert made("cert", "revoke", second).err == ""
+    assert made("cert", "issue", "alice", "--out", "third").code == 0
+    assert made("cert", "revoke", second).err == told
+    assert made("cert", "revoke", "--identity", "alice").err == ""
 
 
 def test_all_certificates_of_an_identity_are_revoked(made: Portguard) -> None:
