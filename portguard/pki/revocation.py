@@ -4,12 +4,13 @@
     written = write_lists(authority, at=now)
 
 First comes the record, then the list, which is always made of the whole record: one that was not written, after a crash
-or on a full disk, is made up for by the next. Both happen under the lock of the authority's directory, so that of two
-commands the later one's list has what the earlier one revoked, and the higher number.
+or on a full disk, is made up for by the next. What the list before has and the record has not stays in it. Both
+happen under the lock of the authority's directory, so that of two commands the later one's list has what the earlier
+one revoked, and the higher number.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -194,20 +195,55 @@ def write_lists_locked(authority: Authority, *, at: datetime, valid_for: timedel
     validities = [Validity.starting(at, valid_for, signer.certificate) for signer in signers]
     root_list = _root_list(authority)
     revoked = store.unsettled()
+    there, recorded = _lists_before(authority), store.revoked_serials()
+    before = [_signed_by(signer.certificate, there) for signer in signers]
     # Before it is signed: a crash leaves out a number, and never uses one twice.
-    number = store.begin_list(at, valid_for)
-    pem, listed = b"", []
-    for signer, validity in zip(signers, validities, strict=True):
+    number = store.begin_list(at, valid_for, above=max(map(_number, filter(None, before)), default=0))
+    pem, listed, count = b"", [], 0
+    for signer, validity, last in zip(signers, validities, before, strict=True):
         entries = [record for record in revoked if is_issued_by(record, signer.certificate)]
-        pem += list_pem(
-            ((each.serial, each.revocation) for each in entries if each.revocation), number, validity, signer
-        )
+        told = _unrecorded(recorded, last)
+        told |= {each.serial: each.revocation for each in entries if each.revocation}
+        pem += list_pem(told.items(), number, validity, signer)
         listed += entries
+        count += len(told)
     files.publish([NewFile(authority.crl_path, pem + root_list, PUBLIC)], overwrite=True)
     # Only now: RFC 5280 section 3.3 wants an entry in one list that was issued after the certificate's end.
     over = [record.serial for record in listed if record.not_after < validities[0].not_before]
     store.settle(over, number)
-    return WrittenLists(number, len(listed), min(validity.not_after for validity in validities), pem + root_list)
+    return WrittenLists(number, count, min(validity.not_after for validity in validities), pem + root_list)
+
+
+def _lists_before(authority: Authority) -> tuple[x509.CertificateRevocationList, ...]:
+    """Return the lists that are in `ca.crl` now; none where it is missing or cannot be read."""
+    try:
+        return _read_lists(authority.crl_path.read_bytes())
+    except (OSError, Malformed, *MALFORMED):
+        return ()
+
+
+def _number(crl: x509.CertificateRevocationList) -> int:
+    try:
+        return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except (x509.ExtensionNotFound, *MALFORMED):
+        return 0
+
+
+def _unrecorded(recorded: Container[int], crl: x509.CertificateRevocationList | None) -> dict[int, Revocation]:
+    """Return what a list has as revoked and the record has not: a backup of the record was put back.
+
+    *Fails closed*: it stays revoked.
+    """
+    return {each.serial_number: read_revocation(each) for each in crl or () if each.serial_number not in recorded}
+
+
+def read_revocation(entry: x509.RevokedCertificate) -> Revocation:
+    """Read an entry of a list back. A reason that portguard does not use, by another's hand, is left out."""
+    try:
+        reason = RevocationReason(entry.extensions.get_extension_for_class(x509.CRLReason).value.reason.value)
+    except (x509.ExtensionNotFound, ValueError):
+        reason = RevocationReason.UNSPECIFIED
+    return Revocation(entry.revocation_date_utc, reason)
 
 
 def _signers(authority: Authority, at: datetime) -> list[Issuer]:

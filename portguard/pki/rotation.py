@@ -38,7 +38,7 @@ from portguard.pki.errors import PkiError
 from portguard.pki.files import PUBLIC, NewFile
 from portguard.pki.keys import KeyType
 from portguard.pki.profiles import Issuer, Revocation, RevocationReason, Validity
-from portguard.pki.revocation import is_issued_by, read_root_list, write_lists_locked
+from portguard.pki.revocation import is_issued_by, read_revocation, read_root_list, write_lists_locked
 from portguard.pki.store import Record, Status
 
 
@@ -164,21 +164,12 @@ def _update_root_list(authority: Authority, root: Issuer, at: datetime, *, revok
     if path.exists():
         if revoke is None:
             return
-        entries = {each.serial_number: _revocation(each) for each in read_root_list(authority, path)}
+        entries = {each.serial_number: read_revocation(each) for each in read_root_list(authority, path)}
     if revoke is not None:
         entries.setdefault(revoke.serial_number, Revocation(at.replace(microsecond=0), RevocationReason.CA_COMPROMISE))
     number = authority.store.begin_list(at, authority.store.last_valid_for() or LIST_VALID_FOR)
     validity = Validity.starting(at, root.certificate.not_valid_after_utc - at, root.certificate)
     files.publish([NewFile(path, list_pem(entries.items(), number, validity, root), PUBLIC)], overwrite=True)
-
-
-def _revocation(entry: x509.RevokedCertificate) -> Revocation:
-    """Read an entry of the root's list back. A reason that portguard does not use, by another's hand, is left out."""
-    try:
-        reason = RevocationReason(entry.extensions.get_extension_for_class(x509.CRLReason).value.reason.value)
-    except (x509.ExtensionNotFound, ValueError):
-        reason = RevocationReason.UNSPECIFIED
-    return Revocation(entry.revocation_date_utc, reason)
 
 
 def _expect_stage(authority: Authority, expected: Stage | None) -> Authority:

@@ -170,18 +170,27 @@ class Store:
         """Return the certificates that the next list must have: revoked, and not `settle`d. In the order of issue."""
         return self._read(f"{_RECORDS} WHERE revoked_at IS NOT NULL AND settled_in IS NULL ORDER BY certificates.rowid")
 
+    def revoked_serials(self) -> set[int]:
+        """Return the serials of all that is revoked, whether or not a list still needs them."""
+        with self._transaction("DEFERRED") as connection:
+            return {int(serial, 16) for (serial,) in connection.execute("SELECT serial FROM revocations")}
+
     def settle(self, serials: Iterable[int], number: int) -> None:
         """Note that list `number` is the last that had to have these certificates."""
         rows = [(number, _hex(serial)) for serial in serials]
         with self._transaction("IMMEDIATE") as connection:
             connection.executemany("UPDATE revocations SET settled_in = ? WHERE serial = ?", rows)
 
-    def begin_list(self, made_at: datetime, valid_for: timedelta) -> int:
-        """Return the number for a new list. No other list gets it, not even when this one is never finished."""
-        times = _seconds(made_at), int(valid_for.total_seconds())
+    def begin_list(self, made_at: datetime, valid_for: timedelta, *, above: int = 0) -> int:
+        """Return the number for a new list. No other list gets it, not even when this one is never finished.
+
+        It is higher than all before, and than `above`: of a list that the record does not know.
+        """
+        row = above, _seconds(made_at), int(valid_for.total_seconds())
         with self._transaction("IMMEDIATE") as connection:
-            # SQLite's own counting: one more than the highest.
-            number = connection.execute("INSERT INTO lists (made_at, valid_for) VALUES (?, ?)", times).lastrowid
+            number = connection.execute(
+                "INSERT INTO lists SELECT max(coalesce(max(number), 0), ?) + 1, ?, ? FROM lists", row
+            ).lastrowid
         assert number is not None
         return number
 

@@ -429,3 +429,44 @@ def test_openssl_reads_the_list(authority: Authority, openssl: Callable, now: da
     assert "verify OK" in read.stdout + read.stderr
     assert f"{serial:040X}"[-36:] in read.stdout.replace(":", "")
     assert "Key Compromise" in read.stdout
+
+
+# a record that is older than the list
+
+
+def test_what_was_revoked_after_a_backup_that_was_put_back_stays_revoked(authority: Authority, now: datetime) -> None:
+    alice = authority.issue_client("alice", at=now)
+    backup = authority.store.path.read_bytes()
+    bob = authority.issue_client("bob", at=now)
+    revoke(authority, [alice.serial], reason=COMPROMISED, at=now)
+    revoke(authority, [bob.serial], reason=None, at=now)
+    [before] = _lists(authority)
+    authority.store.path.write_bytes(backup)
+    written = write_lists(authority, at=now + DAY)
+    [crl] = _lists(authority)
+    assert _serials(authority) == {alice.serial, bob.serial}
+    assert (written.number, written.entries) == (_number(before) + 1, 2) == (_number(crl), 2)
+    [entry] = [each for each in crl if each.serial_number == alice.serial]
+    assert entry.extensions.get_extension_for_class(x509.CRLReason).value.reason is x509.ReasonFlags.key_compromise
+    assert entry.revocation_date_utc == now
+    revoke(authority, [alice.serial], reason=COMPROMISED, at=now + DAY)
+    assert _serials(authority) == {alice.serial, bob.serial}
+
+
+def test_what_the_record_has_settled_does_not_stay_for_ever(authority: Authority, now: datetime) -> None:
+    serial = authority.issue_client("alice", at=now, valid_for=DAY).serial
+    revoke(authority, [serial], reason=None, at=now)
+    write_lists(authority, at=now + 2 * DAY)
+    assert _serials(authority) == {serial}  # one list after its end has it
+    write_lists(authority, at=now + 3 * DAY)
+    assert _serials(authority) == set()
+
+
+def test_a_list_of_another_s_making_adds_nothing(authority: Authority, tmp_path: Path, now: datetime) -> None:
+    other = Authority.create(tmp_path / "other", trust_domain=DOMAIN, at=now)
+    revoke(other, [other.issue_client("bob", at=now).serial], reason=None, at=now)
+    high = other.store.begin_list(now, DAY, above=2**62)
+    write_lists(other, at=now)
+    authority.crl_path.write_bytes(other.crl_path.read_bytes())
+    assert write_lists(authority, at=now).number == 2 < high
+    assert _serials(authority) == set()
