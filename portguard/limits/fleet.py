@@ -16,6 +16,9 @@ from portguard.policy.quantities import Period
 MOST_LOCKS = 20_000
 """Locks of all gateways together that are heard of. Each of them takes half as many; workers are told them all."""
 
+KEPT_LOCKS_S = 30 * 86_400
+"""For how long it is remembered that a lock is over, for gateways that were away meanwhile."""
+
 _YEAR_9999_S = 253_370_764_800  # beyond, a time cannot be shown
 _LONGEST_TEXT_BYTES = 2048  # as the longest name of a certificate; a message to workers has to hold three
 _MILLISECONDS = re.compile(r"[0-9]{1,15}", re.ASCII)
@@ -94,6 +97,12 @@ def is_newer(lock: StampedLock, than: StampedLock | None) -> bool:
     *Fails closed*: of two at the same moment, that which locks. Of what is left, any fixed order makes all agree.
     """
     return than is None or _order(lock) > _order(than)
+
+
+def is_long_over(lock: StampedLock, now_s: float) -> bool:
+    """Whether nobody needs to hear any more that a lock is over."""
+    until_s = lock.row.until_s
+    return until_s is not None and max(until_s, lock.at_ms / 1000) + KEPT_LOCKS_S < now_s
 
 
 def merge_locks(held: MutableMapping[LockTarget, StampedLock], heard: Iterable[StampedLock]) -> list[StampedLock]:

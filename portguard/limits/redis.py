@@ -9,17 +9,19 @@ Locks are also kept in a file of the gateway's, and stay in force without Redis,
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from portguard.errors import ConfigurationError, Problem
-from portguard.limits.fleet import MOST_LOCKS, Claim, Claimed, News, StampedLock, merge_locks
+from portguard.limits.attempts import Attempts
+from portguard.limits.fleet import Claim, Claimed, News, StampedLock, is_long_over
 from portguard.limits.fleet_folder import FleetFolder
+from portguard.limits.fleet_locks import FleetLocks
 from portguard.limits.ledger import LATEST_S, Answers, Contents, LockRow, LockTarget, Owner, RateRow, Row, UsageRow
 from portguard.limits.redis_link import FAILURES, RedisSettings, because, connect, is_lasting
-from portguard.limits.redis_rows import Changes, FleetRows, Loaded, NotAFleet, Outcome, is_long_over
+from portguard.limits.redis_rows import Changes, FleetRows, Loaded, NotAFleet, Outcome
 from portguard.observe import log
 from portguard.policy.quantities import Period
 
@@ -29,19 +31,12 @@ if TYPE_CHECKING:
 POLL_S = 0.5
 """How often to look for what others have written."""
 
-_RETRY_S = 0.5
 _STUCK_S = 3.0  # longer than an answer may take: a name that is not resolved raises nothing for long
 _WAIT_AT_START_S = 2.0
 _TRY_AT_START_EVERY_S = 0.1
 _TIDY_EVERY_S = 600.0
 
 _Key = tuple[Owner, Period | None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Trouble:
-    since_s: float
-    message: str
 
 
 @dataclass(slots=True)
@@ -82,16 +77,11 @@ class RedisStore:
         self._wake = threading.Condition()
         self._work = _Work()
         self._oldest_s = 0.0  # since when the first of its rows waits
-        self._locks = {lock.row.target: lock for lock in folder.locks}  # and what is known of those taken away
-        self._kept = True  # the file has them
-        self._keep_failed = False
-        self._began_s: float | None = None  # the turn that is going on
-        self._retry_at_s = 0.0
+        self._locks = FleetLocks(folder)
+        self._attempts = Attempts({"server": settings.shown}, _STUCK_S, "an answer that does not come")
         self._poll_at_s = 0.0
         self._tidy_at_s = 0.0
         self._close_by_s: float | None = None
-        self._trouble: _Trouble | None = None
-        self.errors = 0
         self._complete = False  # ended, with everything written
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
 
@@ -113,8 +103,7 @@ class RedisStore:
 
     def contents(self, now_s: float) -> Contents:
         """Return what was there, and not over at `now_s`, since the epoch. The locks are there without Redis too."""
-        locks = tuple(lock.row for lock in self._locks.values() if lock.row.until_s is None or now_s < lock.row.until_s)
-        return replace(self._loaded, locks=locks)
+        return replace(self._loaded, locks=self._locks.in_force(now_s))
 
     def listen(self, hear: Callable[[News], None]) -> None:
         """Have `hear` called with what is new, in the event loop. To be called before that turns again."""
@@ -136,7 +125,7 @@ class RedisStore:
                 self._oldest_s = time.monotonic()
             for row in rows:
                 if isinstance(row, LockRow):
-                    self._decide(row)
+                    self._work.locks[row.target] = self._locks.decide(row)
                 else:
                     self._work.rows[_key(row)] = row
             if on_written is not None:
@@ -152,13 +141,17 @@ class RedisStore:
 
     def failing_s(self) -> float | None:
         """For how many seconds nothing could be written; None when it could."""
-        failing = self._failing()
-        return None if failing is None else time.monotonic() - failing.since_s
+        return self._attempts.failing_s()
+
+    @property
+    def errors(self) -> int:
+        """How many attempts to write have failed since the start."""
+        return self._attempts.errors
 
     @property
     def trouble(self) -> str | None:
         """Why nothing can be written now, for people; None when it can."""
-        failing = self._failing()
+        failing = self._attempts.failing()
         return None if failing is None else f"{self._settings.shown}: {failing.message}"
 
     def flush_and_close(self, timeout_s: float) -> bool:
@@ -167,7 +160,7 @@ class RedisStore:
             return True
         with self._wake:
             self._close_by_s = time.monotonic() + timeout_s
-            self._retry_at_s = 0.0
+            self._attempts.retry_at_s = 0.0
             self._wake.notify()
         if self._thread.ident is None:
             self._run()
@@ -175,26 +168,10 @@ class RedisStore:
             self._thread.join(timeout_s)
         return self._complete
 
-    def _decide(self, row: LockRow) -> None:
-        held = self._locks.get(row.target)
-        if held is None or held.row != row:
-            # Later than what it decides about, whatever the clocks say: who sees a lock can take it away.
-            at_ms = max(time.time_ns() // 1_000_000, held.at_ms + 1 if held is not None else 0)
-            held = self._locks[row.target] = StampedLock(row, at_ms)
-            self._kept = False
-        self._work.locks[row.target] = held
-
-    def _failing(self) -> _Trouble | None:
-        # In this order: a turn that ends in between sets the one before it clears the other.
-        began_s, trouble = self._began_s, self._trouble
-        if trouble is None and began_s is not None and time.monotonic() - began_s > _STUCK_S:
-            return _Trouble(began_s, "an answer that does not come")
-        return trouble
-
     # At the start.
 
     def _connect_at_start(self) -> None:
-        began_s = time.monotonic()
+        began_s = self._attempts.begin()
         while True:
             try:
                 loaded, news = self._join()
@@ -208,10 +185,7 @@ class RedisStore:
                     )
                     raise ConfigurationError([Problem(self._settings.shown, "", expected, found)]) from error
                 if time.monotonic() - began_s > _WAIT_AT_START_S:
-                    self.errors += 1
-                    self._trouble = _Trouble(began_s, self._because(error))
-                    self._retry_at_s = time.monotonic() + _RETRY_S
-                    self._say_unavailable(self._because(error))
+                    self._attempts.settle(self._because(error))
                     return
                 time.sleep(_TRY_AT_START_EVERY_S)
             else:
@@ -219,6 +193,7 @@ class RedisStore:
                 # contents() has the rest.
                 elsewhere = [each for each in news.connects if each.gateway != self._folder.gateway]
                 self._unheard.append(replace(news, connects=elsewhere, locks=(), own=()))
+                self._attempts.settle(None)
                 return
 
     # In the thread.
@@ -227,9 +202,8 @@ class RedisStore:
         try:
             self._turn_until_closed()
         finally:
-            if not self._complete and self._trouble is None:
-                # Fails closed: whatever ended the thread, nobody may take it for one that writes.
-                self._trouble = _Trouble(time.monotonic(), "a writer that has ended")
+            if not self._complete:
+                self._attempts.end()
             self._leave()
             self._folder.close()
 
@@ -239,21 +213,21 @@ class RedisStore:
                 while (pause_s := self._pause_s(time.monotonic())) > 0:
                     self._wake.wait(pause_s)
                 work, self._work = self._work, _Work()
-                hopeless = self._trouble is not None and time.monotonic() < self._retry_at_s
+                hopeless = self._attempts.hopeless
                 if not hopeless:
-                    began_s = self._began_s = time.monotonic()
+                    self._attempts.begin()
                 close_by_s = self._close_by_s
-            self._keep_locks()
+            self._locks.keep()
             if hopeless:
                 self._put_back(work)
                 self._answer(work, _Heard(), written=False)
                 continue
             heard = _Heard()
             cause = self._turn(work, heard)
-            self._keep_locks()
+            self._locks.keep()
             if cause is not None:
                 self._put_back(work)
-            self._settle(began_s, cause)
+            self._attempts.settle(cause)
             self._answer(work, heard, written=cause is None)
             if close_by_s is not None and self._is_done(close_by_s, cause):
                 return
@@ -261,8 +235,8 @@ class RedisStore:
     def _pause_s(self, now_s: float) -> float:
         """For how long there is nothing to do."""
         urgent = self._work.waiting or self._work.claims
-        if self._trouble is not None:
-            return 0.0 if urgent else self._retry_at_s - now_s
+        if self._attempts.failed:
+            return 0.0 if urgent else self._attempts.retry_at_s - now_s
         if urgent or self._close_by_s is not None:
             return 0.0
         written_s = self._oldest_s + LATEST_S if self._work.rows or self._work.locks else self._poll_at_s
@@ -290,7 +264,7 @@ class RedisStore:
         rows_there = self._rows_there
         assert rows_there is not None
         if work.locks:
-            heard.news.append(News(locks=self._merge(rows_there.put_locks(work.locks.values()))))
+            heard.news.append(News(locks=self._locks.merge(rows_there.put_locks(work.locks.values()))))
         # Who does not know yet what was used before would write that away. Better rows and claims follow.
         known = [row for key, row in work.rows.items() if key not in self._untold]
         usage = sorted((row for row in known if isinstance(row, UsageRow)), key=lambda row: row[:2])
@@ -328,7 +302,7 @@ class RedisStore:
             self._tidy(rows_there)
 
     def _news(self, changes: Changes) -> News:
-        return News(changes.others, changes.connects, self._merge(changes.locks))
+        return News(changes.others, changes.connects, self._locks.merge(changes.locks))
 
     def _join(self) -> tuple[Loaded, News]:
         """Connect if need be, put there what Redis is to have of this gateway, and read everything."""
@@ -342,15 +316,13 @@ class RedisStore:
         own = [row for row in self._own.values() if row.end_s > now_s]
         rows_there.put_use(sorted((row for row in own if isinstance(row, UsageRow)), key=lambda row: row[:2]))
         rows_there.put_connects(row for row in own if isinstance(row, RateRow))
-        with self._wake:
-            locks = list(self._locks.values())
-        rows_there.put_locks(lock for lock in locks if not is_long_over(lock, now_s))
+        rows_there.put_locks(lock for lock in self._locks.all() if not is_long_over(lock, now_s))
         loaded = rows_there.load(now_s)
         late = [] if self._knows_own else loaded.own
         gateway = self._folder.gateway
         # Its own from before the start, when they are learnt late, are as those elsewhere: they count for their time.
         connects = [each for each in loaded.connects if each.gateway != gateway or not self._knows_own]
-        news = News(loaded.others, connects, self._merge(loaded.locks), late, all_there_is=True)
+        news = News(loaded.others, connects, self._locks.merge(loaded.locks), late, all_there_is=True)
         if not self._knows_own:
             self._own |= {_key(row): row for row in loaded.own}
             self._own |= {_key(row): row for row in loaded.own_connects}
@@ -368,69 +340,18 @@ class RedisStore:
             client.close()
             client.connection_pool.disconnect()
 
-    def _merge(self, heard: Iterable[StampedLock]) -> list[LockRow]:
-        heard = tuple(heard)
-        with self._wake:
-            locks = dict(self._locks)
-            newer = merge_locks(locks, heard)
-            if newer:
-                now_s = time.time()
-                ends_s = [lock.row.until_s for lock in locks.values()]
-                if sum(end_s is None or end_s > now_s for end_s in ends_s) > MOST_LOCKS:
-                    raise NotAFleet(f"at most {MOST_LOCKS} locks", "more")
-            self._locks = locks
-            self._kept = self._kept and not newer
-        return [lock.row for lock in newer]
-
-    def _keep_locks(self) -> None:
-        with self._wake:
-            if self._kept:
-                return
-            locks = list(self._locks.values())
-            self._kept = True
-        try:
-            self._folder.keep(locks)
-        except OSError as error:
-            self._kept = False
-            if not self._keep_failed:
-                log.event("error", "ledger.locks_not_kept", file=self._folder.path, message=because(error))
-            self._keep_failed = True
-        else:
-            self._keep_failed = False
-
     def _tidy(self, rows_there: FleetRows) -> None:
         now_s = time.time()
         self._tidy_at_s = time.monotonic() + _TIDY_EVERY_S
         rows_there.tidy(now_s)
         self._own = {key: row for key, row in self._own.items() if row.end_s > now_s}
-        with self._wake:
-            for lock in [lock for lock in self._locks.values() if is_long_over(lock, now_s)]:
-                del self._locks[lock.row.target]
+        self._locks.forget(now_s)
 
     def _put_back(self, work: _Work) -> None:
         """Keep what could not be written, unless something newer has come meanwhile."""
         with self._wake:
             self._work.rows = {**work.rows, **self._work.rows}
             self._work.locks = {**work.locks, **self._work.locks}
-
-    def _settle(self, began_s: float, cause: str | None) -> None:
-        now_s = time.monotonic()
-        with self._wake:
-            before = self._trouble
-            if cause is None:
-                self._trouble = None
-            else:
-                self.errors += 1
-                self._retry_at_s = now_s + _RETRY_S
-                self._trouble = _Trouble(began_s, cause) if before is None else replace(before, message=cause)
-            self._began_s = None
-        if before is None and cause is not None:
-            self._say_unavailable(cause)
-        elif before is not None and cause is None:
-            log.event("info", "ledger.resume", seconds=now_s - before.since_s)
-
-    def _say_unavailable(self, cause: str) -> None:
-        log.event("error", "ledger.unavailable", server=self._settings.shown, message=cause)
 
     def _answer(self, work: _Work, heard: _Heard, *, written: bool) -> None:
         """News first: who is told that nothing is left shall know why."""
@@ -464,7 +385,7 @@ class RedisStore:
     def _is_done(self, close_by_s: float, cause: str | None) -> bool:
         """Whether the thread shall end, since all is written or there is no time to try again."""
         if cause is not None:
-            return time.monotonic() + _RETRY_S >= close_by_s
+            return self._attempts.retry_at_s >= close_by_s
         self._complete = True
         return True
 

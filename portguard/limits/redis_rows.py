@@ -18,17 +18,18 @@ portguard has not written.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha1
 from itertools import groupby, islice
 from typing import Any, NamedTuple, TypeVar
 
 import redis
 
+from portguard.limits import redis_scripts
 from portguard.limits.fleet import (
     Claim,
     Others,
     OthersConnects,
     StampedLock,
+    is_long_over,
     read_lock,
     read_owner,
     written_lock,
@@ -41,8 +42,6 @@ from portguard.policy.quantities import Period
 T = TypeVar("T")
 
 FORMAT = "1"
-KEPT_LOCKS_S = 30 * 86_400
-"""For how long it is remembered that a lock is over, for gateways that were away meanwhile."""
 
 _GATEWAY_S = 5  # for how long an id is taken, unless its gateway says so again
 _CHANGES = 20_000  # that are kept; who has missed more reads everything anew
@@ -54,99 +53,6 @@ _HOUR_S = 3600
 _LAST_S = 10**11  # no period ends later
 _MOST_FIELDS = 1_000_000  # of one key: whoever else can write there shall not fill our memory
 _NUMBER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
-
-# In one step: how much the owner's rows sum up to, whether what is claimed fits, and the row itself. Numbers are floats
-# in Lua, so beyond 9 PB a count may be off by a kilobyte.
-_USE = """
-local gateway, claimed = ARGV[1], ARGV[2] == '1'
-local function number(value) return string.format('%.0f', value) end
-local function read(key, field)
-  local text = redis.call('HGET', key, field)
-  if not text then return 0, 0, 0 end
-  local used, granted, resets = string.match(text, '^(%d+) (%d+) (%d+)$')
-  return tonumber(used), tonumber(granted), tonumber(resets)
-end
-local rows, fits = {}, true
-for i = 3, #KEYS do
-  local a = 3 + (i - 3) * 8
-  local row = {key = KEYS[i], owner = ARGV[a], span = ARGV[a + 1], ends = ARGV[a + 2], used = tonumber(ARGV[a + 3])}
-  local needed, limit = tonumber(ARGV[a + 4]), tonumber(ARGV[a + 5])
-  row.granted, row.resets = tonumber(ARGV[a + 6]), tonumber(ARGV[a + 7])
-  local used, granted, resets = read(row.key, 't ' .. row.owner)
-  local own_used, own_granted, own_resets = read(row.key, 'g ' .. gateway .. ' ' .. row.owner)
-  row.others_granted = granted - own_granted
-  if own_resets == resets then row.others_used = used - own_used else row.others_used = used end
-  if row.resets > resets then
-    row.others_used = 0
-  elseif row.resets < resets then
-    row.stale, row.resets, fits = true, resets, false
-  end
-  if claimed and limit >= 0 then
-    local most = limit + row.others_granted + row.granted - row.others_used
-    if needed > most then fits = false end
-    row.used = math.max(needed, math.min(row.used, most))
-  end
-  rows[#rows + 1] = row
-end
-local written = fits or not claimed
-local answer, spans = {written and '1' or '0'}, {}
-for i, row in ipairs(rows) do
-  if written and not row.stale then
-    redis.call('HSET', row.key,
-      't ' .. row.owner, number(row.others_used + row.used) .. ' ' ..
-        number(row.others_granted + row.granted) .. ' ' .. number(row.resets),
-      'g ' .. gateway .. ' ' .. row.owner, number(row.used) .. ' ' .. number(row.granted) .. ' ' .. number(row.resets))
-    redis.call('EXPIREAT', row.key, number(tonumber(row.ends) + tonumber(ARGV[#ARGV])))
-    redis.call('HSET', KEYS[2], row.span, row.ends)
-    redis.call('EXPIRE', KEYS[2], ARGV[#ARGV - 2])
-    spans[#spans + 1] = row.span
-  end
-  if #spans > 0 and (i == #rows or rows[i + 1].owner ~= row.owner) then
-    redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[#ARGV - 1], '*',
-      'by', gateway, 'what', 'use', 'of', row.owner, 'is', table.concat(spans, ' '))
-    spans = {}
-  end
-  for _, value in ipairs({row.others_used, row.others_granted, row.resets, row.used}) do
-    answer[#answer + 1] = number(value)
-  end
-end
-return answer
-"""
-
-# Of two locks of a target the newer one stays, by the rule of fleet.is_newer.
-_LOCK = """
-local function order(text)
-  local at, locks, rest = string.match(text, '^(%d+) ([01]) (.*)$')
-  return tonumber(at), tonumber(locks), rest
-end
-local before = redis.call('HGET', KEYS[2], ARGV[2])
-if before then
-  local at, locks, rest = order(ARGV[3])
-  local before_at, before_locks, before_rest = order(before)
-  if at < before_at or (at == before_at and (locks < before_locks or (locks == before_locks and rest <= before_rest)))
-  then return before end
-end
-redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
-redis.call('EXPIRE', KEYS[2], ARGV[5])
-redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[4], '*', 'by', ARGV[1], 'what', 'lock', 'of', ARGV[2], 'is', ARGV[3])
-return ARGV[3]
-"""
-
-# An id belongs to who said so last, for as long as that one goes on saying it.
-_HOLD = """
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-return 1
-"""
-
-# Nobody may have locked again since it was looked at.
-_FORGET = """
-if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then return redis.call('HDEL', KEYS[1], ARGV[1]) end
-return 0
-"""
-
-_SCRIPTS = (_USE, _LOCK, _HOLD, _FORGET)
 
 
 class NotAFleet(Exception):
@@ -205,8 +111,8 @@ class FleetRows:
 
         Raises NotAFleet when what is there has another format, and when the id of the gateway is somebody else's.
         """
-        for script in _SCRIPTS:
-            self._do("SCRIPT LOAD", script)
+        for script in redis_scripts.ALL:
+            self._do("SCRIPT LOAD", script.text)
         self._do("SET", self._key("format"), FORMAT, "NX")
         found = self._do("GET", self._key("format"))
         if found != FORMAT:
@@ -220,7 +126,7 @@ class FleetRows:
     def hold(self, holder: str) -> None:
         """Say that this gateway is there. Raises NotAFleet when another one has the same id."""
         key = self._key(f"gateway:{self._gateway}")
-        if not self._do("EVALSHA", _sha(_HOLD), 1, key, holder, _GATEWAY_S):
+        if not self._do("EVALSHA", redis_scripts.HOLD.digest, 1, key, holder, _GATEWAY_S):
             raise NotAFleet("an id of its own for each gateway", f"another gateway with {self._gateway} (state/fleet)")
 
     def eviction(self) -> str | None:
@@ -257,7 +163,7 @@ class FleetRows:
             limit = -1 if limit_bytes is None else limit_bytes
             words += [written_owner(row.owner), span, row.end_s, row.used_bytes, needed_bytes, limit]
             words += [row.granted_bytes, row.resets]
-        return ["EVALSHA", _sha(_USE), len(keys), *keys, *words, _FORGOTTEN_S, _CHANGES, _GRACE_S]
+        return ["EVALSHA", redis_scripts.USE.digest, len(keys), *keys, *words, _FORGOTTEN_S, _CHANGES, _GRACE_S]
 
     # Connects.
 
@@ -282,7 +188,10 @@ class FleetRows:
         for some in _in_pieces(locks):
             keys = (self._changes, self._key("locks"))
             last = (_CHANGES, _FORGOTTEN_S)
-            calls = [["EVALSHA", _sha(_LOCK), 2, *keys, self._gateway, *written_lock(lock), *last] for lock in some]
+            calls = [
+                ["EVALSHA", redis_scripts.LOCK.digest, 2, *keys, self._gateway, *written_lock(lock), *last]
+                for lock in some
+            ]
             for lock, rest in zip(some, self._do_all(calls), strict=True):
                 found.append(_lock(written_lock(lock)[0], rest))
         return found
@@ -351,7 +260,7 @@ class FleetRows:
                 self._do("HDEL", spans, span)
         for lock in self._all_locks():
             if is_long_over(lock, now_s):
-                self._do("EVALSHA", _sha(_FORGET), 1, self._key("locks"), *written_lock(lock))
+                self._do("EVALSHA", redis_scripts.FORGET.digest, 1, self._key("locks"), *written_lock(lock))
         self._stay()
 
     def _spans(self, now_s: float) -> Iterator[tuple[str, int]]:
@@ -402,16 +311,6 @@ class FleetRows:
         for words in calls:
             pipeline.execute_command(*words)
         return list(pipeline.execute())
-
-
-def is_long_over(lock: StampedLock, now_s: float) -> bool:
-    """Whether nobody needs to hear any more that a lock is over."""
-    until_s = lock.row.until_s
-    return until_s is not None and max(until_s, lock.at_ms / 1000) + KEPT_LOCKS_S < now_s
-
-
-def _sha(script: str) -> str:
-    return sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 def _outcome(claims: Sequence[Claim], answer: Sequence[str]) -> Outcome:

@@ -9,28 +9,21 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 from portguard.limits import sqlite_schema
+from portguard.limits.attempts import Attempts
 from portguard.limits.ledger import LATEST_S, Answers, Contents, LockRow, LockTarget, Owner, RateRow, Row, UsageRow
 from portguard.limits.sqlite_file import LedgerFile, Misplaced, because, unusable
 from portguard.limits.sqlite_schema import NotALedger
 from portguard.observe import log
 from portguard.policy.quantities import Period
 
-_RETRY_S = 0.5
 _STUCK_S = 2.0
 """A write that takes longer counts as failing: a disk that hangs raises nothing."""
 
 _DELETE_EVERY_S = 600.0
 
 _Key = tuple[Owner | LockTarget, Period | None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Trouble:
-    since_s: float
-    message: str
 
 
 class SqliteStore:
@@ -44,12 +37,10 @@ class SqliteStore:
         self._oldest_s = 0.0  # since when the first of them waits
         self._waiting: list[Callable[[bool], None]] = []
         self._refused: list[Callable[[bool], None]] = []  # their rows can never be written
-        self._began_s: float | None = None  # the write that is going on
-        self._retry_at_s = 0.0
+        self._impossible = 0  # calls of write with such rows
+        self._attempts = Attempts({"file": file.path}, _STUCK_S, "a write that does not end")
         self._delete_at_s = time.monotonic() + _DELETE_EVERY_S
         self._close_by_s: float | None = None
-        self._trouble: _Trouble | None = None
-        self.errors = 0
         self._complete = False  # ended, with everything written
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
 
@@ -99,7 +90,7 @@ class SqliteStore:
                 for row in rows:
                     self._rows[_key(row)] = row
             else:
-                self.errors += 1
+                self._impossible += 1
             if on_written is not None:
                 (self._waiting if possible else self._refused).append(on_written)
             if notify:
@@ -107,13 +98,17 @@ class SqliteStore:
 
     def failing_s(self) -> float | None:
         """For how many seconds nothing could be written; None when it could."""
-        failing = self._failing()
-        return None if failing is None else time.monotonic() - failing.since_s
+        return self._attempts.failing_s()
+
+    @property
+    def errors(self) -> int:
+        """How many attempts to write have failed since the start; rows that can never be written count as one."""
+        return self._attempts.errors + self._impossible
 
     @property
     def trouble(self) -> str | None:
         """Why nothing can be written now, for people; None when it can."""
-        failing = self._failing()
+        failing = self._attempts.failing()
         return None if failing is None else failing.message
 
     def flush_and_close(self, timeout_s: float) -> bool:
@@ -122,7 +117,7 @@ class SqliteStore:
             return True
         with self._wake:
             self._close_by_s = time.monotonic() + timeout_s
-            self._retry_at_s = 0.0
+            self._attempts.retry_at_s = 0.0
             self._wake.notify()
         if self._thread.ident is None:
             self._run()
@@ -130,22 +125,14 @@ class SqliteStore:
             self._thread.join(timeout_s)
         return self._complete
 
-    def _failing(self) -> _Trouble | None:
-        # In this order: a write that ends in between sets the one before it clears the other.
-        began_s, trouble = self._began_s, self._trouble
-        if trouble is None and began_s is not None and time.monotonic() - began_s > _STUCK_S:
-            return _Trouble(began_s, "a write that does not end")
-        return trouble
-
     # In the thread.
 
     def _run(self) -> None:
         try:
             self._write_until_closed()
         finally:
-            if not self._complete and self._trouble is None:
-                # Fails closed: whatever ended the thread, nobody may take it for one that writes.
-                self._trouble = _Trouble(time.monotonic(), "a writer that has ended")
+            if not self._complete:
+                self._attempts.end()
             self._file.close()
 
     def _write_until_closed(self) -> None:
@@ -157,13 +144,16 @@ class SqliteStore:
                 if not hopeless:
                     rows, self._rows = self._rows, {}
                     waiting, self._waiting = self._waiting, []
-                    began_s = self._began_s = time.monotonic()
+                    self._attempts.begin()
                     close_by_s = self._close_by_s
             if hopeless:
                 self._deliver([(on_written, False) for on_written in hopeless])
                 continue
             cause = self._attempt(list(rows.values()))
-            self._settle(rows, began_s, cause)
+            if cause is not None:
+                with self._wake:
+                    self._rows = {**rows, **self._rows}  # newer ones may have come meanwhile
+            self._attempts.settle(cause)
             if waiting:
                 self._deliver([(on_written, cause is None) for on_written in waiting])
             if close_by_s is not None and self._is_done(close_by_s, cause):
@@ -171,10 +161,10 @@ class SqliteStore:
 
     def _pause_s(self, now_s: float) -> float | None:
         """For how long there is nothing to do; None: until somebody calls."""
-        if self._refused or (self._trouble is not None and self._waiting):
+        if self._refused or (self._attempts.failed and self._waiting):
             return 0.0
-        if self._trouble is not None:
-            return self._retry_at_s - now_s
+        if self._attempts.failed:
+            return self._attempts.retry_at_s - now_s
         if self._waiting or self._close_by_s is not None:
             return 0.0
         return self._oldest_s + LATEST_S - now_s if self._rows else None
@@ -182,7 +172,7 @@ class SqliteStore:
     def _take_hopeless(self) -> list[Callable[[bool], None]]:
         """Take those whose answer needs no attempt: it is known to be no."""
         hopeless, self._refused = self._refused, []
-        if self._trouble is not None and time.monotonic() < self._retry_at_s:
+        if self._attempts.hopeless:
             hopeless += self._waiting
             self._waiting = []
         return hopeless
@@ -203,27 +193,10 @@ class SqliteStore:
             return because(error)
         return None
 
-    def _settle(self, rows: dict[_Key, Row], began_s: float, cause: str | None) -> None:
-        now_s = time.monotonic()
-        with self._wake:
-            before = self._trouble
-            if cause is None:
-                self._trouble = None
-            else:
-                self.errors += 1
-                self._rows = {**rows, **self._rows}  # newer ones may have come meanwhile
-                self._retry_at_s = now_s + _RETRY_S
-                self._trouble = _Trouble(began_s, cause) if before is None else replace(before, message=cause)
-            self._began_s = None
-        if before is None and cause is not None:
-            log.event("error", "ledger.unavailable", file=self._file.path, message=cause)
-        elif before is not None and cause is None:
-            log.event("info", "ledger.resume", seconds=now_s - before.since_s)
-
     def _is_done(self, close_by_s: float, cause: str | None) -> bool:
         """Whether the thread shall end, since all is written or there is no time to try again."""
         if cause is not None:
-            return time.monotonic() + _RETRY_S >= close_by_s
+            return self._attempts.retry_at_s >= close_by_s
         try:
             self._file.checkpoint()
         except sqlite3.Error as error:

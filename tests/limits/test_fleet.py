@@ -3,7 +3,9 @@
 import pytest
 
 from portguard.limits.fleet import (
+    KEPT_LOCKS_S,
     StampedLock,
+    is_long_over,
     is_newer,
     merge_locks,
     read_lock,
@@ -36,6 +38,18 @@ def test_of_two_at_the_same_moment_the_one_that_locks_stays():
     assert is_newer(lock, away)
     assert not is_newer(away, lock)
     assert is_newer(away, None)
+
+
+@pytest.mark.parametrize("until_s", [0, LOCK.since_s, LOCK.since_s + 60])
+def test_that_a_lock_is_over_is_remembered_for_a_month(until_s):
+    lock = StampedLock(LOCK._replace(until_s=until_s), LOCK.since_s * 1000)
+    over_s = max(until_s, LOCK.since_s)
+    assert not is_long_over(lock, over_s + KEPT_LOCKS_S)
+    assert is_long_over(lock, over_s + KEPT_LOCKS_S + 1)
+
+
+def test_a_lock_without_an_end_is_never_over():
+    assert not is_long_over(StampedLock(LOCK, LOCK.since_s * 1000), LOCK.since_s + 1000 * KEPT_LOCKS_S)
 
 
 @pytest.mark.parametrize("name", ["anna", "a b", "Zoë", '"\\', "x\ny"])

@@ -18,6 +18,7 @@ from portguard.limits.redis import RedisStore
 from portguard.limits.redis_link import RedisSettings
 from portguard.limits.redis_rows import FleetRows
 from portguard.policy.quantities import Period
+from tests.patience import PATIENCE_S
 from tests.redis_server import RedisServer
 
 NOW_S = int(time.time())
@@ -26,7 +27,6 @@ ENDS_S = NOW_S + 86_400
 ANNA, BEN = Owner("dba", "staff", "anna"), Owner("dba", "staff", "ben")
 TARGET = LockTarget("identity", "staff", "anna")
 LOCK = LockRow(TARGET, "left", "user:root", NOW_S, None)
-PATIENCE_S = 30
 
 
 def used(size, owner=ANNA, granted=0, resets=0, period=Period.DAY):
@@ -351,7 +351,7 @@ def test_a_lock_that_is_heard_of_just_before_redis_goes_is_not_lost(start, monke
     failing = threading.Event()
 
     def tidy(_rows, _now_s):
-        if b.store._locks and not failing.is_set():
+        if b.store.contents(NOW_S).locks and not failing.is_set():
             failing.set()
             raise OSError(errno.ECONNRESET, "gone")
 
@@ -566,7 +566,7 @@ def wait_until_well(gateway):
 
 
 def test_more_locks_than_workers_can_be_told_are_not_taken(start, server, monkeypatch):
-    monkeypatch.setattr(portguard.limits.redis, "MOST_LOCKS", 3)
+    monkeypatch.setattr(portguard.limits.fleet_locks, "MOST_LOCKS", 3)
     a, b = start("a"), start("b")
     locks = [LOCK._replace(target=TARGET._replace(value=f"client{number}")) for number in range(4)]
     for lock in locks[:3]:

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from portguard.errors import ConfigurationError
-from portguard.limits import sqlite, sqlite_schema
+from portguard.limits import attempts, sqlite, sqlite_schema
 from portguard.limits.ledger import Contents, LockRow, LockTarget, Owner, RateRow, UsageRow
 from portguard.limits.sqlite import SqliteStore
 from portguard.policy.quantities import Period
@@ -573,7 +573,7 @@ def test_rows_that_meet_a_lock_are_answered_no_and_written_when_it_is_gone(ledge
 
 
 def test_while_failing_who_comes_is_answered_without_another_attempt(ledger, monkeypatch):
-    monkeypatch.setattr(sqlite, "_RETRY_S", 3600.0)
+    monkeypatch.setattr(attempts, "RETRY_S", 3600.0)
     ledger.hook().execute("PRAGMA query_only = ON")
     ledger.write(usage())
     assert ledger.answer() == ("written", False)
@@ -669,7 +669,7 @@ def test_opening_writes_something_so_that_a_full_disk_shows_at_once(path):
 
 
 def test_a_file_that_was_removed_is_trouble_and_goes_on_when_it_is_back(ledger, tmp_path, monkeypatch, events):
-    monkeypatch.setattr(sqlite, "_RETRY_S", 0.01)
+    monkeypatch.setattr(attempts, "RETRY_S", 0.01)
     for end in ("", "-wal", "-shm"):
         os.rename(ledger.path + end, tmp_path / f"away{end}")
     ledger.write(usage())
@@ -723,8 +723,12 @@ def test_a_write_ahead_log_that_was_removed_is_not_given_up_while_a_reader_keeps
     assert used(ledger.path) == {"alice": 1000, "bob": 1000}
 
 
-def test_a_write_that_hangs_counts_as_failing(ledger, monkeypatch):
+@pytest.fixture
+def impatient(monkeypatch):
     monkeypatch.setattr(sqlite, "_STUCK_S", 0.01)
+
+
+def test_a_write_that_hangs_counts_as_failing(impatient, ledger):
     disk_answers = threading.Event()
     ledger.hook().set_progress_handler(lambda: disk_answers.wait(PATIENCE_S) and None, 1)
     ledger.write(usage())
