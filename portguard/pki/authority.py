@@ -20,23 +20,23 @@ and the root directory, which can be unplugged and put in a safe, `root.crt` and
 """
 
 import contextlib
-import fcntl
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 from portguard.errors import UsageError
-from portguard.pki import files, keys, names, profiles
-from portguard.pki.errors import MALFORMED, PkiError
+from portguard.pki import ca_certificates, files, keys, names, profiles
+from portguard.pki.ca_certificates import pem
+from portguard.pki.errors import PkiError
 from portguard.pki.files import PUBLIC, SECRET, NewFile
 from portguard.pki.issued import IssuedCertificate, SignedCertificate
 from portguard.pki.keys import KeyType
+from portguard.pki.new_directory import claimed
 from portguard.pki.profiles import Issuer, Kind, Revocation, Validity
 from portguard.pki.request import check_public_key
 from portguard.pki.store import Record, Store
@@ -72,7 +72,7 @@ class Authority:
         self.issuer = issuer
         self.retired = tuple(retired)
         """Issuing CAs below the same root that were replaced."""
-        self.trust_domain = _trust_domain(self.anchor, directory / "ca.crt")
+        self.trust_domain = ca_certificates.trust_domain(self.anchor, directory / "ca.crt")
         self.store = Store(directory / STORE)
         self.passphrase: bytes | None = None
         """What opens its keys, once `unlock` has read one. None: nothing, or nothing yet."""
@@ -105,7 +105,7 @@ class Authority:
         names.trust_domain(trust_domain)
         validity = Validity.starting(at, valid_for)
         with contextlib.ExitStack() as claims:
-            undo = claims.enter_context(_claimed(directory, must_be_empty=True))
+            undo = claims.enter_context(claimed(directory, must_be_empty=True))
             root_key = keys.generate(key_type)
             root = profiles.root(root_key, trust_domain, validity, path_length=0 if root_directory is None else 1)
             store = Store(directory / STORE)
@@ -136,7 +136,7 @@ class Authority:
                     _key_file(root_directory / "root.key", root_key, secret),
                     certificate_file(root_directory / "root.crt", root),
                 ]
-                undo = claims.enter_context(_claimed(root_directory, must_be_empty=False))
+                undo = claims.enter_context(claimed(root_directory, must_be_empty=False))
                 files.publish(theirs)
                 for file in theirs:
                     undo.callback(file.path.unlink)
@@ -151,14 +151,14 @@ class Authority:
         The key is read when a passphrase is given, else when it is first needed: to look at certificates takes none.
         """
         directory = Path(directory)
-        anchors = _read_anchors(directory / "ca.crt")
+        anchors = ca_certificates.read_anchors(directory / "ca.crt")
         issuer, retired = anchors[0], []
         if (directory / "issuing.crt").exists():
             if len(anchors) > 1:
                 raise PkiError(directory / "ca.crt", "one CA certificate, beside issuing.crt", f"{len(anchors)}")
-            issuer = _read_issuing(directory / "issuing.crt", anchors[0])
+            issuer = ca_certificates.read_issuing(directory / "issuing.crt", anchors[0])
             pattern = f"issuing-{'[0-9a-f]' * 8}.crt"
-            every = (_read_issuing(path, anchors[0]) for path in sorted(directory.glob(pattern)))
+            every = (ca_certificates.read_issuing(path, anchors[0]) for path in sorted(directory.glob(pattern)))
             # A rotation that was interrupted leaves a copy of the one in force.
             retired = [each for each in every if each != issuer]
         authority = cls(directory, anchors, issuer, retired)
@@ -169,7 +169,7 @@ class Authority:
     @property
     def certificate_pem(self) -> bytes:
         """The roots in PEM: what gateways and clients trust."""
-        return b"".join(map(_pem, self.anchors))
+        return pem(*self.anchors)
 
     @property
     def key_path(self) -> Path:
@@ -217,9 +217,9 @@ class Authority:
         """Return one of this authority's CAs with its key. All keys have one passphrase. Raises as `signer` does."""
         return Issuer(certificate, self._read_key(certificate, self.passphrase))
 
-    def new_key(self, stem: str, key_type: KeyType | None) -> tuple[keys.PrivateKey, NewFile]:
+    def new_ca_key(self, stem: str, key_type: KeyType | None) -> tuple[keys.PrivateKey, NewFile]:
         """Make a key, of the type of the one that issues where None, and the file for it, with the same passphrase."""
-        key = keys.generate(key_type or keys.type_of(self.signer().key))
+        key = self._new_key(key_type)
         path = self.directory / f"{stem}-{profiles.key_id_of(key.public_key())}.key"
         return key, _key_file(path, key, self.passphrase)
 
@@ -330,54 +330,8 @@ class Authority:
         )
         # First the record, then the certificate: one that nobody recorded could never be revoked.
         self.store.add(record, renews=renews)
-        chain = _pem(certificate) + (_pem(self.issuer) if self.two_tier else b"")
+        chain = pem(certificate, self.issuer) if self.two_tier else pem(certificate)
         return SignedCertificate(record, chain, self.certificate_pem)
-
-
-@contextlib.contextmanager
-def _claimed(directory: Path, *, must_be_empty: bool) -> Iterator[contextlib.ExitStack]:
-    """Make `directory` (0700) and keep others that do the same out; yields what is undone when the block raises."""
-    made = files.make_directory(directory, 0o700)
-    with files.reported(directory):
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    # Undone while the lock is still held: later, it could take away the files of the next one.
-    with _locked(descriptor, directory), contextlib.ExitStack() as undo:
-        if made:
-            undo.callback(_remove_if_empty, directory)
-        if must_be_empty:
-            _refuse_used(directory)
-            with files.reported(directory):
-                os.fchmod(descriptor, 0o700)
-        yield undo
-        undo.pop_all()
-
-
-@contextlib.contextmanager
-def _locked(descriptor: int, directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory; a crash ends it. Does not wait, so two that cross each other cannot hang."""
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PkiError(directory, "no other authority in the making", "one that another command makes") from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _refuse_used(directory: Path) -> None:
-    with files.reported(directory):
-        entries = sorted(set(os.listdir(directory)) - {"lost+found"})
-    if "ca.crt" in entries:
-        raise PkiError(directory, "no authority yet", "one that exists")
-    if entries:
-        # Also what an interrupted `ca init` can leave; whoever looks can tell which it is.
-        raise PkiError(directory, "a new or empty directory", f"{len(entries)} entries, such as {entries[0]!r}")
-
-
-def _remove_if_empty(directory: Path) -> None:
-    with contextlib.suppress(OSError):
-        directory.rmdir()
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -399,55 +353,4 @@ def _key_file(path: Path, key: keys.PrivateKey, passphrase: bytes | None) -> New
 
 def certificate_file(path: Path, *certificates: x509.Certificate) -> NewFile:
     """Make a file of certificates in PEM, ready to be published."""
-    return NewFile(path, b"".join(map(_pem, certificates)), PUBLIC)
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def _read_anchors(path: Path) -> list[x509.Certificate]:
-    """Read the one root of ca.crt, or the two of a rotation, of one trust domain. Raises PkiError."""
-    anchors = read_certificates(path)
-    if len({_trust_domain(anchor, path) for anchor in anchors}) > 1 or len(anchors) > 2:
-        raise PkiError(path, "one CA certificate of portguard, or two of one trust domain", "others")
-    return anchors
-
-
-def _read_issuing(path: Path, anchor: x509.Certificate) -> x509.Certificate:
-    certificate = read_certificates(path)[0]
-    try:
-        certificate.verify_directly_issued_by(anchor)
-    except (InvalidSignature, *MALFORMED) as error:
-        raise PkiError(path, "a CA that ca.crt signed", "another one") from error
-    return certificate
-
-
-def read_certificates(path: Path) -> list[x509.Certificate]:
-    """Read CA certificates that have what issuing takes, at least one. Raises PkiError."""
-    expected = "a CA certificate of portguard"
-    pem = files.read(path, expected)
-    try:
-        certificates = x509.load_pem_x509_certificates(pem)
-        for certificate in certificates:
-            certificate.public_key()
-            certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-            if not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-                raise PkiError(path, expected, "the certificate of no CA")
-    except (x509.ExtensionNotFound, *MALFORMED) as error:
-        raise PkiError(path, expected, "something else") from error
-    return certificates
-
-
-def _trust_domain(anchor: x509.Certificate, path: Path) -> str:
-    """Read the trust domain from the root itself (SPIFFE X.509-SVID section 2), so that no second file can differ."""
-    expected = "a CA certificate of portguard, with one spiffe:// trust domain"
-    try:
-        san = anchor.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        (uri,) = san.get_values_for_type(x509.UniformResourceIdentifier)
-        scheme, _, domain = uri.partition("://")
-        if scheme == "spiffe":
-            return names.trust_domain(domain)
-    except (x509.ExtensionNotFound, UsageError, *MALFORMED) as error:
-        raise PkiError(path, expected, "another certificate") from error
-    raise PkiError(path, expected, "another certificate")
+    return NewFile(path, pem(*certificates), PUBLIC)

@@ -83,16 +83,23 @@ def sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a directory, for which this waits; a crash ends it. Raises PkiError."""
+def locked(directory: Path, *, taken: Exception | None = None) -> Iterator[int]:
+    """Hold the lock of a directory, whose descriptor this yields; a crash ends it. Raises PkiError.
+
+    Where somebody else holds it, this waits, or raises `taken` unless that is None.
+    """
     # Clients write files too, also where no authority can be.
     import fcntl  # noqa: PLC0415
 
     with reported(directory):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if taken is None else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            assert taken is not None
+            raise taken from error
+        yield descriptor
     finally:
         os.close(descriptor)
 

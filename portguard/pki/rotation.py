@@ -25,14 +25,13 @@ from pathlib import Path
 from cryptography import x509
 
 from portguard.errors import UsageError
-from portguard.pki import files, keys, profiles
+from portguard.pki import ca_certificates, files, keys, profiles
 from portguard.pki.authority import (
     AUTHORITY_VALID_FOR,
     LIST_VALID_FOR,
     Authority,
     certificate_file,
     list_pem,
-    read_certificates,
 )
 from portguard.pki.errors import PkiError
 from portguard.pki.files import PUBLIC, NewFile
@@ -75,7 +74,7 @@ def prepare(
         if validity.not_before <= authority.anchor.not_valid_before_utc:
             expected = f"a time after that of the root, {authority.anchor.not_valid_before_utc:%Y-%m-%d %H:%M:%S} UTC"
             raise PkiError("validity of the new root", expected, f"{validity.not_before:%Y-%m-%d %H:%M:%S}")
-        key, key_file = authority.new_key("ca", key_type)
+        key, key_file = authority.new_ca_key("ca", key_type)
         root = profiles.root(key, authority.trust_domain, validity, path_length=0)
         files.publish([key_file])
         return _publish_roots(authority, [authority.anchor, root], at)
@@ -144,7 +143,7 @@ def replace_issuing(
         authority = authority.reopened()
         root = _root(authority, Path(root_directory), root_passphrase)
         validity = Validity.starting(at, valid_for, root.certificate)
-        key, key_file = authority.new_key("issuing", key_type)
+        key, key_file = authority.new_ca_key("issuing", key_type)
         issuing = profiles.issuing(key, authority.trust_domain, validity, root)
         directory, old = authority.directory, authority.issuer
         # First: who repeats a command that was interrupted means this issuing CA, and not the new one.
@@ -201,7 +200,7 @@ def _with_lists(authority: Authority, at: datetime) -> Authority:
 
 def _root(authority: Authority, directory: Path, passphrase: bytes | None) -> Issuer:
     """Return the root with its key. Raises PkiError, WrongPassphrase."""
-    [certificate, *_] = read_certificates(directory / "root.crt")
+    [certificate, *_] = ca_certificates.read(directory / "root.crt")
     if certificate != authority.anchor:
         raise PkiError(directory / "root.crt", f"the root of the authority in {authority.directory}", "another one")
     path = directory / "root.key"

@@ -9,7 +9,6 @@ what was written, so that one which was changed is told from one which may be wr
 """
 
 import contextlib
-import fcntl
 import grp
 import hashlib
 import os
@@ -74,20 +73,13 @@ class StarterFolder:
         """
         folder = cls(path.absolute())
         files.make_directory(folder.path, 0o700)
-        with files.reported(folder.path):
-            descriptor = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"{path}: expected a folder that no other quickstart uses, got one in use") from None
+        taken = UsageError(f"{path}: expected a folder that no other quickstart uses, got one in use")
+        with files.locked(folder.path, taken=taken):
             entries = sorted(os.listdir(folder.path))
             if entries and not folder.ca.exists():
                 found = f"one with other files, such as {entries[0]!r}"
                 raise UsageError(f"{path}: expected a new folder, or one of an earlier quickstart, got {found}")
             yield folder
-        finally:
-            os.close(descriptor)
 
     def certificate(self, client: str) -> tuple[Path, Path]:
         """Where the certificate and the key of a client are."""

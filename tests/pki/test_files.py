@@ -41,6 +41,13 @@ def test_who_finds_a_directory_locked_waits_for_it(tmp_path: Path) -> None:
     assert order == ["first", "other"]
 
 
+def test_who_does_not_want_to_wait_is_refused_and_gets_it_afterwards(tmp_path: Path) -> None:
+    with files.locked(tmp_path), pytest.raises(LookupError), files.locked(tmp_path, taken=LookupError()):
+        pass
+    with files.locked(tmp_path, taken=LookupError()):
+        pass
+
+
 @pytest.fixture(params=["hard links", "no hard links"])
 def hard_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a test on an ordinary file system, and on one that answers link(2) as FAT does."""
