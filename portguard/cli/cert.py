@@ -6,12 +6,12 @@ from portguard.cli.groups import LazyGroup
 
 # A client's commands are to load where the authority's do not: on Windows, and without waiting for them.
 _COMMANDS = {
-    "gateway": "portguard.cli.authority:gateway",
-    "issue": "portguard.cli.authority:issue",
-    "list": "portguard.cli.authority:list_certificates",
+    "gateway": "portguard.cli.issuing:gateway",
+    "issue": "portguard.cli.issuing:issue",
+    "list": "portguard.cli.issued_certificates:list_certificates",
     "renew": "portguard.cli.renew:renew",
     "revoke": "portguard.cli.revocation:revoke",
-    "show": "portguard.cli.authority:show_certificate",
+    "show": "portguard.cli.issued_certificates:show_certificate",
     "sign": "portguard.cli.signing:sign",
 }
 

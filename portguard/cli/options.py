@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from portguard.errors import UsageError
 from portguard.policy.quantities import Unexpected, parse_duration
 
 DEFAULT_CONFIGURATION = "/etc/portguard/portguard.toml"
@@ -43,6 +44,12 @@ profile_option = click.option(
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 """`--json`, given to the command as `as_json: bool`."""
+
+
+def expect_one_form(*, pem: bool, as_json: bool) -> None:
+    """Raise UsageError for `--pem` and `--json` at once."""
+    if pem and as_json:
+        raise UsageError("--pem: expected not to be given beside --json")
 
 
 def duration_option(name: str, help_text: str, default: timedelta | None = None) -> Callable[[_Command], _Command]:

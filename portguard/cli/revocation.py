@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from portguard.cli.certificates import (
     Fields,
@@ -140,9 +139,8 @@ def _issued(what: str, authority: Authority) -> Record:
         return issued_under(what, authority)
     with warnings.catch_warnings(action="ignore"):  # as in `cert show`
         certificate = read_certificates(Path(what))[0]
-        record = authority.store.get(certificate.serial_number)
-    # Whoever has a certificate of another authority made may choose its serial.
-    if record is None or record.der != certificate.public_bytes(Encoding.DER):
+        record = authority.store.record_of(certificate)
+    if record is None:
         raise PkiError(what, f"a certificate that the authority in {authority.directory} issued", "another one")
     return record
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from portguard.cli.authority import GATEWAY_STEM, expect_room, report
+from portguard.cli.issuing import GATEWAY_STEM, expect_room, report
 from portguard.cli.opened_authority import authority_option, passphrase_option, unlocked
 from portguard.cli.options import duration_option, json_option
 from portguard.errors import UsageError

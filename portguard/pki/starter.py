@@ -19,7 +19,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from portguard.errors import UsageError
 from portguard.pki import files
@@ -139,9 +138,9 @@ class StarterFolder:
             leaf = x509.load_pem_x509_certificate(certificate.read_bytes())
         except (OSError, ValueError):
             return False
-        record = authority.store.get(leaf.serial_number)
-        ours = record is not None and record.der == leaf.public_bytes(Encoding.DER) and record.revocation is None
-        return key.exists() and ours and leaf.not_valid_after_utc - at > _RENEW_BEFORE
+        record = authority.store.record_of(leaf)
+        good = record is not None and record.revocation is None
+        return key.exists() and good and leaf.not_valid_after_utc - at > _RENEW_BEFORE
 
     def _write_certificate(self, stem: str, issued: IssuedCertificate) -> None:
         issued.write(self.path, stem, overwrite=True)

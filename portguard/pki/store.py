@@ -147,6 +147,14 @@ class Store:
         """Return the record with `serial`, None when this authority issued no such certificate."""
         return next(iter(self._read(f"{_RECORDS} WHERE serial = ?", _hex(serial))), None)
 
+    def record_of(self, certificate: x509.Certificate) -> Record | None:
+        """Return the record of this very certificate, None when it is another authority's.
+
+        Whoever has a certificate of another authority made may choose its serial.
+        """
+        record = self.get(certificate.serial_number)
+        return record if record is not None and record.der == certificate.public_bytes(Encoding.DER) else None
+
     def revoke(self, serials: Iterable[int], revocation: Revocation, clients: Iterable[str] = ()) -> list[int]:
         """Record that the certificates are revoked, all or none; on return it is on the disk. Return which those are.
 

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from cryptography import x509
 
 from portguard.cli import main as cli
 from tests.gateway_folder import CONFIGURATION
+
+DOMAIN = "bastion.example.com"
 
 
 @pytest.fixture
@@ -46,6 +49,26 @@ class Outcome(NamedTuple):
         return json.loads(self.out)
 
 
+def failed(outcome: Outcome, code: int, *fragments: str) -> None:
+    """The command ended with `code`, one message that holds all `fragments`, and nothing on standard output."""
+    assert outcome.code == code, outcome
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    for fragment in fragments:
+        assert fragment in outcome.err
+
+
+def secret_file(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
+def certificate_in(path: Path) -> x509.Certificate:
+    """The first one in a file."""
+    return x509.load_pem_x509_certificates(path.read_bytes())[0]
+
+
 Portguard = Callable[..., Outcome]
 
 
@@ -64,3 +87,10 @@ def portguard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         return Outcome(ended.value.code, out, err)
 
     return run
+
+
+@pytest.fixture
+def made(portguard: Portguard) -> Portguard:
+    """The same, with an authority."""
+    assert portguard("ca", "init", "--trust-domain", DOMAIN).code == 0
+    return portguard

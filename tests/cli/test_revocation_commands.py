@@ -8,9 +8,7 @@ import pytest
 from cryptography import x509
 
 from portguard.pki.authority import Authority
-from tests.cli.conftest import Outcome, Portguard
-
-DOMAIN = "bastion.example.com"
+from tests.cli.conftest import DOMAIN, Portguard, failed
 
 
 @pytest.fixture
@@ -32,14 +30,6 @@ def _statuses(portguard: Portguard) -> list[str]:
 
 def _listed(path: Path) -> set[str]:
     return {f"{entry.serial_number:x}" for entry in x509.load_pem_x509_crl(path.read_bytes())}
-
-
-def _failed(outcome: Outcome, code: int, *fragments: str) -> None:
-    assert outcome.code == code, outcome
-    assert outcome.out == ""
-    assert "Traceback" not in outcome.err
-    for fragment in fragments:
-        assert fragment in outcome.err
 
 
 # cert revoke
@@ -109,7 +99,7 @@ def test_reasons_are_written_as_openssl_writes_them_or_with_hyphens(made: Portgu
 
 @pytest.mark.parametrize("written", ["", "stolen", "certificateHold", "CACompromise", "key compromise"])
 def test_other_reasons_revoke_nothing(made: Portguard, written: str) -> None:
-    _failed(made("cert", "revoke", "bob.crt", "--reason", written), 2, "expected unspecified, keyCompromise, ")
+    failed(made("cert", "revoke", "bob.crt", "--reason", written), 2, "expected unspecified, keyCompromise, ")
     assert _statuses(made) == ["valid"] * 3
 
 
@@ -127,9 +117,7 @@ def test_another_reason_for_what_is_revoked_is_told_and_changes_nothing(made: Po
     made("cert", "revoke", "alice.crt", "--reason", "superseded")
     before = made("cert", "list").out
     done = made("cert", "revoke", "alice.crt", "bob.crt", "--reason", "keyCompromise")
-    _failed(
-        done, 1, "or for the reason keyCompromise, got one revoked since ", "for the reason superseded, which stays"
-    )
+    failed(done, 1, "or for the reason keyCompromise, got one revoked since ", "for the reason superseded, which stays")
     assert made("cert", "list").out == before
 
 
@@ -152,7 +140,7 @@ def test_another_reason_for_what_is_revoked_is_told_and_changes_nothing(made: Po
 def test_when_one_of_several_is_wrong_none_is_revoked(made: Portguard, wrong: str, code: int, message: str) -> None:
     made("ca", "init", "--ca", "other", "--trust-domain", DOMAIN)
     made("cert", "issue", "alice", "--ca", "other", "--out", "foreign")
-    _failed(made("cert", "revoke", "alice.crt", wrong), code, message)
+    failed(made("cert", "revoke", "alice.crt", wrong), code, message)
     assert _statuses(made) == ["valid"] * 3
     assert made("ca", "show", "--json").json["crl"]["number"] == 1
 
@@ -165,7 +153,7 @@ def test_a_certificate_with_the_serial_of_another_is_not_taken_for_it(made: Port
     connection.execute("UPDATE certificates SET serial = ? WHERE name = 'bob'", (serial,))
     connection.commit()
     connection.close()
-    _failed(made("cert", "revoke", "foreign/mallory.crt"), 1, "got another one")
+    failed(made("cert", "revoke", "foreign/mallory.crt"), 1, "got another one")
     assert _statuses(made) == ["valid"] * 3
     made("cert", "revoke", serial)
     assert _statuses(made) == ["valid", "valid", "revoked"]
@@ -173,7 +161,7 @@ def test_a_certificate_with_the_serial_of_another_is_not_taken_for_it(made: Port
 
 
 def test_nothing_to_revoke_is_told(made: Portguard) -> None:
-    _failed(made("cert", "revoke"), 2, "FILE|SERIAL: expected a certificate, or --identity, got none")
+    failed(made("cert", "revoke"), 2, "FILE|SERIAL: expected a certificate, or --identity, got none")
 
 
 def test_an_encrypted_key_takes_its_passphrase_and_a_wrong_one_revokes_nothing(
@@ -185,8 +173,8 @@ def test_an_encrypted_key_takes_its_passphrase_and_a_wrong_one_revokes_nothing(
     portguard("ca", "init", "--trust-domain", DOMAIN, "--passphrase-file", "right")
     portguard("cert", "issue", "alice", "--passphrase-file", "right")
     for command in (("cert", "revoke", "alice.crt"), ("ca", "crl")):
-        _failed(portguard(*command, "--passphrase-file", "wrong"), 1, "expected the passphrase of this key")
-        _failed(portguard(*command), 2, "--passphrase-file: expected a file, as there is no terminal")
+        failed(portguard(*command, "--passphrase-file", "wrong"), 1, "expected the passphrase of this key")
+        failed(portguard(*command), 2, "--passphrase-file: expected a file, as there is no terminal")
     assert _statuses(portguard) == ["valid"]
     assert portguard("cert", "revoke", "alice.crt", "--passphrase-file", "right").code == 0
     assert portguard("ca", "crl", "--passphrase-file", "right").code == 0
@@ -222,12 +210,12 @@ def test_a_list_goes_to_another_file_too_and_replaces_it(made: Portguard, tmp_pa
     done = made("ca", "crl", "--out", "copy.crl")
     assert "copy         copy.crl\n" in done.out
     assert (tmp_path / "copy.crl").read_bytes() == (tmp_path / "ca" / "ca.crl").read_bytes()
-    _failed(made("ca", "crl", "--out", "gone/copy.crl"), 1, "gone/copy.crl: expected a place that can be written")
+    failed(made("ca", "crl", "--out", "gone/copy.crl"), 1, "gone/copy.crl: expected a place that can be written")
 
 
 @pytest.mark.parametrize("wrong", ["soon", "0s", "-1d"])
 def test_a_length_that_cannot_be_is_told(made: Portguard, wrong: str) -> None:
-    _failed(made("ca", "crl", f"--valid-for={wrong}"), 2, "expected ")
+    failed(made("ca", "crl", f"--valid-for={wrong}"), 2, "expected ")
     assert made("ca", "show", "--json").json["crl"]["number"] == 1
 
 
@@ -265,7 +253,7 @@ def test_a_file_is_shown_without_the_record_where_that_is_not_for_ones_eyes(
 
 def test_a_record_that_is_damaged_is_told(made: Portguard, tmp_path: Path) -> None:
     (tmp_path / "ca" / "certificates.db").write_text("damaged")
-    _failed(made("cert", "show", "alice.crt"), 1, "ca/certificates.db: expected the record")
+    failed(made("cert", "show", "alice.crt"), 1, "ca/certificates.db: expected the record")
 
 
 def test_ca_show_tells_of_the_list_and_warns_when_it_is_behind(made: Portguard, tmp_path: Path) -> None:

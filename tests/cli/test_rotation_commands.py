@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from portguard.pki.authority import Authority
-from tests.cli.conftest import Outcome, Portguard
-
-DOMAIN = "bastion.example.com"
+from tests.cli.conftest import DOMAIN, Portguard, failed
 
 
 @pytest.fixture
@@ -19,14 +17,6 @@ def made(portguard: Portguard, tmp_path: Path) -> Portguard:
     Authority.create(tmp_path / "two", trust_domain=DOMAIN, at=at, root_directory=tmp_path / "stick")
     portguard("cert", "issue", "alice")
     return portguard
-
-
-def _failed(outcome: Outcome, code: int, *fragments: str) -> None:
-    assert outcome.code == code, outcome
-    assert outcome.out == ""
-    assert "Traceback" not in outcome.err
-    for fragment in fragments:
-        assert fragment in outcome.err
 
 
 def test_each_stage_is_told_with_what_comes_next(made: Portguard) -> None:
@@ -47,9 +37,7 @@ def test_each_stage_is_told_with_what_comes_next(made: Portguard) -> None:
     after = made("ca", "show", "--json").json
     assert (after["rotation"], after["root"], after["other_root"]) == ("switched", shown["other_root"], shown["root"])
     refused = made("ca", "rotate", "--finish")
-    _failed(
-        refused, 1, "portguard: client alice, serial ", "is good until ", "ca/ca.crt: expected nothing that the old"
-    )
+    failed(refused, 1, "portguard: client alice, serial ", "is good until ", "ca/ca.crt: expected nothing that the old")
     made("cert", "revoke", "alice.crt")
     assert "nothing that the old root issued is good any more" in made("ca", "show").err
     done = made("ca", "rotate", "--finish", "--json")
@@ -116,7 +104,7 @@ def test_after_a_compromise_it_is_told_what_is_of_no_more_use(made: Portguard) -
 )
 def test_called_wrongly_it_changes_nothing(made: Portguard, arguments: list[str], message: str) -> None:
     before = made("ca", "show").out
-    _failed(made("ca", "rotate", *arguments), 2, message)
+    failed(made("ca", "rotate", *arguments), 2, message)
     assert made("ca", "show").out == before
 
 
@@ -126,7 +114,7 @@ def test_passphrases_of_both_keys_come_from_files(portguard: Portguard, tmp_path
         (tmp_path / name).chmod(0o600)
     files = ["--passphrase-file", "one", "--root-passphrase-file", "two"]
     portguard("ca", "init", "--trust-domain", DOMAIN, "--root-dir", "stick", *files)
-    _failed(portguard("ca", "rotate", "--root-dir", "stick", *files[:2]), 1, "stick/root.key: expected the passphrase")
+    failed(portguard("ca", "rotate", "--root-dir", "stick", *files[:2]), 1, "stick/root.key: expected the passphrase")
     done = portguard("ca", "rotate", "--root-dir", "stick", *files)
     assert done.code == 0
     assert "horse" not in done.out + done.err
@@ -138,5 +126,5 @@ def test_a_locked_root_without_a_terminal_rotates_nothing(portguard: Portguard, 
     (tmp_path / "two").chmod(0o600)
     portguard("ca", "init", "--trust-domain", DOMAIN, "--root-dir", "stick", "--root-passphrase-file", "two")
     message = "--root-passphrase-file: expected a file, as there is no terminal to ask"
-    _failed(portguard("ca", "rotate", "--root-dir", "stick"), 2, message)
+    failed(portguard("ca", "rotate", "--root-dir", "stick"), 2, message)
     assert portguard("ca", "show", "--json").json["retired"] == []

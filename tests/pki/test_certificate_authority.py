@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
@@ -316,6 +317,16 @@ def test_what_is_issued_is_on_record(authority: Authority, now: datetime) -> Non
     certificate = x509.load_der_x509_certificate(alice.record.der)
     assert certificate == x509.load_pem_x509_certificate(alice.certificate_pem)
     assert certificate.serial_number == alice.serial
+
+
+def test_what_was_issued_is_told_from_another_certificate_with_its_serial(authority: Authority, now: datetime) -> None:
+    issued = authority.issue_client("alice", at=now)
+    own = x509.load_pem_x509_certificate(issued.certificate_pem)
+    key = ec.generate_private_key(ec.SECP256R1())
+    builder = x509.CertificateBuilder().subject_name(own.subject).issuer_name(own.issuer).public_key(key.public_key())
+    builder = builder.serial_number(own.serial_number).not_valid_before(now).not_valid_after(now + timedelta(days=9))
+    assert authority.store.record_of(own) == issued.record
+    assert authority.store.record_of(builder.sign(key, hashes.SHA256())) is None
 
 
 def test_a_bad_name_is_not_issued(authority: Authority, now: datetime) -> None:
