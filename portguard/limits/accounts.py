@@ -12,19 +12,17 @@ Time is seconds since the epoch, the calendar's. Nothing here does I/O: `take_ro
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import tzinfo
 from typing import Any, NamedTuple
 
 from portguard.errors import Refused
+from portguard.limits.account import PERIODS, Account, zeros
 from portguard.limits.fleet import Claim, Others
 from portguard.limits.ledger import Owner, UsageRow
 from portguard.limits.periods import Span, span_at, written_end, written_period
 from portguard.policy.model import NO_LIMITS, Limits
 from portguard.policy.quantities import Period, Quota, written_size
 from portguard.reasons import Reason
-
-PERIODS = tuple(Period)
 
 _WARN_AT = 0.8
 _PLENTY = 16  # leases that are still left
@@ -48,63 +46,6 @@ class QuotaLine(NamedTuple):
     used_bytes: int
     outstanding_bytes: int  # leased, and not used yet
     end_s: int
-
-
-class Holding:
-    """What one worker holds of an identity's account. `moved(slot)` is what a live session has moved, both ways."""
-
-    __slots__ = ("leased", "moved", "next_bytes", "owner", "recalled", "slots", "spent", "waiting", "worker")
-
-    def __init__(self, owner: Owner, worker: int, moved: Callable[[int], int], first_bytes: int):
-        self.owner = owner
-        self.worker = worker
-        self.moved = moved
-        self.slots: dict[int, int] = {}  # and what each had moved when it began to draw on this
-        self.leased = 0  # since it began, less what was given back
-        self.spent = 0  # by those of its sessions that have ended
-        self.next_bytes = first_bytes
-        self.recalled = False  # and has not answered yet
-        self.waiting = False
-
-    def unspent(self) -> int:
-        """What is leased and not used yet.
-
-        Counts are in memory that the worker writes to. Whatever they say, it is between nothing and all.
-        """
-        left = self.leased - self.spent - sum(self.moved(slot) - before for slot, before in self.slots.items())
-        return max(0, min(left, self.leased - self.spent))
-
-
-def _zeros() -> list[int]:
-    return [0] * len(PERIODS)
-
-
-@dataclass(slots=True)
-class Account:
-    """One owner's account. The numbers of a list are those of `PERIODS`."""
-
-    owner: Owner
-    used: list[int] = field(default_factory=_zeros)  # or leased
-    granted: list[int] = field(default_factory=_zeros)
-    asked: list[int] = field(default_factory=_zeros)  # what the ledger is to hold: at least `used`, once it is told
-    safe: list[int] = field(default_factory=_zeros)  # what the ledger surely holds
-    others_used: list[int] = field(default_factory=_zeros)  # by other gateways, at most
-    others_granted: list[int] = field(default_factory=_zeros)  # at other gateways
-    resets: list[int] = field(default_factory=_zeros)  # of which this gateway knows, where several share a ledger
-    warned: set[Period] = field(default_factory=set)
-    holdings: dict[tuple[Owner, int], Holding] = field(default_factory=dict)  # by identity's owner and worker
-
-    def outstanding(self) -> int:
-        """What is leased and not used yet."""
-        return sum(holding.unspent() for holding in self.holdings.values())
-
-    def taken(self, number: int) -> int:
-        """What is used or leased of a period, wherever."""
-        return self.used[number] + self.others_used[number]
-
-    def given(self, number: int) -> int:
-        """What was granted for a period beyond the quotas, wherever."""
-        return self.granted[number] + self.others_granted[number]
 
 
 class Accounts:
@@ -157,8 +98,8 @@ class Accounts:
             self._zone = zone
             self._set_spans([span_at(period, now_s, zone) for period in PERIODS])
             for account in self._accounts.values():
-                account.safe = _zeros()
-                account.others_used, account.others_granted, account.resets = _zeros(), _zeros(), _zeros()
+                account.safe = zeros()
+                account.others_used, account.others_granted, account.resets = zeros(), zeros(), zeros()
                 self._changed[account.owner] = account
         for role in {owner.role for owner in self._accounts}:
             holdings = {
@@ -195,7 +136,7 @@ class Accounts:
             account = self.account(Owner(role, trust, name))
             account.used, account.granted, account.asked, account.safe = used, granted, asked, asked.copy()
             if self._shared:
-                account.safe = _zeros()  # what was to be put aside may have been more than there was
+                account.safe = zeros()  # what was to be put aside may have been more than there was
             account.warned = set(map(Period, warned))
             self._ahead[account.owner] = self._changed[account.owner] = account
         for role, trust, name, resets in state.get("resets", ()):  # which older programs do not tell
@@ -226,6 +167,13 @@ class Accounts:
     def quota_periods(self, owner: Owner) -> Collection[Period]:
         """The periods in which the owner has a quota."""
         return {quota.period for quota in self.quotas(owner)}
+
+    def _quota_sizes(self, owner: Owner) -> dict[Period, int]:
+        """The size of the owner's smallest quota in each period in which it has one."""
+        sizes: dict[Period, int] = {}
+        for quota in self.quotas(owner):
+            sizes[quota.period] = min(quota.size_bytes, sizes.get(quota.period, quota.size_bytes))
+        return sizes
 
     def charged(self, owner: Owner) -> tuple[Account, ...]:
         """The accounts that an identity's leases are taken off: its own, and its role's if that has quotas."""
@@ -353,17 +301,15 @@ class Accounts:
         """How one owner stands, as `lines` tells it; one that has no account yet gets none by being asked for."""
         self.roll(now_s)
         account = self._accounts.get(owner) or Account(owner)
-        limits: dict[Period, int] = {}
-        for quota in self.quotas(owner):
-            limits[quota.period] = min(quota.size_bytes, limits.get(quota.period, quota.size_bytes))
-        if owner.is_pool and not limits:
+        sizes = self._quota_sizes(owner)
+        if owner.is_pool and not sizes:
             return []
         outstanding = account.outstanding()
         lines = []
         for number, (period, span) in enumerate(zip(PERIODS, self._spans, strict=True)):
             used, granted = account.taken(number) - outstanding, account.given(number)
-            if period in limits or used:
-                lines.append(QuotaLine(owner, period, limits.get(period), granted, used, outstanding, span.end_s))
+            if period in sizes or used:
+                lines.append(QuotaLine(owner, period, sizes.get(period), granted, used, outstanding, span.end_s))
         return lines
 
     def reset(self, owner: Owner, periods: Collection[Period], now_s: float) -> None:
@@ -397,7 +343,7 @@ class Accounts:
         self.roll(now_s)
         if all_there_is:
             for account in self._accounts.values():
-                account.others_used, account.others_granted = _zeros(), _zeros()
+                account.others_used, account.others_granted = zeros(), zeros()
         roles = set()
         for others in news:
             number = PERIODS.index(others.period)
@@ -466,9 +412,7 @@ class Accounts:
         self._writing.update((owner, owner.pool))
         claims = []
         for account in self.charged(owner):
-            sizes: dict[Period, int] = {}
-            for quota in self.quotas(account.owner):
-                sizes[quota.period] = min(quota.size_bytes, sizes.get(quota.period, quota.size_bytes))
+            sizes = self._quota_sizes(account.owner)
             claims += [
                 Claim(row, needed_bytes, sizes.get(row.period))
                 for row, needed_bytes in zip(self._rows(account), account.used, strict=True)

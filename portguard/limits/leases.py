@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from portguard.errors import Refused
-from portguard.limits.accounts import Account, Accounts, Holding
+from portguard.limits.account import Account, Holding
+from portguard.limits.accounts import Accounts
 from portguard.limits.ledger import Owner
 
 FIRST_BYTES = 1024 * 1024

@@ -5,7 +5,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from portguard.limits.accounts import Accounts, Holding, QuotaLine, Warned
+from portguard.limits.account import Holding
+from portguard.limits.accounts import Accounts, QuotaLine, Warned
 from portguard.limits.fleet import Others
 from portguard.limits.ledger import Owner, UsageRow
 from portguard.limits.periods import span_at

@@ -6,7 +6,8 @@ from itertools import permutations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portguard.limits.accounts import Accounts, Holding
+from portguard.limits.account import Holding
+from portguard.limits.accounts import Accounts
 from portguard.limits.fleet import Others, StampedLock, merge_locks
 from portguard.limits.ledger import LockRow, LockTarget, Owner
 from portguard.policy.model import Limits

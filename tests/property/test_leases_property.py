@@ -24,7 +24,8 @@ from hypothesis.stateful import (
 
 from portguard.errors import Refused
 from portguard.gateway.gates import Allowance, Gate
-from portguard.limits.accounts import PERIODS, Accounts
+from portguard.limits.account import PERIODS
+from portguard.limits.accounts import Accounts
 from portguard.limits.leases import Answer, Exhausted, Lease, Leases, Recall
 from portguard.limits.ledger import Owner, UsageRow
 from portguard.policy.model import NO_LIMITS, Limits
