@@ -23,9 +23,9 @@ from portguard.gateway.messages import (
     ShareWanted,
     Ticket,
 )
+from portguard.gateway.shares import Shares
 from portguard.gateway.slot_tables import SlotTables
 from portguard.limits.accounts import Accounts, Warned
-from portguard.limits.bandwidth import Bucket
 from portguard.limits.fleet import Fleet, News
 from portguard.limits.leases import RECALL_TICKS, Answer, Exhausted, Lease, Leases, Recall
 from portguard.limits.ledger import Answers, Owner, Store, UsageRow
@@ -96,8 +96,7 @@ class Accounting:
         self._securing: dict[tuple[int, Owner], float] = {}
         self._stalled: dict[tuple[int, Owner], float] = {}
         self._untold: Counter[tuple[int, Owner]] = Counter()  # how many leases are being written, by worker and owner
-        self._buckets: dict[tuple[Owner, int], Bucket] = {}  # by direction
-        self._pouring: dict[tuple[Owner, int], asyncio.TimerHandle] = {}
+        self._shares = Shares(lambda role: self.accounts.limits(role).bandwidth, self._give_share)
         self._note_at_s = time.monotonic() + _NOTE_EVERY_S
 
     def configure(self, policy: Policy, when_unavailable: Literal["refuse", "allow"]) -> None:
@@ -105,9 +104,7 @@ class Accounting:
         limits = {role.name: role.limits for role in policy.roles}
         self.accounts.configure(limits, policy.zone, time.time())
         self._refuses = when_unavailable == "refuse"
-        for (owner, _), bucket in self._buckets.items():
-            if (bandwidth := self.accounts.limits(owner.role).bandwidth) is not None:
-                bucket.set_rate(bandwidth, time.monotonic())
+        self._shares.configure()
         self._act(self._leases.recall_excess())
         for role in limits:
             self.serve_waiting(role)
@@ -131,7 +128,7 @@ class Accounting:
             "sessions": list(self._sessions),
             "stalled": [[worker, self._number(owner)] for worker, owner in self._stalled],
             "shares": [
-                [self._number(owner), direction, bucket.waiting] for (owner, direction), bucket in self._buckets.items()
+                [self._number(owner), direction, workers] for owner, direction, workers in self._shares.waiting()
             ],
         }
 
@@ -148,7 +145,7 @@ class Accounting:
             self._act(self._leases.ask(worker, self._owners[number], time.time(), empty=True))
         for number, direction, workers in state["shares"]:
             for worker in workers:
-                self._share(worker, self._owners[number], direction)
+                self._shares.ask(worker, self._owners[number], direction)
 
     # Sessions.
 
@@ -222,8 +219,7 @@ class Accounting:
 
     def lost(self, worker: int) -> None:
         """A worker is no more, and its sessions have been ended."""
-        for bucket in self._buckets.values():
-            bucket.forget(worker)
+        self._shares.forget(worker)
         self._act(self._leases.lose(worker, time.time()))
 
     def on_message(self, worker: int, message: LeaseWanted | LeaseReturned | ShareWanted) -> None:
@@ -239,7 +235,10 @@ class Accounting:
             case ShareWanted():
                 # Without a session of its own it has no use for a share, and others get less.
                 if (worker, owner) in self._drawing:
-                    self._share(worker, owner, message.direction)
+                    self._shares.ask(worker, owner, message.direction)
+
+    def _give_share(self, worker: int, owner: Owner, direction: int, share_bytes: int) -> None:
+        self._send(worker, Share(self._number(owner), direction, share_bytes))
 
     # Leases.
 
@@ -342,30 +341,6 @@ class Accounting:
             )
             self._on_misconduct(recall.worker, Misconduct(error))
 
-    # Bandwidth.
-
-    def _share(self, worker: int, owner: Owner, direction: int) -> None:
-        bandwidth = self.accounts.limits(owner.role).bandwidth
-        if bandwidth is None:
-            return
-        key, now_s = (owner, direction), time.monotonic()
-        bucket = self._buckets.get(key)
-        if bucket is None:
-            bucket = self._buckets[key] = Bucket(bandwidth, now_s)
-        bucket.ask(worker, now_s)
-        if key not in self._pouring:
-            self._pour(key)
-
-    def _pour(self, key: tuple[Owner, int]) -> None:
-        self._pouring.pop(key, None)
-        bucket, now_s = self._buckets[key], time.monotonic()
-        number, direction = self._number(key[0]), key[1]
-        for worker, share_bytes in bucket.grants(now_s):
-            self._send(worker, Share(number, direction, share_bytes))
-        due_s = bucket.due_s(now_s)
-        if due_s is not None:
-            self._pouring[key] = self._loop.call_later(due_s - now_s, self._pour, key)
-
     # The ledger.
 
     @property
@@ -415,9 +390,7 @@ class Accounting:
         self._rates.forget_idle(time.time())
         if rows := self._rates.changed():
             self._store.write(rows)
-        for key, bucket in list(self._buckets.items()):
-            if key not in self._pouring and bucket.idle(time.monotonic()):
-                del self._buckets[key]
+        self._shares.drop_idle()
 
     def _write_changed(self) -> None:
         if rows := self.accounts.take_rows(time.time()):
@@ -425,8 +398,7 @@ class Accounting:
 
     async def stop(self) -> None:
         """All sessions have ended: write what is to be kept."""
-        for timer in self._pouring.values():
-            timer.cancel()
+        self._shares.stop()
         self._settle()
         if not await asyncio.to_thread(self._store.flush_and_close, _CLOSE_S):
             log.event("error", "ledger.unavailable", message=f"expected the last rows written in {_CLOSE_S:.0f} s")
