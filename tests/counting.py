@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-PATIENCE_S = 60
+from tests.patience import PATIENCE_S
+
 MB = 1_000_000
 
 _PIECE = bytes(1 << 20)

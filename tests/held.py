@@ -7,8 +7,7 @@ import subprocess
 import pytest
 
 from tests.e2e.conftest import PORTGUARD
-
-_PATIENCE_S = 20
+from tests.patience import PATIENCE_S
 
 
 def portguard(gateway, *words, code=0):
@@ -16,7 +15,7 @@ def portguard(gateway, *words, code=0):
     environment = os.environ | {"PORTGUARD_CA": "ca", "PORTGUARD_CONFIG": "portguard.toml"}
     done = subprocess.run(
         [*PORTGUARD, *words], cwd=gateway.folder, env=environment, capture_output=True, text=True,
-        timeout=_PATIENCE_S, check=False,
+        timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
@@ -24,7 +23,7 @@ def portguard(gateway, *words, code=0):
 
 def held(gateway, name):
     client = gateway.connect("echo", name)
-    client.settimeout(_PATIENCE_S)
+    client.settimeout(PATIENCE_S)
     assert goes_on(client)
     return client
 

@@ -14,8 +14,9 @@ import threading
 import time
 from typing import Any, Self
 
+from tests.patience import PATIENCE_S
+
 _PIECE_BYTES = 16 * 1024
-_PATIENCE_S = 60.0
 _NOISE = random.Random(4).randbytes(1_000_003)  # a prime length: whatever is lost or doubled shifts it
 
 
@@ -61,7 +62,7 @@ class Traffic:
     def __enter__(self) -> Self:
         for _ in range(self._count):
             session = self._gateway.connect(self._service, self._name)
-            session.settimeout(_PATIENCE_S)
+            session.settimeout(PATIENCE_S)
             self._streams.append(_Stream(session))
             thread = threading.Thread(target=self._streams[-1].run, args=(self._over,), daemon=True)
             self._threads.append(thread)
@@ -84,7 +85,7 @@ class Traffic:
     def moves(self) -> None:
         """Wait until each of them has gone round twice more."""
         aims = [stream.rounds + 2 for stream in self._streams]
-        deadline_s = time.monotonic() + _PATIENCE_S
+        deadline_s = time.monotonic() + PATIENCE_S
         while any(stream.rounds < aim for stream, aim in zip(self._streams, aims, strict=True)):
             assert [stream.failure for stream in self._streams] == [None] * self._count
             assert time.monotonic() < deadline_s, "expected all sessions to go on, got one that stands still"

@@ -10,11 +10,13 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.patience import PATIENCE_S
+
 Step = tuple[str, list[str]]
 """A command, with the lines shown below it."""
 
 _HERE_DOCUMENT = re.compile(r"<<'(\w+)'$")
-_PATIENCE_S = 120
+_PATIENCE_S = 2 * PATIENCE_S  # for all commands of a page
 
 
 def transcript(text: str) -> list[Step]:

@@ -15,11 +15,11 @@ from portguard.limits.ledger import LockRow, LockTarget, Owner, RateRow, UsageRo
 from portguard.limits.redis import RedisStore
 from portguard.limits.redis_link import RedisSettings
 from portguard.policy.quantities import Period
+from tests.patience import PATIENCE_S
 from tests.redis_server import RedisServer
 
 _PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "run-a-fleet.md").read_text()
 _OWNER = Owner("dba", "staff", "anna")
-_PATIENCE_S = 30
 
 
 def _block(language: str) -> str:
@@ -48,7 +48,7 @@ def make_user(server, real_program):
         [line] = [line for line in _PAGE.splitlines() if line.startswith("$ redis-cli ACL SETUSER")]
         words = [word for word in shlex.split(line.removeprefix("$ redis-cli ")) if word not in without]
         command = [real_program("redis-cli"), "-s", str(server.socket), *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_PATIENCE_S)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
         assert done.stdout == "OK\n"
 
     return run
@@ -69,10 +69,10 @@ def test_the_user_can_do_all_that_a_gateway_does(server, make_user, tmp_path):
     a.start(lambda answers: done.extend(written for _, written in answers))
     a.write([row, RateRow(_OWNER, f"60:{now_s * 1000}:0", now_s + 60), lock])
     a.claim([Claim(row._replace(used_bytes=9), 9, 10)], lambda _: None)
-    assert a.flush_and_close(_PATIENCE_S)
+    assert a.flush_and_close(PATIENCE_S)
     b = _open(server, tmp_path / "b")
     assert b.contents(now_s).locks == (lock,)
-    assert b.flush_and_close(_PATIENCE_S)
+    assert b.flush_and_close(PATIENCE_S)
     assert (a.errors, b.errors) == (0, 0)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-_PATIENCE_S = 60
+from tests.patience import PATIENCE_S
 
 # Compiled into sshd: without this folder it does not start as root.
 _PRIVILEGE_SEPARATION = Path("/run/sshd")
@@ -49,7 +49,7 @@ def postgresql(start_for_module, free_port, real_program, unprivileged):
             cwd=folder,
             check=True,
             capture_output=True,
-            timeout=_PATIENCE_S,
+            timeout=PATIENCE_S,
             **as_user,
         )
         settings = {
@@ -87,7 +87,7 @@ def ssh_keys(tmp_path_factory, real_program):
         subprocess.run(
             [real_program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(folder / name)],
             check=True,
-            timeout=_PATIENCE_S,
+            timeout=PATIENCE_S,
         )
     return folder
 

@@ -12,9 +12,9 @@ import pytest
 from tests.counting import metric, steady_zone
 from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
+from tests.patience import PATIENCE_S
 from tests.unharmed import descriptors, echoes, warm_up, workers
 
-_PATIENCE_S = 60
 _KILLS = 8
 
 QUOTA = """
@@ -34,7 +34,7 @@ def echo():
 
 def verified(gateway):
     command = [*PORTGUARD, "audit", "verify", "-c", str(gateway.folder / "portguard.toml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -25,9 +25,9 @@ from tests.counting import (
 from tests.curl import curl
 from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
+from tests.patience import PATIENCE_S
 from tests.redis_server import RedisServer
 
-_PATIENCE_S = 30
 KB = 1000
 QUOTA = 200 * KB
 
@@ -74,7 +74,7 @@ def start_fleet(server, sink, echo, start_one_of_several):
 def portguard(gateway, *arguments, code=0):
     """Run a command on the gateway; return its standard output and error."""
     command = [*PORTGUARD, *arguments, "-c", str(gateway.folder / "portguard.toml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout, done.stderr
 
@@ -104,7 +104,7 @@ def wait_until_refused(gateway, why, name="alice"):
 
 def held(gateway, name="alice"):
     client = gateway.connect("echo", name)
-    client.settimeout(_PATIENCE_S)
+    client.settimeout(PATIENCE_S)
     echoes(client)
     return client
 
@@ -335,7 +335,7 @@ def serve(gateway, **environment):
     """Have a gateway that has ended start again; return its exit code and what it said."""
     command = [*PORTGUARD, "serve", "-c", str(gateway.folder / "portguard.toml")]
     env = os.environ | environment
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=env)
     return done.returncode, done.stderr
 
 
@@ -381,7 +381,7 @@ def test_without_the_package_a_gateway_says_how_to_install_it(start_fleet, tmp_p
     configure(a, a_url(a), 'url = "sqlite"')
     command = [sys.executable, "-P", "-m", "portguard", "serve", "--check", "-c", str(a.folder / "portguard.toml")]
     env = os.environ | {"PYTHONPATH": str(hook)}
-    subprocess.run(command, check=True, capture_output=True, timeout=_PATIENCE_S, env=env)
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S, env=env)
 
 
 def a_url(gateway):
@@ -408,7 +408,7 @@ def over_tls(tmp_path, real_program, free_port):
 def test_over_tls_a_redis_must_have_a_trusted_certificate_of_its_name(over_tls, tmp_path):
     store = RedisStore.open(RedisSettings(over_tls, "test"), str(tmp_path / "a"))
     assert store.trouble is None
-    assert store.flush_and_close(_PATIENCE_S)
+    assert store.flush_and_close(PATIENCE_S)
     for wrong in (over_tls.replace("localhost", "127.0.0.1"), over_tls.partition("?")[0]):
         with pytest.raises(ConfigurationError, match=r"got a certificate that is not trusted \(") as error:
             RedisStore.open(RedisSettings(wrong, "test"), str(tmp_path / "a"))

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.patience import PATIENCE_S
 from tests.transcripts import transcript
 
 _HOWTO = Path(__file__).parents[2] / "docs" / "howto"
 _PAGE = (_HOWTO / "reach-services.md").read_text()
 [_SECTION] = re.findall(r"^## CI jobs\n(.*?)^## ", _PAGE, re.MULTILINE | re.DOTALL)
 [_PROFILE] = re.findall(r"^```toml\n(.*?)^```$", _SECTION, re.MULTILINE | re.DOTALL)
-_PATIENCE_S = 60
 _SECRETS = {"PORTGUARD_CERTIFICATE", "PORTGUARD_KEY"}
 
 # The tests that a job runs: they see who can read the key, reach both services, and end in a way of their own.
@@ -79,7 +79,7 @@ def job(gateway, real_program, tmp_path, monkeypatch):
         # Both services end a script with the first command that fails.
         return subprocess.run(
             ["bash", "-eo", "pipefail", "-c", script],
-            cwd=checkout, capture_output=True, text=True, check=False, timeout=_PATIENCE_S, umask=0o022,
+            cwd=checkout, capture_output=True, text=True, check=False, timeout=PATIENCE_S, umask=0o022,
         )  # fmt: skip
 
     return run

@@ -22,12 +22,12 @@ import pytest
 
 from tests.haproxy import start_haproxy
 from tests.nginx import start_nginx
+from tests.patience import PATIENCE_S
 from tests.profiles import write_profile
 from tests.transcripts import expected, run, transcript
 
 _HOWTO = Path(__file__).parents[2] / "docs" / "howto"
 _PAGE = (_HOWTO / "reach-services.md").read_text()
-_PATIENCE_S = 60
 _SSH = "ssh, scp, sftp, rsync, git"
 
 # The section, and the programs whose steps are run.
@@ -211,7 +211,7 @@ def new_psql(real_program):
 
 
 def _make_repository(path):
-    subprocess.run(["git", "init", "--quiet", "--bare", path], check=True, timeout=_PATIENCE_S)
+    subprocess.run(["git", "init", "--quiet", "--bare", path], check=True, timeout=PATIENCE_S)
 
 
 @pytest.fixture
@@ -283,7 +283,7 @@ def _standing(desk, title):
 
 
 def _fetch(port):
-    with urllib.request.urlopen(f"http://localhost:{port}/hello.txt", timeout=_PATIENCE_S) as answer:
+    with urllib.request.urlopen(f"http://localhost:{port}/hello.txt", timeout=PATIENCE_S) as answer:
         return answer.read()
 
 
@@ -297,7 +297,7 @@ def test_a_local_port_leads_to_the_service_until_it_is_ended(desk, start, real_p
         if service == "orders-db":
             where = ["-h", "127.0.0.1", "-p", port, "-U", "alice", "-d", "orders"]
             query = [psql, *where, "-Atc", "select 6 * 7"]
-            assert subprocess.check_output(query, timeout=_PATIENCE_S) == b"42\n"
+            assert subprocess.check_output(query, timeout=PATIENCE_S) == b"42\n"
         else:
             assert _fetch(port) == b"what we know\n"
     assert program.stop(signal.SIGINT) == 0
@@ -307,7 +307,7 @@ def test_a_local_port_leads_to_the_service_until_it_is_ended(desk, start, real_p
 def test_without_a_role_no_local_port_opens(desk, title):
     bob = desk("bob")
     words, _, environment = _standing(bob, title)
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     [refusal] = re.findall(r"^Refused: `([^`]+)`", section(bob.page, title), re.MULTILINE)
     assert refusal in done.stderr
     assert (done.returncode, done.stdout) == (3, "")

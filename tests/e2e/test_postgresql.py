@@ -13,10 +13,10 @@ import threading
 import psycopg
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.profiles import write_profile
 
 _BLOCKS, _BLOCK_LINES, _LINE_BYTES = 100, 1000, 1000  # 100 MB
-_PATIENCE_S = 60
 
 PORTGUARD = (sys.executable, "-P", "-m", "portguard")
 
@@ -46,7 +46,7 @@ def connect(gateway, name, service="orders-db", **parameters):
         sslrootcert=str(gateway.ca),
         sslcert=str(certificate),
         sslkey=str(key),
-        connect_timeout=_PATIENCE_S,
+        connect_timeout=PATIENCE_S,
         autocommit=True,
         **parameters,
     )
@@ -75,7 +75,7 @@ def test_libpq_is_refused_by_itself_where_the_service_does_not_take_its_protocol
 def test_libpq_that_begins_in_the_clear_gets_no_answer(gateway):
     with pytest.raises(psycopg.OperationalError):
         psycopg.connect(
-            host="127.0.0.1", port=gateway.port, user="postgres", sslmode="disable", connect_timeout=_PATIENCE_S
+            host="127.0.0.1", port=gateway.port, user="postgres", sslmode="disable", connect_timeout=PATIENCE_S
         )
     gateway.wait_for_log("handshake.fail .*reason=handshake_failed")
 
@@ -145,14 +145,14 @@ def sleeping(gateway, postgresql):
             yield connection, thread, errors
         finally:
             postgresql.query(f"select pg_terminate_backend({pid})")
-            thread.join(_PATIENCE_S)
+            thread.join(PATIENCE_S)
 
 
 def test_a_cancel_request_takes_the_way_through_the_gateway(gateway, sleeping):
     connection, thread, errors = sleeping
     gateway.wait_for_log("session.open .*identity=alice .*service=orders-db ")
-    connection.cancel_safe(timeout=_PATIENCE_S)
-    thread.join(_PATIENCE_S)
+    connection.cancel_safe(timeout=PATIENCE_S)
+    thread.join(PATIENCE_S)
     assert [type(error) for error in errors] == [psycopg.errors.QueryCanceled]
     gateway.wait_for_log("session.open .*identity=alice .*service=orders-db ", count=2)
     # 16 bytes are a CancelRequest.
@@ -179,9 +179,7 @@ def psql(gateway, real_program, tmp_path):
         profile = write_profile(gateway, name, tmp_path)
         command = [*PORTGUARD, "connect", "orders-db", "--profile", str(profile), "--", program, *options]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=_PATIENCE_S
-        )
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
 
     return run
 

@@ -19,17 +19,17 @@ import pytest
 
 from portguard.pki.starter import StarterFolder, StarterService
 from portguard.policy.addresses import HostPort
+from tests.patience import PATIENCE_S
 from tests.ports import reserved_port
 
 _PORTGUARD = (sys.executable, "-P", "-m", "portguard")
-_PATIENCE_S = 60
 REVOKE = "the end of all this: the certificate of alice is revoked, the next quickstart makes another"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the quickstart to its end."""
     command = [*_PORTGUARD, "quickstart", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
 
 
 def once(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -53,7 +53,7 @@ def paste(line: str) -> subprocess.CompletedProcess[str]:
     """Run a line as another terminal would, from another folder."""
     command = ["bash", "-c", line]
     return subprocess.run(
-        command, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_PATIENCE_S
+        command, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
 
 
@@ -89,7 +89,7 @@ def upstream() -> Iterator[Callable[[Callable[[socket.socket], None]], int]]:
                     sock, _ = server.accept()
                 except OSError:
                     return
-                sock.settimeout(_PATIENCE_S)
+                sock.settimeout(PATIENCE_S)
                 with sock, contextlib.suppress(OSError):
                     serve(sock)
 
@@ -174,7 +174,7 @@ def test_it_ends_with_its_gateway(running: Callable) -> None:
     children = Path(f"/proc/{quickstart.process.pid}/task/{quickstart.process.pid}/children").read_text().split()
     for child in children:
         os.kill(int(child), signal.SIGKILL)
-    assert quickstart.process.wait(timeout=_PATIENCE_S) == 1
+    assert quickstart.process.wait(timeout=PATIENCE_S) == 1
     assert "portguard: gateway: expected it to serve, got exit code -9" in quickstart.said
 
 
@@ -361,7 +361,7 @@ def postgresql(start: Callable, real_program: Callable, unprivileged) -> Iterato
             os.chown(folder, unprivileged.pw_uid, unprivileged.pw_gid)
             user = {"user": unprivileged.pw_uid, "group": unprivileged.pw_gid, "extra_groups": []}
         initdb = [real_program("initdb"), "-D", f"{folder}/data", "-U", "postgres", "-A", "trust", "--no-sync"]
-        subprocess.run(initdb, cwd=folder, check=True, capture_output=True, timeout=_PATIENCE_S, **user)
+        subprocess.run(initdb, cwd=folder, check=True, capture_output=True, timeout=PATIENCE_S, **user)
         host, port = _POSTGRESQL
         settings = f"listen_addresses={host} port={port} unix_socket_directories= ssl=off fsync=off shared_buffers=32MB"
         options = [word for setting in settings.split() for word in ("-c", setting)]

@@ -25,9 +25,8 @@ from tests.counting import steady_zone
 from tests.e2e import conftest
 from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
+from tests.patience import PATIENCE_S
 from tests.unharmed import descriptors, echoes, processes, workers
-
-_PATIENCE_S = 60
 
 
 @pytest.fixture
@@ -65,13 +64,13 @@ def upgrade(program, version):
 
 def run(gateway, *arguments, code=0):
     command = [*PORTGUARD, *arguments, "-c", str(gateway.folder / "portguard.toml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def metric(gateway, name):
-    with urllib.request.urlopen(f"http://127.0.0.1:{gateway.metrics_port}/metrics", timeout=_PATIENCE_S) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{gateway.metrics_port}/metrics", timeout=PATIENCE_S) as answer:
         [value] = re.findall(rf"^portguard_{name} (\S+)$", answer.read().decode(), re.MULTILINE)
     return float(value)
 
@@ -104,7 +103,7 @@ class Transfer:
 
     def finish(self):
         self._over.set()
-        self._thread.join(_PATIENCE_S)
+        self._thread.join(PATIENCE_S)
         assert self.failure is None, self.failure
         self._client.unwrap()
         self._client.close()
@@ -241,7 +240,7 @@ def test_nobody_is_refused_meanwhile(gateway):
     enough = len(made) + 10
     gateway.program.wait_until(lambda: len(made) >= enough or not clients.is_alive(), "clients got in afterwards")
     over.set()
-    clients.join(_PATIENCE_S)
+    clients.join(PATIENCE_S)
     assert set(made) == {None}
     assert gateway.program.stop() == 0
 
@@ -312,7 +311,7 @@ def test_a_version_that_is_gone_after_its_trial_ends_the_gateway_with_its_books_
     trial = program / "portguard" / "gateway" / "trial.py"
     trial.write_text(f"import atexit, os\natexit.register(os.unlink, {str(interpreter)!r})\n{trial.read_text()}")
     gateway.program.process.send_signal(signal.SIGUSR2)
-    assert gateway.program.process.wait(_PATIENCE_S) == 1
+    assert gateway.program.process.wait(PATIENCE_S) == 1
     assert re.search('gateway.reexec_failed .*message="No such file or directory"', gateway.log)
     assert "gateway.fault" not in gateway.log
     run(gateway, "audit", "verify")

@@ -16,11 +16,11 @@ import pytest
 from bench.load import Crowd, Doors
 from bench.measure import Family
 from tests.half_closing import HalfClosing, Plain, digest_of, digest_of_pattern, send_pattern
+from tests.patience import PATIENCE_S
 from tests.unharmed import echoes, unharmed, warm_up
 
 _REPOSITORY = Path(__file__).parents[2]
 _KIB, _MIB = 1024, 1024 * 1024
-_PATIENCE_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ _WAYS = pytest.mark.parametrize("way", ["sni", "connect"])
 async def test_what_the_service_sends_comes_whole_after_the_client_has_finished(gateway, listening, way):
     client, service = await joined(gateway, listening, way)
     with client as client, service as service:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):
             await client.send(b"question")
             await client.finish()
             assert [data async for data in service] == [b"question"]
@@ -83,7 +83,7 @@ async def test_what_the_service_sends_comes_whole_after_the_client_has_finished(
 async def test_what_the_client_sends_comes_whole_after_the_service_has_finished(gateway, listening, way):
     client, service = await joined(gateway, listening, way)
     with client as client, service as service:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):
             await service.send(b"ready")
             await service.finish()
             assert [data async for data in client] == [b"ready"]
@@ -97,7 +97,7 @@ async def test_what_the_client_sends_comes_whole_after_the_service_has_finished(
 async def test_both_directions_at_once_end_each_on_its_own(gateway, listening, way):
     client, service = await joined(gateway, listening, way)
     with client as client, service as service:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):
             up, down = asyncio.create_task(digest_of(service)), asyncio.create_task(digest_of(client))
             sending = asyncio.create_task(send_pattern(service, 64 * _MIB))
             await send_pattern(client, 16 * _MIB)  # ends while the other way is in the middle
@@ -110,7 +110,7 @@ async def test_both_directions_at_once_end_each_on_its_own(gateway, listening, w
 async def test_a_client_that_ends_without_close_notify_has_its_service_see_a_reset(gateway, listening):
     client, service = await joined(gateway, listening, "sni")
     with client as client, service as service:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):
             await client.send(b"half an upload")
             client.sock.shutdown(socket.SHUT_WR)
             with pytest.raises(ConnectionResetError):
@@ -137,7 +137,7 @@ def fill(socks):
 def drain(socks, amount):
     """Read that much from all of them together."""
     while amount > 0:
-        ready, _, _ = select.select(socks, [], [], _PATIENCE_S)
+        ready, _, _ = select.select(socks, [], [], PATIENCE_S)
         assert ready, f"expected {amount} bytes more, got nothing"
         for sock in ready:
             with contextlib.suppress(ssl.SSLWantReadError):
@@ -154,7 +154,7 @@ def drain(socks, amount):
 @pytest.mark.parametrize("stalled", ["client", "service"])
 def test_memory_stays_flat_however_slow_one_side_is(gateway, listening, stalled):
     listening.setblocking(True)
-    listening.settimeout(_PATIENCE_S)
+    listening.settimeout(PATIENCE_S)
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(gateway.connect("here")) for _ in range(8)]
         services = [stack.enter_context(listening.accept()[0]) for _ in clients]

@@ -13,10 +13,10 @@ import pytest
 from portguard.pki.authority import Authority
 from tests.echo import echo_service
 from tests.held import goes_on, held, is_cut, is_refused, portguard
+from tests.patience import PATIENCE_S
 from tests.traffic import Traffic
 from tests.transcripts import expected, transcript
 
-_PATIENCE_S = 20
 _HOWTO = (Path(__file__).parents[2] / "docs/howto/revoke-certificates.md").read_text()
 
 POLICY = """
@@ -40,7 +40,7 @@ def openssl(program, gateway, name, *more, ca="ca"):
     """What openssl says of a client's certificate, with the list of the authority."""
     certificate, folder = gateway.certificate(name)[0], gateway.folder / ca
     argv = [program, "verify", *more, "-CAfile", folder / "ca.crt", "-CRLfile", folder / "ca.crl", certificate]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     return done.stdout + done.stderr
 
 
@@ -166,7 +166,7 @@ def test_the_commands_of_the_how_to_do_what_it_shows(with_the_howtos_files, tmp_
         assert len(steps) == 8
         for command, shown in steps:
             done = subprocess.run(
-                ["bash", "-c", f"{command} 2>&1"], stdout=subprocess.PIPE, text=True, timeout=_PATIENCE_S,
+                ["bash", "-c", f"{command} 2>&1"], stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S,
                 check=False, **_shell(gateway, tmp_path),
             )  # fmt: skip
             assert expected(shown).fullmatch(done.stdout), f"$ {command}\nprinted:\n{done.stdout}\nnot:\n{shown}"
@@ -183,7 +183,7 @@ def test_the_service_of_the_how_to_renews_the_list_and_takes_it_to_the_gateway(w
     assert len(commands) == 2
     for command in commands:
         script = f"PATH=.:$PATH; {command}"
-        done = subprocess.run(["sh", "-c", script], timeout=_PATIENCE_S, check=False, **_shell(gateway, tmp_path))
+        done = subprocess.run(["sh", "-c", script], timeout=PATIENCE_S, check=False, **_shell(gateway, tmp_path))
         assert done.returncode == 0
     assert before != (gateway.folder / "tls/ca.crl").read_bytes() == (gateway.folder / "ca/ca.crl").read_bytes()
 
@@ -196,7 +196,7 @@ def test_systemd_takes_the_units_of_the_how_to(real_program, tmp_path):
 
     def verified(unit):
         argv = [program, "verify", unit]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
         return done.returncode, done.stderr
 
     assert [verified(unit) for unit in (service, timer)] == [(0, "")] * 2

@@ -11,10 +11,10 @@ import pytest
 from portguard.pki.authority import Authority
 from tests.echo import echo_service
 from tests.held import goes_on, held, is_cut, is_refused, portguard
+from tests.patience import PATIENCE_S
 from tests.traffic import Traffic
 from tests.transcripts import expected, transcript
 
-_PATIENCE_S = 20
 _HOWTO = (Path(__file__).parents[2] / "docs/howto/rotate-the-authority.md").read_text()
 
 POLICY = """
@@ -107,7 +107,7 @@ def test_the_commands_of_the_how_to_do_what_it_shows(start_gateway, echo, tmp_pa
         for command, shown in steps:
             done = subprocess.run(
                 ["bash", "-c", f"{command} 2>&1"], cwd=gateway.folder, env=environment, stdout=subprocess.PIPE,
-                text=True, timeout=_PATIENCE_S, check=False,
+                text=True, timeout=PATIENCE_S, check=False,
             )  # fmt: skip
             assert expected(shown).fullmatch(done.stdout), f"$ {command}\nprinted:\n{done.stdout}\nnot:\n{shown}"
             assert done.returncode == (1 if "expected nothing" in done.stdout else 0), command

@@ -10,11 +10,11 @@ import sys
 
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.profiles import write_profile
 
 _PORTGUARD = (sys.executable, "-P", "-m", "portguard")
 _BIG = 100 * 1000 * 1000
-_PATIENCE_S = 60
 _SESSIONS = 12
 
 
@@ -59,7 +59,7 @@ Host shell
             capture_output=True,
             text=True,
             check=False,
-            timeout=_PATIENCE_S,
+            timeout=PATIENCE_S,
         )
 
     return run
