@@ -13,7 +13,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from portguard.errors import PortguardError
 from portguard.identity.authorities import UNREADABLE
@@ -22,11 +22,6 @@ PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519Pri
 
 _SECRET = 0o640  # the most that others get of a key: a group, if it has one already
 _PUBLIC = 0o666
-
-
-def public_bytes(key: PrivateKey) -> bytes:
-    """Return the public key of a private one, as one form of it that can be compared."""
-    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def expect_room(certificate: Path, key: Path) -> None:
@@ -93,8 +88,7 @@ def finish_replacing(certificate: Path, certificate_pem: bytes, key_pem: bytes, 
 
 def _fits(certificate_pem: bytes, key: PrivateKey) -> bool:
     try:
-        public_key = x509.load_pem_x509_certificates(certificate_pem)[0].public_key()
-        return public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == public_bytes(key)
+        return x509.load_pem_x509_certificates(certificate_pem)[0].public_key() == key.public_key()
     except UNREADABLE:
         return False
 

@@ -13,11 +13,11 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from portguard.client.credentials import Credentials
 from portguard.client.gateway import Gateway
-from portguard.client.key_pair import PrivateKey, public_bytes
+from portguard.client.key_pair import PrivateKey
 from portguard.errors import Unreachable
 from portguard.identity.authorities import UNREADABLE
 from portguard.pki.proof import make_proof
@@ -73,7 +73,7 @@ def _problem(
 ) -> tuple[str, str] | None:
     """What is expected of a new chain and was not found; None where nothing speaks against it. *Fails closed.*"""
     leaf, old = chain[0], credentials.certificate
-    if leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != public_bytes(key):
+    if leaf.public_key() != key.public_key():
         return "a certificate for the key in the request", "one for another key"
     if uris(leaf) != uris(old):
         return f"a certificate for {', '.join(uris(old))}", f"one for {', '.join(uris(leaf)) or 'nobody'}"

@@ -21,7 +21,6 @@ from typing import TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from portguard.errors import PortguardError, Refused
 from portguard.gateway.admission import Admission
@@ -215,19 +214,13 @@ def _check(trusts: Trusts, wanted: RenewalWanted, at: datetime) -> _Asked:
     certificate = x509.load_der_x509_certificate(leaf)
     try:
         request = read_request(wanted.request, "request")
-        if not _is_same(request.public_key, certificate.public_key()):
+        if request.public_key != certificate.public_key():
             if wanted.proof is None:
                 raise PkiError("request", "the key of the certificate, or a proof by it", "another key without one")
             check_proof(wanted.proof, leaf, request.der, at.timestamp())
     except PkiError as error:
         raise Refused(Reason.BAD_REQUEST, str(error)) from None
     return _Asked(caller, certificate, request.public_key)
-
-
-def _is_same(one: CertificatePublicKeyTypes, other: CertificatePublicKeyTypes) -> bool:
-    """Whether two public keys are the same, however they were encoded."""
-    form = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
-    return one.public_bytes(*form) == other.public_bytes(*form)
 
 
 def _settle(future: asyncio.Future[bool], written: bool) -> None:
