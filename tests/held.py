@@ -11,17 +11,17 @@ from tests.patience import PATIENCE_S
 
 
 def portguard(gateway, *words, code=0):
-    """Run a command in the gateway's folder; return its standard output."""
+    """Run a command in the gateway's folder; return its standard output, and its errors too when it is to fail."""
     environment = os.environ | {"PORTGUARD_CA": "ca", "PORTGUARD_CONFIG": "portguard.toml"}
     done = subprocess.run(
         [*PORTGUARD, *words], cwd=gateway.folder, env=environment, capture_output=True, text=True,
         timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout if code == 0 else done.stdout + done.stderr
 
 
-def held(gateway, name):
+def held(gateway, name="alice"):
     client = gateway.connect("echo", name)
     client.settimeout(PATIENCE_S)
     assert goes_on(client)

@@ -24,6 +24,7 @@ import pytest
 
 from portguard.pki.authority import Authority
 from tests.e2e.services import postgresql, redis, ssh_keys, sshd  # noqa: F401  # fixtures
+from tests.echo import echo_service
 from tests.patience import PATIENCE_S
 from tests.ports import reserved_port
 
@@ -129,6 +130,13 @@ def free_port() -> Iterator[Callable[[], int]]:
     """`free_port()` is a TCP port of 127.0.0.1 that is kept for who asked, as in tests.ports."""
     with contextlib.ExitStack() as held:
         yield lambda: held.enter_context(reserved_port())
+
+
+@pytest.fixture
+def echo() -> Iterator[str]:
+    """The address of a service that sends back what it gets."""
+    with echo_service() as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import pytest
 
 from tests.audited import wait_for_audit
 from tests.e2e.conftest import PORTGUARD
-from tests.echo import echo_service
 from tests.patience import PATIENCE_S
 
 POLICY = """
@@ -23,12 +22,6 @@ name = "team"
 members = ["alice", "carol"]
 services = ["*"]
 """
-
-
-@pytest.fixture
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 def curl(gateway, target, *options):

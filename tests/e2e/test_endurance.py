@@ -11,7 +11,6 @@ import pytest
 
 from tests.counting import metric, steady_zone
 from tests.e2e.conftest import PORTGUARD
-from tests.echo import echo_service
 from tests.patience import PATIENCE_S
 from tests.unharmed import descriptors, echoes, warm_up, workers
 
@@ -24,12 +23,6 @@ members = ["alice"]
 services = ["*"]
 quota = ["10kB/hour"]
 """
-
-
-@pytest.fixture
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 def verified(gateway):

@@ -12,15 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.echo import echo_service
 from tests.patience import PATIENCE_S
 from tests.unharmed import echoes, unharmed, warm_up, workers
-
-
-@pytest.fixture
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 def held(gateway):

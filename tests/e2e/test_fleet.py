@@ -24,7 +24,7 @@ from tests.counting import (
 )
 from tests.curl import curl
 from tests.e2e.conftest import PORTGUARD
-from tests.echo import echo_service
+from tests.held import goes_on, held, is_cut, portguard
 from tests.patience import PATIENCE_S
 from tests.redis_server import RedisServer
 
@@ -47,12 +47,6 @@ def sink():
 
 
 @pytest.fixture
-def echo():
-    with echo_service() as address:
-        yield address
-
-
-@pytest.fixture
 def start_fleet(server, sink, echo, start_one_of_several):
     """`start_fleet(limits)` runs gateways a and b, which end before what they need; alice and bob have certificates."""
 
@@ -71,17 +65,9 @@ def start_fleet(server, sink, echo, start_one_of_several):
     return run
 
 
-def portguard(gateway, *arguments, code=0):
-    """Run a command on the gateway; return its standard output and error."""
-    command = [*PORTGUARD, *arguments, "-c", str(gateway.folder / "portguard.toml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout, done.stderr
-
-
 def used(gateway, name="alice"):
     """What `quota show` says that somebody has used today."""
-    lines = json.loads(portguard(gateway, "quota", "show", "--json")[0])["quotas"]
+    lines = json.loads(portguard(gateway, "quota", "show", "--json"))["quotas"]
     return next((line["used"] for line in lines if line["name"] == name and line["period"] == "day"), 0)
 
 
@@ -102,25 +88,6 @@ def wait_until_refused(gateway, why, name="alice"):
     gateway.program.wait_until(lambda: reason(gateway, name) == why, f"refusal with {why}")
 
 
-def held(gateway, name="alice"):
-    client = gateway.connect("echo", name)
-    client.settimeout(PATIENCE_S)
-    echoes(client)
-    return client
-
-
-def echoes(client):
-    client.sendall(b"more")
-    assert client.recv(10) == b"more"
-
-
-def is_cut(client):
-    try:
-        return client.recv(10) == b""
-    except OSError:
-        return True
-
-
 # What somebody else writes there.
 
 
@@ -135,7 +102,7 @@ def test_what_others_write_into_redis_reaches_no_terminal_and_ends_no_gateway(st
             client.hset(f"{prefix}locks", target, rest)
             client.xadd(f"{prefix}changes", {"by": "0", "what": "lock", "of": target, "is": rest})
         wait_until_refused(a, "locked")
-        listed = portguard(a, "lock", "--list")[0]
+        listed = portguard(a, "lock", "--list")
         assert "\\x1b]0;owned" in listed
         assert listed.replace("\n", "").isprintable()
         for name in ("\\ud800", "x" * 20_000):  # what no worker could be told
@@ -143,7 +110,7 @@ def test_what_others_write_into_redis_reaches_no_terminal_and_ends_no_gateway(st
             client.hset(f"{prefix}locks", target, rest)
             client.xadd(f"{prefix}changes", {"by": "0", "what": "lock", "of": target, "is": rest})
             wait_until_refused(a, "ledger_unavailable", "bob")
-            assert "locks as portguard writes them" in portguard(a, "status", code=1)[0]
+            assert "locks as portguard writes them" in portguard(a, "status", code=1)
             client.hdel(f"{prefix}locks", target)
             client.delete(f"{prefix}changes")
             wait_until_refused(a, None, "bob")
@@ -217,7 +184,7 @@ def test_what_is_reset_and_granted_at_one_gateway_is_so_at_the_other(start_fleet
 
 def wait_for_grant(gateway):
     def granted():
-        lines = json.loads(portguard(gateway, "quota", "show", "alice", "--json")[0])["quotas"]
+        lines = json.loads(portguard(gateway, "quota", "show", "alice", "--json"))["quotas"]
         return [(line["granted"], line["used"]) for line in lines if line["period"] == "day"] == [(50 * KB, QUOTA)]
 
     gateway.program.wait_until(granted, "a grant")
@@ -248,10 +215,10 @@ def test_a_lock_at_one_gateway_ends_sessions_at_the_other(start_fleet):
     with held(b) as client, held(b, "bob") as other:
         portguard(a, "lock", "alice", "--reason", "laptop stolen")
         assert is_cut(client)
-        echoes(other)
+        assert goes_on(other)
     b.wait_for_log("session.close .*identity=alice .*reason=locked")
     assert reason(b) == reason(a) == "locked"
-    [lock] = json.loads(portguard(b, "lock", "--list", "--json")[0])["locks"]
+    [lock] = json.loads(portguard(b, "lock", "--list", "--json"))["locks"]
     assert (lock["identity"], lock["reason"], lock["saved"]) == ("alice", "laptop stolen", True)
     portguard(b, "unlock", "alice")
     a.program.wait_until(lambda: reason(a) is None, "alice let in again")
@@ -266,7 +233,7 @@ def test_locks_hold_while_redis_is_away_and_over_a_restart(start_fleet, start_ag
     again = start_again(b)
     assert reason(again) == reason(a) == "locked"
     assert reason(again, "bob") == "ledger_unavailable"
-    _, said = portguard(again, "lock", "bob", "--reason", "he too", code=1)
+    said = portguard(again, "lock", "bob", "--reason", "he too", code=1)
     assert "bob: locked; in force at this gateway, and not yet in the ledger: unix://" in said
     server.start()
     a.program.wait_until(lambda: reason(a, "bob") == "locked", "the lock of bob")
@@ -283,8 +250,8 @@ def test_without_redis_sessions_are_refused_until_it_is_back(start_fleet, server
         server.stop()
         for gateway in (a, b):
             wait_until_refused(gateway, "ledger_unavailable")
-        echoes(client)  # who has leased something goes on
-        said, _ = portguard(a, "status", code=1)
+        assert goes_on(client)  # who has leased something goes on
+        said = portguard(a, "status", code=1)
         assert said.startswith("REFUSING ALL since ")
         assert f"ledger_unavailable ({server.url}: " in said
         status, text = get(a, "/readyz")
@@ -306,7 +273,7 @@ def test_with_allow_quotas_and_rates_are_lifted_without_redis_and_count_afterwar
     wait_until_refused(b, "quota_exhausted")
     server.stop()
     b.program.wait_until(lambda: reason(b) is None, "sessions in spite of the quota")
-    said, _ = portguard(b, "status", code=1)
+    said = portguard(b, "status", code=1)
     assert said.startswith("DEGRADED since ")
     upload(b, 100 * KB)
     assert sink.wait() == QUOTA + 100 * KB
@@ -418,6 +385,6 @@ def test_over_tls_a_redis_must_have_a_trusted_certificate_of_its_name(over_tls, 
 def test_another_url_needs_a_restart_and_says_so(start_fleet):
     [a] = start_fleet(names="a")
     configure(a, a_url(a), 'url = "redis://127.0.0.1:1/0"')
-    answer = json.loads(portguard(a, "reload", "--json")[0])
+    answer = json.loads(portguard(a, "reload", "--json"))
     assert answer["needs_restart"] == ["ledger.url"]
     assert reason(a) is None

@@ -3,14 +3,12 @@
 import contextlib
 import json
 import re
-import subprocess
 import sys
 
 import pytest
 
 from tests.e2e import conftest
-from tests.e2e.conftest import PORTGUARD
-from tests.echo import echo_service
+from tests.held import portguard
 from tests.unharmed import echoes, workers
 
 # Runs portguard, in less patient time, and as the first worker a program that is like one of ours but for HOSTILE.
@@ -44,12 +42,6 @@ worker.main()
 
 
 @pytest.fixture
-def echo():
-    with echo_service() as address:
-        yield address
-
-
-@pytest.fixture
 def start_with(start_gateway, echo, monkeypatch):
     """`start_with(code, **more)` runs a gateway in whose first worker `code` is executed before all else."""
 
@@ -61,16 +53,9 @@ def start_with(start_gateway, echo, monkeypatch):
     return run
 
 
-def command(gateway, *arguments, code=0):
-    argv = [*PORTGUARD, *arguments, "-c", str(gateway.folder / "portguard.toml")]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == code, done.stderr
-    return done.stdout + done.stderr
-
-
 def pids(gateway):
     """The processes of workers, by the workers' numbers; the hostile one is 0."""
-    return {each["worker"]: each["pid"] for each in json.loads(command(gateway, "status", "--json"))["workers"]}
+    return {each["worker"]: each["pid"] for each in json.loads(portguard(gateway, "status", "--json"))["workers"]}
 
 
 def deny_everybody(gateway):
@@ -96,13 +81,13 @@ def test_a_worker_that_refuses_every_configuration_keeps_none_from_the_others(st
             clients.enter_context(gateway.connect("echo"))
         gateway.wait_for_log("session.open", count=2)
         before = deny_everybody(gateway)
-        assert command(gateway, "reload").startswith("in force: ")
+        assert portguard(gateway, "reload").startswith("in force: ")
         gateway.wait_for_log("session.close .*reason=denied")
         gateway.wait_for_log("session.close .*reason=worker_lost")
     gateway.wait_for_log("worker.misconduct worker=0 .*MemoryError: no")
     gateway.program.wait_until(lambda: len(workers(gateway)) == 2, "another worker came")
     (gateway.folder / "policy.toml").write_text(before)
-    command(gateway, "reload")
+    portguard(gateway, "reload")
     for _ in range(4):
         echoes(gateway)
 
@@ -111,7 +96,7 @@ def test_a_worker_alone_that_refuses_a_configuration_keeps_its_sessions_and_the_
     gateway = start_with(REFUSES, workers=1)
     before = workers(gateway)
     deny_everybody(gateway)
-    answer = command(gateway, "reload", code=1)
+    answer = portguard(gateway, "reload", code=1)
     assert "worker 0: expected it to take the configuration, got MemoryError: no" in answer
     assert workers(gateway) == before
     echoes(gateway)
@@ -133,7 +118,7 @@ def echoed(client, text):
 
 def carriers(gateway):
     """The workers that carry sessions, those of older ones first."""
-    return [each["worker"] for each in json.loads(command(gateway, "sessions", "list", "--json"))["sessions"]]
+    return [each["worker"] for each in json.loads(portguard(gateway, "sessions", "list", "--json"))["sessions"]]
 
 
 def test_a_worker_that_keeps_a_lease_that_others_need_loses_it(start_with):

@@ -30,15 +30,8 @@ from tests.counting import (
 )
 from tests.curl import curl, curl_by_connect
 from tests.e2e.conftest import PORTGUARD
-from tests.echo import echo_service
 from tests.profiles import write_profile
 from tests.unharmed import echoes
-
-
-@pytest.fixture
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from tests.audited import wait_for_audit
 from tests.counting import connect_answer
 from tests.curl import curl
 from tests.e2e.conftest import PORTGUARD
-from tests.echo import echo_service
 from tests.patience import PATIENCE_S
 from tests.profiles import write_profile
 from tests.traffic import Traffic
@@ -29,12 +28,6 @@ name = "team"
 members = ["alice", "carol"]
 services = ["*"]
 """
-
-
-@pytest.fixture
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 @pytest.fixture

@@ -3,10 +3,7 @@
 import json
 import subprocess
 
-import pytest
-
 from tests.e2e.conftest import PORTGUARD
-from tests.echo import echo_service
 
 POLICY = """
 [[roles]]
@@ -28,12 +25,6 @@ name = "guests"
 members = ["dave"]
 services = ["*"]
 """
-
-
-@pytest.fixture
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 def diff(gateway, *arguments, code):

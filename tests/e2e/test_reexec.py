@@ -24,15 +24,8 @@ from portguard.gateway.messages import VERSION
 from tests.counting import steady_zone
 from tests.e2e import conftest
 from tests.e2e.conftest import PORTGUARD
-from tests.echo import echo_service
 from tests.patience import PATIENCE_S
 from tests.unharmed import descriptors, echoes, processes, workers
-
-
-@pytest.fixture
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from tests.certificates import Authority as Holders
 from tests.curl import curl
 from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
+from tests.held import portguard
 from tests.profiles import write_profile
 
 RENEWS = 'authority = "ca"\nrenew_for = "20d"\n'
@@ -492,8 +493,3 @@ def change(gateway, old, new):
     path = gateway.folder / "portguard.toml"
     assert path.read_text().count(old) == 1
     path.write_text(path.read_text().replace(old, new))
-
-
-def portguard(gateway, *arguments):
-    command = [*PORTGUARD, *arguments, "-c", str(gateway.folder / "portguard.toml")]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)

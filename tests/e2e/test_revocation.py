@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from portguard.pki.authority import Authority
-from tests.echo import echo_service
 from tests.held import goes_on, held, is_cut, is_refused, portguard
 from tests.patience import PATIENCE_S
 from tests.traffic import Traffic
@@ -28,12 +27,6 @@ services = ["*"]
 _SERVICE = "[Unit]\nDescription=Renew portguard's revocation list\n"
 _TIMER = "[Unit]\nDescription=Renew portguard's revocation list every week\n"
 CRL = 'crl = ["ca/ca.crl"]\n'
-
-
-@pytest.fixture
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 def openssl(program, gateway, name, *more, ca="ca"):

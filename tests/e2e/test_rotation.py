@@ -6,10 +6,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pytest
-
 from portguard.pki.authority import Authority
-from tests.echo import echo_service
 from tests.held import goes_on, held, is_cut, is_refused, portguard
 from tests.patience import PATIENCE_S
 from tests.traffic import Traffic
@@ -24,12 +21,6 @@ members = ["alice", "bob", "carol"]
 services = ["*"]
 """
 CRL = 'crl = ["ca/ca.crl"]\n'
-
-
-@pytest.fixture
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 def issue(gateway, *names):

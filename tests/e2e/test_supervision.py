@@ -15,7 +15,6 @@ import time
 import pytest
 
 from tests.e2e.conftest import PORTGUARD
-from tests.echo import echo_service
 from tests.patience import PATIENCE_S
 from tests.unharmed import echoes, workers
 
@@ -23,12 +22,6 @@ _SERVE = (
     "import sys; from portguard.gateway import assigning, startup, supervisor, workers; {}; "
     "sys.exit(startup.serve(sys.argv[1]))"
 )
-
-
-@pytest.fixture
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import urllib.request
 
 import pytest
 
-from tests.echo import echo_service
 from tests.patience import PATIENCE_S
 from tests.unharmed import echoes, workers
 
@@ -21,12 +20,6 @@ os.dup2(int(sys.argv[1]), 3)
 os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": sys.argv[2]}
 os.execv(sys.argv[3], sys.argv[3:])
 """
-
-
-@pytest.fixture
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 @pytest.fixture
