@@ -18,8 +18,9 @@ from portguard.client.gateway import Gateway, Presence
 from portguard.client.local_ports import LOOPBACK
 from portguard.client.refusal import RefusedByGateway, one_line
 from portguard.errors import PortguardError
+from portguard.gateway.resolve import Names, Unresolved
 from portguard.identity.authorities import UNREADABLE
-from portguard.observe.findings import Finding, failed, ok, warning
+from portguard.observe.findings import ANY_SERVICE, Finding, failed, ok, warning
 from portguard.reasons import Reason
 
 RENEW_BEFORE = timedelta(days=7)
@@ -28,7 +29,6 @@ RENEW_BEFORE = timedelta(days=7)
 _MOST_ADDRESSES = 8
 _MOST_LISTED = 5
 _NOT_NEEDED = "`portguard connect` and CONNECT do not need it"
-_ANY_SERVICE = "portguard-doctor"  # a name that a wildcard answers for, and nothing else
 
 _ISSUE_ANEW = "have a new one issued"
 _ADVICE: Mapping[str, str] = {
@@ -54,8 +54,8 @@ async def diagnose(credentials: Credentials, at: datetime) -> AsyncIterator[Find
     host = gateway.address.host
     try:
         addresses = await _resolved(host)
-    except (OSError, UnicodeError) as error:  # UnicodeError: what IDNA cannot encode
-        yield failed("name", f"{host} does not resolve: {_words(error)}", "check the gateway in the profile, and DNS")
+    except Unresolved as error:
+        yield failed("name", f"{host} does not resolve: {error}", "check the gateway in the profile, and DNS")
         return
     if not _is_address(host):
         yield ok("name", f"{host} is {', '.join(addresses)}")
@@ -119,8 +119,12 @@ def _until(
 
 
 async def _resolved(host: str) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(info[4][0]) for info in found))[:_MOST_ADDRESSES]
+    """Return the addresses of the host, the first few. Raises Unresolved."""
+    names = Names()
+    try:
+        return [address[0] for _, address in await names.resolve(host)][:_MOST_ADDRESSES]
+    finally:
+        await names.close()
 
 
 def _gateway_certificate(certificate: x509.Certificate, name: str, at: datetime) -> Iterator[Finding]:
@@ -139,8 +143,8 @@ def _gateway_certificate(certificate: x509.Certificate, name: str, at: datetime)
 
 async def _wildcard(host: str, addresses: Sequence[str]) -> Finding:
     try:
-        found = await _resolved(f"{_ANY_SERVICE}.{host}")
-    except (OSError, UnicodeError):
+        found = await _resolved(f"{ANY_SERVICE}.{host}")
+    except Unresolved:
         found = []
     if set(found) & set(addresses):
         return ok("wildcard", f"*.{host} leads there too")
@@ -182,7 +186,8 @@ def _local_port(port: int) -> str | None:
         with socket.create_server((LOOPBACK, port)):
             return None
     except OSError as error:
-        return _words(error)
+        # create_server() puts an address into strerror.
+        return os.strerror(error.errno) if error.errno else str(error)
 
 
 def _is_address(host: str) -> bool:
@@ -191,13 +196,6 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _words(error: OSError | UnicodeError) -> str:
-    # create_server() puts an address into strerror.
-    if isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror):
-        return os.strerror(error.errno)
-    return getattr(error, "strerror", None) or str(error)
 
 
 def _written(at: datetime) -> str:

@@ -17,12 +17,11 @@ from portguard.gateway.proxy_protocol import v1, v2
 from portguard.gateway.resolve import Names, Unresolved
 from portguard.gateway.setup import Setup
 from portguard.gateway.snapshot import Snapshot
-from portguard.observe.findings import Finding, failed, ok, warning
+from portguard.observe.findings import ANY_SERVICE, Finding, failed, ok, warning
 from portguard.policy.addresses import ListenAddress
 from portguard.policy.model import Service, Upstream
 
 _AT_A_TIME = 32
-_ANY_SERVICE = "portguard-doctor"  # a name that a wildcard answers for, and nothing else
 _RESOLVE_S = 5.0
 
 
@@ -31,7 +30,7 @@ async def diagnose_names(snapshot: Snapshot, names: Names) -> AsyncIterator[Find
     name = snapshot.configuration.gateway.name
     aliases = [alias for service in snapshot.policy.services.values() for alias in service.aliases]
     own, any_service, *others = await asyncio.gather(
-        *(_resolved(names, each) for each in (name, f"{_ANY_SERVICE}.{name}", *aliases))
+        *(_resolved(names, each) for each in (name, f"{ANY_SERVICE}.{name}", *aliases))
     )
     if own:
         yield ok("name", f"{name} is {', '.join(sorted(own))}")

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+ANY_SERVICE = "portguard-doctor"
+"""A name below a gateway's that a wildcard answers for, and nothing else."""
+
 
 class Level(StrEnum):
     """How a finding is to be taken."""
