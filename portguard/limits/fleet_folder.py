@@ -14,8 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from portguard.errors import ConfigurationError, Problem
+from portguard.limits import state_folder
 from portguard.limits.fleet import StampedLock, read_lock, written_lock
-from portguard.limits.sqlite_file import because, locked, make_folders
+from portguard.limits.state_folder import because
 
 _ID = re.compile(r"[0-9a-f]{16}\n?", re.ASCII)
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"  # proc_sys_kernel(5)
@@ -30,8 +31,8 @@ class FleetFolder:
 
     def __init__(self, path: str):
         self.path = path
-        make_folders(Path(path))
-        self._lock = locked(f"{path}/lock")
+        state_folder.make(Path(path))
+        self._lock = state_folder.locked(f"{path}/lock")
         try:
             self.gateway = self._read_id()
             self.locks = self._read_locks()
@@ -98,11 +99,7 @@ class FleetFolder:
             os.fsync(descriptor)
         os.rename(temporary, f"{self.path}/{name}")
         # Otherwise a power loss may take the name back to what was there before.
-        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        state_folder.sync(self.path)
 
 
 def _unusable(path: Path, expected: str, found: str) -> ConfigurationError:

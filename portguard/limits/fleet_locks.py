@@ -8,7 +8,7 @@ from portguard.limits.fleet import MOST_LOCKS, StampedLock, is_long_over, merge_
 from portguard.limits.fleet_folder import FleetFolder
 from portguard.limits.ledger import LockRow
 from portguard.limits.redis_rows import NotAFleet
-from portguard.limits.sqlite_file import because
+from portguard.limits.state_folder import because
 from portguard.observe import log
 
 

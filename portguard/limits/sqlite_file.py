@@ -5,14 +5,13 @@ holds on a file when it closes any descriptor of that file; so nothing here may 
 """
 
 import contextlib
-import fcntl
 import os
 import sqlite3
 import stat
 from pathlib import Path
 
 from portguard.errors import ConfigurationError, Problem
-from portguard.limits import sqlite_schema
+from portguard.limits import sqlite_schema, state_folder
 from portguard.limits.sqlite_schema import NotALedger
 
 _WAIT_AT_START_S = 2.0
@@ -40,8 +39,8 @@ class LedgerFile:
         self._real = os.path.realpath(path)
         self._connection: sqlite3.Connection | None = None
         self._beside: tuple[_Identity, ...] = ()
-        make_folders(Path(self._real).parent)
-        self._lock = locked(f"{self._real}.lock")
+        state_folder.make(Path(self._real).parent)
+        self._lock = state_folder.locked(f"{self._real}.lock")
         try:
             _create(self._real)
             self._identity = _identity(self._real)
@@ -148,7 +147,7 @@ def because(error: Exception) -> str:
     if isinstance(error, NotALedger):
         return error.found
     if isinstance(error, OSError):
-        return (error.strerror or type(error).__name__).lower()
+        return state_folder.because(error)
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
         return str(error)
@@ -186,34 +185,6 @@ def _identity(path: str) -> _Identity:
     return status.st_dev, status.st_ino
 
 
-def make_folders(folder: Path) -> None:
-    """Make what is missing, for the gateway alone. Raises ConfigurationError."""
-    try:
-        for path in (*reversed(folder.parents), folder):
-            if not path.exists():
-                path.mkdir(mode=0o700, exist_ok=True)
-    except OSError as error:
-        expected = "a folder that can be written (gateway.state)"
-        raise ConfigurationError([Problem(str(folder), "", expected, because(error))]) from error
-
-
-def locked(path: str) -> int:
-    """Keep other gateways away for as long as the returned descriptor is open. Raises ConfigurationError."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-        try:
-            os.fchmod(descriptor, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            raise
-    except OSError as error:
-        found = "one that does" if isinstance(error, BlockingIOError) else because(error)
-        expected = "a file that can be written, and no other gateway that uses it (gateway.state)"
-        raise ConfigurationError([Problem(path, "", expected, found)]) from error
-    return descriptor
-
-
 def _create(path: str) -> None:
     """Make an empty file, 0600 whatever the umask, where there is none. Raises OSError, NotALedger."""
     try:
@@ -229,8 +200,4 @@ def _create(path: str) -> None:
     finally:
         os.close(descriptor)
     # Otherwise a power loss may take the file's name with all that was written to it.
-    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    state_folder.sync(os.path.dirname(path))
