@@ -20,11 +20,12 @@ from portguard.client.refusal import RefusedByGateway, one_line
 from portguard.errors import PortguardError
 from portguard.gateway.resolve import Names, Unresolved
 from portguard.identity.authorities import UNREADABLE
+from portguard.identity.validity import ends_soon
 from portguard.observe.findings import ANY_SERVICE, Finding, failed, ok, warning
 from portguard.reasons import Reason
 
 RENEW_BEFORE = timedelta(days=7)
-"""When to warn of a certificate that ends; of short-lived ones, in the last fifth of their life."""
+"""When to warn of a certificate that ends, as `ends_soon` has it."""
 
 _MOST_ADDRESSES = 8
 _MOST_LISTED = 5
@@ -109,11 +110,11 @@ def _until(
     subject: str, what: str, certificate: x509.Certificate, at: datetime, advice: str, *, before: str | None = None
 ) -> Finding:
     """Look at its end; `before` is what to do before that, where it is not what to do after it."""
-    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    end = certificate.not_valid_after_utc
     if at > end:
         return failed(subject, f"{what} ended on {_written(end)}", advice)
     text = f"{what} is valid until {_written(end)}"
-    if end - at < min(RENEW_BEFORE, (end - start) / 5):
+    if ends_soon(certificate, at, RENEW_BEFORE):
         return warning(subject, text, before or advice)
     return ok(subject, text)
 

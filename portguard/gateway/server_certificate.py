@@ -13,6 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from portguard.errors import Problem
 from portguard.identity.authorities import UNREADABLE
+from portguard.identity.validity import ends_soon
 from portguard.policy.model import Service
 from portguard.tls.chain import UnusableChain, load_chain
 
@@ -20,7 +21,7 @@ Finding = Problem | str
 """What is wrong, or a warning."""
 
 RENEW_BEFORE = timedelta(days=14)
-"""When to warn of a certificate that expires; of short-lived ones, in the last fifth of their life."""
+"""When to warn of a certificate that expires, as `ends_soon` has it."""
 
 _MOST_LISTED = 5
 
@@ -72,7 +73,7 @@ def _check_dates(path: str, number: int, certificate: x509.Certificate, at: date
         yield Problem(path, which, f"a certificate that is valid at {_written(at)}", f"one from {_written(start)} on")
     elif at > end:
         yield Problem(path, which, f"a certificate that is valid at {_written(at)}", f"one until {_written(end)}")
-    elif end - at < min(RENEW_BEFORE, (end - start) / 5):
+    elif ends_soon(certificate, at, RENEW_BEFORE):
         yield f"{path}: {which or 'the certificate'} expires on {_written(end)}"
 
 

@@ -16,6 +16,7 @@ from portguard.identity.names import Malformed
 from portguard.identity.pem import parse_certificates
 from portguard.identity.revocation import RevocationList, parse_revocation_lists
 from portguard.identity.trust import Trust, Trusts, UnusableTrusts
+from portguard.identity.validity import ends_soon
 
 T = TypeVar("T")
 
@@ -23,9 +24,7 @@ AUTHORITY_ROOT, AUTHORITY_INTERMEDIATE = "ca.crt", "issuing.crt"
 """The certificates in the directory of an authority of portguard's; the second one is not in all."""
 
 RENEW_BEFORE = timedelta(days=30)
-"""When to warn of an authority that expires, as everybody must learn of the next one; of short-lived ones, in the last
-fifth of their life.
-"""
+"""When to warn of an authority that expires, as `ends_soon` has it: everybody must learn of the next one."""
 
 RENEW_LIST_BEFORE = timedelta(days=7)
 """When to warn of a revocation list that no later one follows; of a short-lived one, in the last fifth of its life."""
@@ -112,7 +111,7 @@ def trust_warnings(path: str, trusts: tuple[Trust, ...], at: datetime) -> Iterat
                 yield f"{subject}.ca: {name} is not valid before {_written(start)}; its clients are refused until then"
             elif at > end:
                 yield f"{subject}.ca: {name} expired on {_written(end)}; its clients are refused"
-            elif end - at < min(RENEW_BEFORE, (end - start) / 5):
+            elif ends_soon(anchor, at, RENEW_BEFORE):
                 yield f"{subject}.ca: {name} expires on {_written(end)}"
         consequence = (
             "are refused" if trust.crl_expired == "refuse" else "are accepted unless an older list revokes them"
