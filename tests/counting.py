@@ -38,6 +38,11 @@ class Counting:
 
     def wait(self) -> int:
         """Wait for all clients to be gone; return how much they sent."""
+        # They are taken in turn: once this one was, all those before it are known.
+        with socket.create_connection(self._listening.getsockname(), PATIENCE_S) as last:
+            last.shutdown(socket.SHUT_WR)
+            while last.recv(1 << 20):
+                pass
         for thread in self._threads[1:]:
             _join(thread)
         return self.received
@@ -54,8 +59,9 @@ class Counting:
             while True:
                 sock, _ = self._listening.accept()
                 sock.settimeout(PATIENCE_S)
-                self._threads.append(threading.Thread(target=self._serve, args=[sock]))
-                self._threads[-1].start()
+                thread = threading.Thread(target=self._serve, args=[sock])
+                thread.start()
+                self._threads.append(thread)  # only now: who waits joins all that are here
 
     def _serve(self, sock: socket.socket) -> None:
         left = self._size

@@ -8,7 +8,10 @@ import redis
 
 
 class RedisServer:
-    """A redis-server, which is started and ended as often as wanted. It keeps its data on the disk if it `persists`."""
+    """A redis-server for the length of a block, in which it is ended and started as often as wanted.
+
+    It keeps its data on the disk if it `persists`.
+    """
 
     def __init__(self, program: str, folder: Path, *options: str, persists: bool = True):
         self.socket = folder / "redis.sock"
@@ -18,6 +21,13 @@ class RedisServer:
         self._command += [*saving, "--daemonize", "no", *options]
         self._process: subprocess.Popen[str] | None = None
         folder.mkdir(exist_ok=True)
+
+    def __enter__(self) -> "RedisServer":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def start(self) -> None:
         """Return once it answers."""

@@ -34,10 +34,8 @@ def server(tmp_path, real_program):
         for line in _block("").splitlines()
         for number, word in enumerate(line.split(" "))
     ]
-    server = RedisServer(real_program("redis-server"), tmp_path / "redis", *options, persists=False)
-    server.start()
-    yield server
-    server.stop()
+    with RedisServer(real_program("redis-server"), tmp_path / "redis", *options, persists=False) as server:
+        yield server
 
 
 @pytest.fixture

@@ -34,10 +34,8 @@ QUOTA = 200 * KB
 
 @pytest.fixture
 def server(tmp_path, real_program):
-    server = RedisServer(real_program("redis-server"), tmp_path / "redis")
-    server.start()
-    yield server
-    server.stop()
+    with RedisServer(real_program("redis-server"), tmp_path / "redis") as server:
+        yield server
 
 
 @pytest.fixture
@@ -366,10 +364,8 @@ def over_tls(tmp_path, real_program, free_port):
     options = ["--tls-port", str(port), "--bind", "127.0.0.1", "--tls-auth-clients", "no"]
     options += ["--tls-cert-file", str(tmp_path / "redis.crt"), "--tls-key-file", str(tmp_path / "redis.key")]
     options += ["--tls-ca-cert-file", str(tmp_path / "redis.ca")]
-    server = RedisServer(real_program("redis-server"), tmp_path / "tls", *options)
-    server.start()
-    yield f"rediss://localhost:{port}/0?ssl_ca_certs={tmp_path}/redis.ca"
-    server.stop()
+    with RedisServer(real_program("redis-server"), tmp_path / "tls", *options):
+        yield f"rediss://localhost:{port}/0?ssl_ca_certs={tmp_path}/redis.ca"
 
 
 def test_over_tls_a_redis_must_have_a_trusted_certificate_of_its_name(over_tls, tmp_path):

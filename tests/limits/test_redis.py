@@ -80,10 +80,8 @@ class Gateway:
 
 @pytest.fixture
 def server(tmp_path, real_program):
-    server = RedisServer(real_program("redis-server"), tmp_path / "redis")
-    server.start()
-    yield server
-    server.stop()
+    with RedisServer(real_program("redis-server"), tmp_path / "redis") as server:
+        yield server
 
 
 @pytest.fixture
@@ -446,10 +444,8 @@ def refused(start, *args, **keywords):
 
 @pytest.fixture
 def guarded(tmp_path, real_program):
-    server = RedisServer(real_program("redis-server"), tmp_path / "guarded", "--requirepass", "s3cret-word")
-    server.start()
-    yield server
-    server.stop()
+    with RedisServer(real_program("redis-server"), tmp_path / "guarded", "--requirepass", "s3cret-word") as server:
+        yield server
 
 
 def test_a_wrong_password_is_an_error_that_does_not_show_it(start, guarded):
