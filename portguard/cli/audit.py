@@ -24,12 +24,8 @@ from portguard.observe.audit.verifying import Finding, Report
 from portguard.observe.audit.verifying import verify as verify_files
 
 _SHOWN_FINDINGS = 20
-_SHORTENED = {
-    "policy",
-    "fingerprint",
-    "claimed_fingerprint",
-    "issued_fingerprint",
-}  # for people; --json has all 64 digits
+# For people; --json has all 64 digits.
+_SHORTENED = {"policy", "fingerprint", "claimed_fingerprint", "issued_fingerprint"}
 _SHOWN_DIGITS = 12
 
 

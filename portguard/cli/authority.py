@@ -90,7 +90,7 @@ def init(
     )
     fields = {
         "trust_domain": authority.trust_domain,
-        "ca": str(directory / "ca.crt"),
+        "ca": str(authority.ca_path),
         "key": str(authority.key_path),
         "crl": str(authority.crl_path),
         "root_key": None if root_dir is None else str(root_dir / "root.key"),

@@ -142,7 +142,7 @@ def report(
     print_fields(
         {
             **fields,
-            "ca": str(authority.directory / "ca.crt"),
+            "ca": str(authority.ca_path),
             "not_after": time_text(issued.not_after),
             "serial": serial_text(issued.serial),
         },

@@ -103,7 +103,7 @@ def rotate(
     fields = {
         "rotation": rotation.stage(authority),
         "issuing": authority.issuer.subject.rfc4514_string(),
-        "ca": str(directory / "ca.crt"),
+        "ca": str(authority.ca_path),
         "key": str(authority.key_path),
         "crl": str(authority.crl_path),
         "not_after": time_text(authority.issuer.not_valid_after_utc),
@@ -127,7 +127,7 @@ def next_step(authority: Authority, at: datetime) -> str | None:
 
 
 def _everywhere(authority: Authority) -> str:
-    return f"{authority.directory / 'ca.crt'} to every gateway and client, and {authority.crl_path} to every gateway"
+    return f"{authority.ca_path} to every gateway and client, and {authority.crl_path} to every gateway"
 
 
 def _only(steps: tuple[str, ...], *, force: bool, root_dir: Path | None) -> str | None:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from portguard.errors import Problem
 from portguard.gateway.configuration import Configuration, read_configuration
 from portguard.gateway.credentials import GATEWAY_KEY_PASSPHRASE, credential
-from portguard.gateway.trust_files import AUTHORITY_INTERMEDIATE, AUTHORITY_ROOT
+from portguard.pki import ca_certificates
 from portguard.pki.errors import PkiError
 from portguard.policy.read import PolicyFile, policy_file_names, tls_files
 
@@ -200,7 +200,7 @@ def _read_authority(directory: str, use: str, reading: "_Reading") -> None:
     # With it come SQLite and more, which workers do without.
     from portguard.gateway.issuing import open_authority  # noqa: PLC0415
 
-    root, intermediate = (os.path.join(directory, name) for name in (AUTHORITY_ROOT, AUTHORITY_INTERMEDIATE))
+    root, intermediate = (os.path.join(directory, name) for name in (ca_certificates.ROOTS, ca_certificates.ISSUING))
     reading.read(root, use)
     if os.path.lexists(intermediate):
         reading.read(intermediate, use)

@@ -17,11 +17,9 @@ from portguard.identity.pem import parse_certificates
 from portguard.identity.revocation import RevocationList, parse_revocation_lists
 from portguard.identity.trust import Trust, Trusts, UnusableTrusts
 from portguard.identity.validity import ends_soon
+from portguard.pki import ca_certificates
 
 T = TypeVar("T")
-
-AUTHORITY_ROOT, AUTHORITY_INTERMEDIATE = "ca.crt", "issuing.crt"
-"""The certificates in the directory of an authority of portguard's; the second one is not in all."""
 
 RENEW_BEFORE = timedelta(days=30)
 """When to warn of an authority that expires, as `ends_soon` has it: everybody must learn of the next one."""
@@ -61,13 +59,13 @@ def authority_problems(
     directories = {settings.name: settings.authority for settings in configuration.trusts}
     for trust in trusts:
         directory = directories[trust.name]
-        root = os.path.join(directory, AUTHORITY_ROOT) if directory is not None else ""
+        root = os.path.join(directory, ca_certificates.ROOTS) if directory is not None else ""
         if root not in files:
             continue
         try:
             mismatch = authority_mismatch(parse_certificates(files[root])[0], trust)
         except ValueError:
-            mismatch = "the directory of an authority of portguard's", f"another {AUTHORITY_ROOT}"
+            mismatch = "the directory of an authority of portguard's", f"another {ca_certificates.ROOTS}"
         if mismatch is not None:
             yield Problem(configuration.path, f"trusts.{trust.name}.authority", *mismatch)
 
@@ -89,7 +87,7 @@ def authority_mismatch(anchor: x509.Certificate, trust: Trust) -> tuple[str, str
 def authority_warnings(configuration: Configuration, files: Mapping[str, bytes], at: datetime) -> Iterator[str]:
     """Which intermediates, by which certificates are renewed, are out of date at `at` (aware), or will be soon."""
     for settings in configuration.trusts:
-        path = os.path.join(settings.authority, AUTHORITY_INTERMEDIATE) if settings.authority is not None else ""
+        path = os.path.join(settings.authority, ca_certificates.ISSUING) if settings.authority is not None else ""
         if path in files:
             yield from date_warnings(path, parse_certificates(files[path]), at)
 

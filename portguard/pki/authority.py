@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 
 from portguard.errors import UsageError
 from portguard.pki import ca_certificates, files, keys, names, profiles
-from portguard.pki.ca_certificates import pem
+from portguard.pki.ca_certificates import ISSUING, ROOTS, pem
 from portguard.pki.errors import PkiError
 from portguard.pki.files import PUBLIC, SECRET, NewFile
 from portguard.pki.issued import IssuedCertificate, SignedCertificate
@@ -72,7 +72,7 @@ class Authority:
         self.issuer = issuer
         self.retired = tuple(retired)
         """Issuing CAs below the same root that were replaced."""
-        self.trust_domain = ca_certificates.trust_domain(self.anchor, directory / "ca.crt")
+        self.trust_domain = ca_certificates.trust_domain(self.anchor, self.ca_path)
         self.store = Store(directory / STORE)
         self.passphrase: bytes | None = None
         """What opens its keys, once `unlock` has read one. None: nothing, or nothing yet."""
@@ -119,7 +119,7 @@ class Authority:
                 issuer = Issuer(profiles.issuing(key, trust_domain, validity, Issuer(root, root_key)), key)
                 mine = [
                     _key_file(directory / "issuing.key", key, passphrase),
-                    certificate_file(directory / "issuing.crt", issuer.certificate),
+                    certificate_file(directory / ISSUING, issuer.certificate),
                 ]
             # The first lists, without entries: a gateway can name the file from the beginning.
             number = store.begin_list(at, LIST_VALID_FOR)
@@ -141,7 +141,7 @@ class Authority:
                 for file in theirs:
                     undo.callback(file.path.unlink)
             # ca.crt comes last: its presence is what makes this directory an authority.
-            files.publish([*mine, certificate_file(directory / "ca.crt", root)])
+            files.publish([*mine, certificate_file(directory / ROOTS, root)])
         return cls.open(directory, passphrase=passphrase)
 
     @classmethod
@@ -151,12 +151,12 @@ class Authority:
         The key is read when a passphrase is given, else when it is first needed: to look at certificates takes none.
         """
         directory = Path(directory)
-        anchors = ca_certificates.read_anchors(directory / "ca.crt")
+        anchors = ca_certificates.read_anchors(directory / ROOTS)
         issuer, retired = anchors[0], []
-        if (directory / "issuing.crt").exists():
+        if (directory / ISSUING).exists():
             if len(anchors) > 1:
-                raise PkiError(directory / "ca.crt", "one CA certificate, beside issuing.crt", f"{len(anchors)}")
-            issuer = ca_certificates.read_issuing(directory / "issuing.crt", anchors[0])
+                raise PkiError(directory / ROOTS, f"one CA certificate, beside {ISSUING}", f"{len(anchors)}")
+            issuer = ca_certificates.read_issuing(directory / ISSUING, anchors[0])
             pattern = f"issuing-{'[0-9a-f]' * 8}.crt"
             every = (ca_certificates.read_issuing(path, anchors[0]) for path in sorted(directory.glob(pattern)))
             # A rotation that was interrupted leaves a copy of the one in force.
@@ -170,6 +170,11 @@ class Authority:
     def certificate_pem(self) -> bytes:
         """The roots in PEM: what gateways and clients trust."""
         return pem(*self.anchors)
+
+    @property
+    def ca_path(self) -> Path:
+        """Where the roots are."""
+        return self.directory / ROOTS
 
     @property
     def key_path(self) -> Path:

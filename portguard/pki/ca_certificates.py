@@ -10,6 +10,9 @@ from portguard.errors import UsageError
 from portguard.pki import files, names
 from portguard.pki.errors import MALFORMED, PkiError
 
+ROOTS, ISSUING = "ca.crt", "issuing.crt"
+"""Their names in an authority's directory. The second one is only where a root is kept elsewhere."""
+
 
 def pem(*certificates: x509.Certificate) -> bytes:
     """Return certificates in PEM, one after the other."""

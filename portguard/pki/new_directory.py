@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from portguard.pki import files
+from portguard.pki.ca_certificates import ROOTS
 from portguard.pki.errors import PkiError
 
 
@@ -32,7 +33,7 @@ def claimed(directory: Path, *, must_be_empty: bool) -> Iterator[contextlib.Exit
 def _refuse_used(directory: Path) -> None:
     with files.reported(directory):
         entries = sorted(set(os.listdir(directory)) - {"lost+found"})
-    if "ca.crt" in entries:
+    if ROOTS in entries:
         raise PkiError(directory, "no authority yet", "one that exists")
     if entries:
         # Also what an interrupted `ca init` can leave; whoever looks can tell which it is.

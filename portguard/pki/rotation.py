@@ -96,7 +96,7 @@ def finish(authority: Authority, *, at: datetime, force: bool = False) -> Author
         authority = _expect_stage(authority, Stage.SWITCHED)
         if (left := still_good(authority, at)) and not force:
             expected = "nothing that the old root issued and that is neither revoked nor expired"
-            raise PkiError(authority.directory / "ca.crt", expected, f"{len(left)}, such as that of {left[0].name!r}")
+            raise PkiError(authority.ca_path, expected, f"{len(left)}, such as that of {left[0].name!r}")
         return _publish_roots(authority, authority.anchors[:1], at)
 
 
@@ -151,7 +151,7 @@ def replace_issuing(
         files.publish([key_file])
         retired = certificate_file(directory / f"issuing-{profiles.key_id(old)}.crt", old)
         # One that an interrupted rotation left is the same.
-        files.publish([retired, certificate_file(directory / "issuing.crt", issuing)], overwrite=True)
+        files.publish([retired, certificate_file(directory / ca_certificates.ISSUING, issuing)], overwrite=True)
         return _with_lists(authority, at)
 
 
@@ -183,12 +183,12 @@ def _expect_stage(authority: Authority, expected: Stage | None) -> Authority:
             Stage.PREPARED: "a new root that is prepared",
             Stage.SWITCHED: "a new root that issues",
         }
-        raise PkiError(authority.directory / "ca.crt", texts[expected], texts[found])
+        raise PkiError(authority.ca_path, texts[expected], texts[found])
     return authority
 
 
 def _publish_roots(authority: Authority, roots: Sequence[x509.Certificate], at: datetime) -> Authority:
-    files.publish([certificate_file(authority.directory / "ca.crt", *roots)], overwrite=True)
+    files.publish([certificate_file(authority.ca_path, *roots)], overwrite=True)
     return _with_lists(authority, at)
 
 
