@@ -1,4 +1,4 @@
-"""What of the gateway's doings goes into the audit, and when a session may begin for its line's sake."""
+"""What of the gateway's doings goes into the audit, and whose line is waited for: a session's, a new certificate's."""
 
 import asyncio
 import time
@@ -30,7 +30,7 @@ from portguard.policy.quantities import format_quota
 from portguard.reasons import Reason
 
 PATIENCE_S = 2.0
-"""How long a session waits for its line."""
+"""How long a session, or a certificate, waits for its line."""
 
 _LATEST_S = 0.05
 """How long an entry that nobody waits for may wait for others: to wake the writer costs more than to write."""

@@ -60,6 +60,15 @@ def test_only_what_is_newer_is_taken_over(folder):
     assert locks.in_force(NOW_S) == (LOCK,)
 
 
+def test_what_was_heard_is_kept_and_what_was_known_is_not_kept_again(folder, kept):
+    locks = FleetLocks(folder)
+    heard = StampedLock(LOCK, 2)
+    for _ in range(2):
+        locks.merge([heard])
+        locks.keep()
+    assert kept == [[heard]]
+
+
 def test_what_is_over_or_was_taken_away_is_known_and_not_in_force(folder):
     locks = FleetLocks(folder)
     locks.merge([StampedLock(LOCK._replace(until_s=NOW_S), 1)])
