@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -237,7 +237,8 @@ def _serve(
 ) -> Gateway:
     folder.mkdir()
     now = datetime.now(UTC)
-    authority = Authority.create(folder / "ca", trust_domain="gateway.test", at=now)
+    # Not of this second, in which no other root can follow it.
+    authority = Authority.create(folder / "ca", trust_domain="gateway.test", at=now - timedelta(minutes=1))
     names = [GATEWAY_NAME, f"*.{GATEWAY_NAME}", "127.0.0.1"]
     authority.issue_gateway(names, at=now).write(folder, "gateway")
     folder.joinpath("portguard.toml").write_text(
