@@ -42,7 +42,7 @@ from portguard.pki.issued import SignedCertificate
 from portguard.pki.proof import check_proof
 from portguard.pki.renewal import renew
 from portguard.pki.request import read_request
-from portguard.policy.quantities import Rate
+from portguard.policy.quantities import Rate, format_duration
 from portguard.reasons import Reason
 
 _T = TypeVar("_T")
@@ -190,7 +190,7 @@ class Renewals:
         owner = Owner("", identity.trust, identity.name)
         wait_s = self._rates.wait_s(owner, rate, time.time())
         if wait_s:
-            message = f"a certificate may be renewed {RENEWALS} times in {rate.per_s} s"
+            message = f"a certificate may be renewed {RENEWALS} times in {format_duration(rate.per_s)}"
             raise Refused(Reason.CONNECT_RATE, message, retry_after_s=wait_s)
         if identity in self._issuing:
             raise Refused(Reason.CONNECT_RATE, "a renewal is under way already", retry_after_s=_BUSY_S)

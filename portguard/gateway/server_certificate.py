@@ -6,14 +6,14 @@ that is reached by CONNECT alone needs no wildcard.
 
 import ssl
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from portguard.errors import Problem
 from portguard.identity.authorities import UNREADABLE
-from portguard.identity.validity import ends_soon
+from portguard.identity.validity import ends_soon, written
 from portguard.policy.model import Service
 from portguard.tls.chain import UnusableChain, load_chain
 
@@ -70,11 +70,11 @@ def _check_dates(path: str, number: int, certificate: x509.Certificate, at: date
     which = "" if number == 0 else f"certificate {number + 1}"
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if at < start:
-        yield Problem(path, which, f"a certificate that is valid at {_written(at)}", f"one from {_written(start)} on")
+        yield Problem(path, which, f"a certificate that is valid at {written(at)}", f"one from {written(start)} on")
     elif at > end:
-        yield Problem(path, which, f"a certificate that is valid at {_written(at)}", f"one until {_written(end)}")
+        yield Problem(path, which, f"a certificate that is valid at {written(at)}", f"one until {written(end)}")
     elif ends_soon(certificate, at, RENEW_BEFORE):
-        yield f"{path}: {which or 'the certificate'} expires on {_written(end)}"
+        yield f"{path}: {which or 'the certificate'} expires on {written(end)}"
 
 
 def _missing_names(covered: Sequence[str], gateway_name: str, services: Iterable[Service]) -> list[str]:
@@ -113,7 +113,3 @@ def _is_for_servers(certificate: x509.Certificate) -> bool:
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - _MOST_LISTED
     return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _written(at: datetime) -> str:
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from cryptography import x509
@@ -16,7 +16,7 @@ from portguard.identity.names import Malformed
 from portguard.identity.pem import parse_certificates
 from portguard.identity.revocation import RevocationList, parse_revocation_lists
 from portguard.identity.trust import Trust, Trusts, UnusableTrusts
-from portguard.identity.validity import ends_soon
+from portguard.identity.validity import ends_soon, written
 from portguard.pki import ca_certificates
 
 T = TypeVar("T")
@@ -106,11 +106,11 @@ def trust_warnings(path: str, trusts: tuple[Trust, ...], at: datetime) -> Iterat
                 yield f"{subject}.trust_domain: expected {domain}, as {name} has it, got {trust.trust_domain}"
             start, end, name = anchor.not_valid_before_utc, anchor.not_valid_after_utc, anchor.subject.rfc4514_string()
             if at < start:
-                yield f"{subject}.ca: {name} is not valid before {_written(start)}; its clients are refused until then"
+                yield f"{subject}.ca: {name} is not valid before {written(start)}; its clients are refused until then"
             elif at > end:
-                yield f"{subject}.ca: {name} expired on {_written(end)}; its clients are refused"
+                yield f"{subject}.ca: {name} expired on {written(end)}; its clients are refused"
             elif ends_soon(anchor, at, RENEW_BEFORE):
-                yield f"{subject}.ca: {name} expires on {_written(end)}"
+                yield f"{subject}.ca: {name} expires on {written(end)}"
         consequence = (
             "are refused" if trust.crl_expired == "refuse" else "are accepted unless an older list revokes them"
         )
@@ -119,7 +119,7 @@ def trust_warnings(path: str, trusts: tuple[Trust, ...], at: datetime) -> Iterat
                 staleness = _staleness(crl, at)
                 yield f"{subject}.crl: the list of {crl.issuer_name} is {staleness}; its clients {consequence}"
             elif (until := _soon_out_of_date(crl, trust.crls, at)) is not None:
-                yield f"{subject}.crl: the list of {crl.issuer_name} is out of date from {_written(until)} on"
+                yield f"{subject}.crl: the list of {crl.issuer_name} is out of date from {written(until)} on"
 
 
 def _own_trust_domain(anchor: x509.Certificate) -> str | None:
@@ -172,9 +172,5 @@ def _soon_out_of_date(crl: RevocationList, others: tuple[RevocationList, ...], a
 
 def _staleness(crl: RevocationList, at: datetime) -> str:
     if at < crl.this_update:
-        return f"not valid before {_written(crl.this_update)}"
-    return f"out of date since {_written(crl.next_update or crl.this_update)}"
-
-
-def _written(at: datetime) -> str:
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return f"not valid before {written(crl.this_update)}"
+    return f"out of date since {written(crl.next_update or crl.this_update)}"

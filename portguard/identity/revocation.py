@@ -17,6 +17,7 @@ from portguard.errors import Refused
 from portguard.identity.authorities import UNREADABLE, Authority, CanonicalName, canonical_name, is_authority, quietly
 from portguard.identity.names import Malformed
 from portguard.identity.pem import read_blocks
+from portguard.identity.validity import written
 from portguard.reasons import Reason
 
 _SIGNING_KEYS = (
@@ -96,8 +97,7 @@ class Standing:
         for issuer, lists in self.needed:
             if not any(each.is_current(at) for each in lists):
                 spans = ", ".join(_span(each) for each in lists)
-                then = at.isoformat(timespec="seconds")
-                message = f"{issuer}: expected a revocation list that is current at {then}, got {spans}"
+                message = f"{issuer}: expected a revocation list that is current at {written(at)}, got {spans}"
                 raise Refused(Reason.CRL_EXPIRED, message)
 
 
@@ -237,5 +237,5 @@ def _uris(names: Iterable[x509.GeneralName]) -> frozenset[str]:
 
 
 def _span(each: RevocationList) -> str:
-    until = each.next_update.isoformat() if each.next_update is not None else "no end"
-    return f"one from {each.this_update.isoformat()} to {until}"
+    until = written(each.next_update) if each.next_update is not None else "no end"
+    return f"one from {written(each.this_update)} to {until}"

@@ -41,6 +41,7 @@ from portguard.identity.authorities import UNREADABLE, Authority, is_authority, 
 from portguard.identity.certificate import check_leaf, read_groups, read_name
 from portguard.identity.names import Group, Identity, Malformed, Source, check_trust_domain, check_trust_name
 from portguard.identity.revocation import RevocationList, Revocations, Standing
+from portguard.identity.validity import written
 from portguard.reasons import Reason
 
 # Real chains have two to four certificates. What is sent beyond the chain costs work before anybody is let in: reading
@@ -170,12 +171,10 @@ class Trusts:
         if isinstance(verdict, Refused):
             raise _again(verdict)
         if at < verdict.not_before:
-            found = at.isoformat(timespec="seconds")
-            message = f"chain: expected a time from {verdict.not_before.isoformat()}, got {found}"
+            message = f"chain: expected a time from {written(verdict.not_before)}, got {written(at)}"
             raise Refused(Reason.CERTIFICATE_NOT_YET_VALID, message)
         if at > verdict.not_after:
-            found = at.isoformat(timespec="seconds")
-            message = f"chain: expected a time until {verdict.not_after.isoformat()}, got {found}"
+            message = f"chain: expected a time until {written(verdict.not_after)}, got {written(at)}"
             raise Refused(Reason.CERTIFICATE_EXPIRED, message)
         verdict.standing.check(at)
         # Only now: a cross certificate that its trust has revoked makes nothing ambiguous.

@@ -227,7 +227,7 @@ async def test_an_identity_renews_so_often_and_no_more(desk, folder, alice):
     for _ in range(RENEWALS):
         await renewed(desk, alice.wanted())
     refusal = await refused(desk, alice.wanted())
-    assert (refusal.reason, refusal.message) == (Reason.CONNECT_RATE, "a certificate may be renewed 10 times in 7200 s")
+    assert (refusal.reason, refusal.message) == (Reason.CONNECT_RATE, "a certificate may be renewed 10 times in 2h")
     assert 7000 < refusal.retry_after_s <= 7201
     assert len(folder.ca.store.records()) == 1 + RENEWALS
     await renewed(desk, Client(folder.ca, "bob").wanted())

@@ -14,6 +14,7 @@ from portguard.errors import Refused
 from portguard.identity.authorities import read_authority
 from portguard.identity.names import Malformed
 from portguard.identity.revocation import RevocationList, Revocations, parse_revocation_lists
+from portguard.identity.validity import written
 from portguard.reasons import Reason
 from tests import certificates as pki
 
@@ -106,7 +107,7 @@ def test_a_list_that_is_out_of_date_refuses_everybody_below_its_issuer() -> None
     refused = refusal(crls, at=NOW + timedelta(seconds=1, microseconds=5))
     assert refused.reason is Reason.CRL_EXPIRED
     # In whole seconds, as the list's own times are.
-    then = (NOW + timedelta(seconds=1)).isoformat()
+    then = written(NOW + timedelta(seconds=1))
     assert refused.message.startswith(
         f"CN=Issuing: expected a revocation list that is current at {then}, got one from "
     )

@@ -15,6 +15,7 @@ from portguard.identity.names import Group, Identity
 from portguard.identity.pem import parse_certificates
 from portguard.identity.revocation import RevocationList, parse_revocation_lists
 from portguard.identity.trust import Caller, Trust, Trusts, UnusableTrusts
+from portguard.identity.validity import written
 from portguard.reasons import Reason
 from tests import certificates as pki
 
@@ -193,10 +194,10 @@ def test_times_are_told_in_whole_seconds_as_certificates_have_them() -> None:
         start - timedelta(seconds=1) + timedelta(microseconds=5),
     )
     assert refusal(both(), chain, at=later).message == (
-        f"chain: expected a time until {end.isoformat()}, got {later.replace(microsecond=0).isoformat()}"
+        f"chain: expected a time until {written(end)}, got {written(later)}"
     )
     assert refusal(both(), chain, at=earlier).message == (
-        f"chain: expected a time from {start.isoformat()}, got {earlier.replace(microsecond=0).isoformat()}"
+        f"chain: expected a time from {written(start)}, got {written(earlier)}"
     )
 
 
