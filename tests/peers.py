@@ -22,11 +22,13 @@ from typing import Literal
 from portguard.client.tls_end import BufferedTlsEnd
 from portguard.gateway.ends import End, PlainEnd, TlsEnd
 from portguard.tls.chain import load_chain
+from portguard.tls.context import new_context
 from portguard.tls.contexts import ServerContexts
 from portguard.tls.endpoint import Endpoint
 from portguard.tls.tls_socket import TlsSocket, prepare, wrap
 from tests.certificates import SERVER_AUTH, Authority, Holder, dns
 from tests.patience import PATIENCE_S
+from tests.trusting import trusting
 
 Kind = Literal["plain", "tls", "buffered"]
 """`tls` is the gateway's, on the socket itself; `buffered` the client's."""
@@ -61,7 +63,7 @@ class Pki:
     def client_context(self, holder: Holder | None = None) -> ssl.SSLContext:
         """A client's context, with alice's certificate unless told otherwise."""
         holder = holder or self.client
-        context = ssl.create_default_context(cadata=self.authority.pem.decode())
+        context = trusting(cadata=self.authority.pem.decode())
         load_chain(context, holder.pem, holder.key_pem)
         return context
 
@@ -263,7 +265,7 @@ def connected(
 
 @functools.cache
 def _upstream_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = new_context(ssl.PROTOCOL_TLS_SERVER)
     context.num_tickets = 0
     load_chain(context, pki().server.pem, pki().server.key_pem)
     return context

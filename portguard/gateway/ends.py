@@ -16,7 +16,7 @@ from itertools import islice
 from socket import SO_ERROR, SOL_SOCKET
 
 from portguard.gateway.read_watch import read_watch
-from portguard.tls.tls_socket import RECORD, TlsSocket
+from portguard.tls.tls_socket import RECORD, TlsSocket, is_broken_off
 
 READ_MAX = 256 * 1024
 _buffer = memoryview(bytearray(READ_MAX + RECORD))
@@ -222,7 +222,7 @@ class TlsEnd(End):
 
     def _failed(self, error: ssl.SSLError) -> OSError:
         """What has failed, to be raised or kept."""
-        if not isinstance(error, ssl.SSLEOFError):
+        if not is_broken_off(error):
             return ConnectionAbortedError(errno.ECONNABORTED, str(error))
         if not getattr(error, "reason", None):  # what some versions of Python make of ECONNRESET
             return ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))

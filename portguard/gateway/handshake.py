@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from portguard.errors import Refused
 from portguard.reasons import Reason
-from portguard.tls.tls_socket import TlsSocket
+from portguard.tls.tls_socket import TlsSocket, is_broken_off
 
 _READ = 16 * 1024
 
@@ -83,7 +83,9 @@ async def handshake(sock: TlsSocket) -> None:
             await readable(sock)
         except ssl.SSLWantWriteError:
             await writable(sock)
-        except ssl.SSLEOFError:
+        except ssl.SSLError as error:
+            if not is_broken_off(error):
+                raise
             raise ConnectionAbortedError(
                 "expected the rest of a TLS handshake, got the end of the connection"
             ) from None

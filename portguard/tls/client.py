@@ -3,6 +3,7 @@
 import ssl
 
 from portguard.tls.chain import load_chain
+from portguard.tls.context import new_context
 
 HTTP_ALPN = ("http/1.1",)
 """What a client offers that sends CONNECT; one that names its service by SNI offers what the service speaks."""
@@ -23,7 +24,7 @@ def client_context(
 
     Raises ssl.SSLError when `anchors_pem` has no certificate, UnusableChain as load_chain() does.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = new_context(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.hostname_checks_common_name = False
     # What the profile names is the anchor, also when it is an intermediate authority.

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 from portguard.tls.chain import load_chain
+from portguard.tls.context import new_context
 from portguard.tls.peer import ServerName
 from portguard.tls.tls_socket import prepare
 
@@ -16,7 +17,7 @@ def _server_context(certificate_pem: bytes, key_pem: bytes, anchors_pem: str, al
 
     Fails closed: a client without a certificate, or with one that does not verify, does not finish the handshake.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = new_context(ssl.PROTOCOL_TLS_SERVER)
     prepare(context)
     # Below TLS 1.3, Python's ssl cannot switch session-id resumption off, and a resumed session has no verified chain.
     context.minimum_version = ssl.TLSVersion.TLSv1_3

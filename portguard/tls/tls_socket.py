@@ -38,8 +38,8 @@ class TlsSocket(ssl.SSLSocket):
         """`read_record(RECORD, buffer)` reads what is left of one record; 0 is the peer's close_notify.
 
         Asked for so much each time, nothing is left inside, where no event would tell of it. Raises SSLWantReadError
-        when no whole record is here, SSLEOFError for an end without close_notify, SSLZeroReturnError for one with it
-        after close_notify().
+        when no whole record is here, an SSLError that `is_broken_off` for an end without close_notify, and after
+        close_notify() SSLZeroReturnError for one with it.
         """
         read: Callable[[int, memoryview], int] = self._sslobj.read
         return read
@@ -99,6 +99,11 @@ def wrap(
     )
     assert isinstance(tls, TlsSocket)
     return tls
+
+
+def is_broken_off(error: ssl.SSLError) -> bool:
+    """Whether it tells of an end without close_notify, for which some versions of Python have no SSLEOFError."""
+    return isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"
 
 
 class _Diversion:

@@ -6,6 +6,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from portguard.tls.chain import UnusableChain, load_chain
+from portguard.tls.context import new_context
 from portguard.tls.tls_socket import prepare
 
 
@@ -27,7 +28,7 @@ def upstream_context(
 
     Raises UnusableChain, whose `part` is also "ca", as load_chain() does.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies chain and name
+    context = new_context(ssl.PROTOCOL_TLS_CLIENT)  # verifies chain and name
     prepare(context)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # In the middle of a renegotiation nothing can be written: a session would break or not, as bytes happen to come.

@@ -27,6 +27,7 @@ from tests.e2e.services import postgresql, redis, ssh_keys, sshd  # noqa: F401  
 from tests.echo import echo_service
 from tests.patience import PATIENCE_S
 from tests.ports import reserved_port
+from tests.trusting import trusting
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -189,7 +190,7 @@ class Gateway:
 
     def context(self, name: str | None, *alpn: str) -> ssl.SSLContext:
         """A client's context; None for a client without a certificate."""
-        context = ssl.create_default_context(cafile=str(self.ca))
+        context = trusting(cafile=str(self.ca))
         if name is not None:
             context.load_cert_chain(*self.certificate(name))
         if alpn:

@@ -47,7 +47,7 @@ def test_beyond_the_last_place_clients_are_refused_until_one_is_free(start_gatew
         answer = connect_answer(gateway)
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"\r\nPortguard-Reason: gateway_full\r\n" in answer
-        with gateway.connect("echo") as refused, pytest.raises(ssl.SSLEOFError):
+        with gateway.connect("echo") as refused, pytest.raises(ssl.SSLError):
             refused.recv(1)
         gateway.wait_for_log("session.refuse .*identity=alice .*service=echo reason=gateway_full", count=2)
         assert all(map(goes_on, clients))

@@ -45,7 +45,7 @@ def ends(client):
     client.settimeout(PATIENCE_S)
     try:
         return "cut" if client.recv(10) else "end"
-    except (ssl.SSLEOFError, ConnectionResetError):
+    except (ssl.SSLError, ConnectionResetError):
         return "cut"
 
 

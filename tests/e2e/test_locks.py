@@ -20,6 +20,7 @@ from tests.e2e.conftest import PORTGUARD
 from tests.patience import PATIENCE_S
 from tests.profiles import write_profile
 from tests.traffic import Traffic
+from tests.trusting import trusting
 from tests.unharmed import echoes, kill_all, workers
 
 POLICY = """
@@ -62,7 +63,7 @@ def held(gateway, name="alice"):
 def is_cut(client):
     try:
         return client.recv(10) == b"" and False
-    except (ssl.SSLEOFError, ConnectionResetError):
+    except (ssl.SSLError, ConnectionResetError):
         return True
 
 
@@ -93,7 +94,7 @@ def certificate(gateway, name="alice"):
 
 def another_certificate(gateway, name="alice"):
     """Have a second one issued to the same identity; return a context that uses it."""
-    context = ssl.create_default_context(cafile=str(gateway.ca))
+    context = trusting(cafile=str(gateway.ca))
     issued = gateway.authority.issue_client(name, at=datetime.now(UTC))
     context.load_cert_chain(*issued.write(gateway.folder, f"{name}-again"))
     return context

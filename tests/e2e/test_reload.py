@@ -106,7 +106,7 @@ def is_cut(client):
     client.settimeout(PATIENCE_S)
     try:
         return client.recv(10) == b"" and False
-    except (ssl.SSLEOFError, ConnectionResetError):
+    except (ssl.SSLError, ConnectionResetError):
         return True
 
 

@@ -14,6 +14,7 @@ from portguard.gateway.diagnosis import diagnose_listening, diagnose_names, diag
 from portguard.gateway.resolve import Names
 from portguard.gateway.snapshot import build
 from portguard.policy.addresses import ListenAddress
+from portguard.tls.context import new_context
 from portguard.tls.contexts import load_chain
 from tests.certificates import SERVER_AUTH, Authority, dns, now
 from tests.gateway_folder import NAME, GatewayFolder
@@ -58,7 +59,7 @@ async def listening():
 def tls_service(authority, header):
     """A service "db.internal" that wants to hear `header` and then speaks TLS, twice; yields its port."""
     holder = authority.issue("db", sans=[dns("db.internal")], usages=[SERVER_AUTH])
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = new_context(ssl.PROTOCOL_TLS_SERVER)
     load_chain(context, holder.pem, holder.key_pem)
 
     def serve():

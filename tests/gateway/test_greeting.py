@@ -10,6 +10,7 @@ from portguard.gateway.ends import PlainEnd, TlsEnd
 from portguard.gateway.greeting import greet
 from portguard.policy.model import Upstream
 from portguard.reasons import Reason
+from portguard.tls.context import new_context
 from portguard.tls.contexts import load_chain
 from portguard.tls.upstream import upstream_context
 from tests.certificates import Authority
@@ -42,7 +43,7 @@ def serve_tls(far, heard):
     def run():
         far.settimeout(PATIENCE_S)
         assert far.recv(heard) == HEADER[:heard]
-        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server = new_context(ssl.PROTOCOL_TLS_SERVER)
         load_chain(server, pki().server.pem, pki().server.key_pem)
         with server.wrap_socket(far, server_side=True) as tls:
             tls.sendall(b"bytes")

@@ -69,6 +69,7 @@ from tests.echo import echo_service
 from tests.gateway_folder import NAME, GatewayFolder
 from tests.patience import PATIENCE_S
 from tests.tcp_options import WANTED_TCP_OPTIONS, tcp_options
+from tests.trusting import trusting
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -166,7 +167,7 @@ class Supervising:
 
     def _context(self, name):
         if name not in self._contexts:
-            context = ssl.create_default_context(cadata=self._folder.authority.pem.decode())
+            context = trusting(cadata=self._folder.authority.pem.decode())
             holder = self._holders[name] = self._folder.authority.issue(name)
             load_chain(context, holder.pem, holder.key_pem)
             self._contexts[name] = context
@@ -278,7 +279,7 @@ async def ask_what_there_is_and_get_no_answer(supervisor):
 
 
 async def show_no_certificate_of_ours(supervisor):
-    context = ssl.create_default_context(cadata=supervisor._folder.authority.pem.decode())
+    context = trusting(cadata=supervisor._folder.authority.pem.decode())
     supervisor._contexts["stranger"] = context
     client, _ = await supervisor.connection("stranger")
     await ends(client)
@@ -1053,9 +1054,7 @@ async def test_trusts_that_have_not_changed_are_the_same_ones(worker, supervisor
 
 async def test_of_strangers_it_is_not_told_what_they_asked_for(supervisor, worker):
     holder = supervisor._folder.authority.issue("alice", sans=[dns("alice.test")])
-    supervisor._contexts["nobody"] = context = ssl.create_default_context(
-        cadata=supervisor._folder.authority.pem.decode()
-    )
+    supervisor._contexts["nobody"] = context = trusting(cadata=supervisor._folder.authority.pem.decode())
     load_chain(context, holder.pem, holder.key_pem)
     client, _ = await supervisor.connection("nobody")
     await ends(client)
@@ -1082,7 +1081,7 @@ async def test_a_session_that_is_still_dialling_ends_at_once_with_the_reason(sup
 
 async def refused_with(supervisor, holder):
     """What is told of a client with a certificate that nobody took."""
-    context = ssl.create_default_context(cadata=supervisor._folder.authority.pem.decode())
+    context = trusting(cadata=supervisor._folder.authority.pem.decode())
     load_chain(context, holder.pem, holder.key_pem)
     supervisor._contexts["stranger"] = context
     before = len([message for message in supervisor.said if isinstance(message, TurnedAway)])
@@ -1115,7 +1114,7 @@ async def test_nothing_is_claimed_by_who_is_known_and_by_who_shows_no_certificat
     await supervisor.connection("bob")
     known = await supervisor.hears(TurnedAway)
     assert (known.name, known.reason, known.claim) == ("bob", "no_role", None)
-    supervisor._contexts["stranger"] = ssl.create_default_context(cadata=folder.authority.pem.decode())
+    supervisor._contexts["stranger"] = trusting(cadata=folder.authority.pem.decode())
     await supervisor.connection("stranger")
     unknown = await supervisor.hears(TurnedAway, 2)
     assert (unknown.name, unknown.reason, unknown.claim) == (None, "certificate_missing", None)

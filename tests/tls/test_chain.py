@@ -18,7 +18,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from portguard.tls.chain import UnusableChain, load_chain
+from portguard.tls.context import new_context
 from tests.descriptors import open_descriptors
+from tests.trusting import trusting
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
@@ -67,7 +69,7 @@ def key() -> ec.EllipticCurvePrivateKey:
 
 @pytest.fixture
 def context() -> ssl.SSLContext:
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    return new_context(ssl.PROTOCOL_TLS_SERVER)
 
 
 @pytest.fixture(params=["memory", "folder"])
@@ -84,7 +86,7 @@ def test_a_client_is_shown_the_certificate_that_was_loaded(
 ) -> None:
     chain = certificate(key)
     load_chain(context, chain, pem(key))
-    shown = handshake(context, ssl.create_default_context(cadata=chain.decode()))
+    shown = handshake(context, trusting(cadata=chain.decode()))
     assert shown == ssl.PEM_cert_to_DER_cert(chain.decode())
 
 
@@ -179,7 +181,7 @@ def test_a_key_too_weak_for_openssl_is_refused_with_its_word(context: ssl.SSLCon
 def test_a_passphrase_opens_the_key(context: ssl.SSLContext, key: ec.EllipticCurvePrivateKey, place: str) -> None:
     chain = certificate(key)
     load_chain(context, chain, pem(key, BestAvailableEncryption(b"secret")), b"secret")
-    assert handshake(context, ssl.create_default_context(cadata=chain.decode())) is not None
+    assert handshake(context, trusting(cadata=chain.decode())) is not None
 
 
 def test_another_passphrase_does_not_open_the_key(context: ssl.SSLContext, key: ec.EllipticCurvePrivateKey) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from portguard.tls.chain import UnusableChain, load_chain
 from portguard.tls.client import client_context
+from portguard.tls.context import new_context
 from portguard.tls.endpoint import Endpoint
 from tests.certificates import SERVER_AUTH, Authority, Holder, dns
 
@@ -20,7 +21,7 @@ def gateway(authority: Authority, name: str = NAME, *, common_name: str = "gatew
 
 
 def server_context(root: Authority, *chain: Holder) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = new_context(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata=root.pem.decode())
     load_chain(context, b"".join(holder.pem for holder in chain), chain[0].key_pem)

@@ -11,6 +11,7 @@ from portguard.tls.endpoint import Endpoint
 from portguard.tls.peer import server_name, verified_chain
 from tests.certificates import SERVER_AUTH, Authority, now
 from tests.peers import NAME, pki, shake_hands
+from tests.trusting import trusting
 
 
 def connect(
@@ -70,7 +71,7 @@ def test_a_client_with_a_certificate_gets_in(way: tuple[Endpoint, str], client: 
 
 
 def bare_context() -> ssl.SSLContext:
-    return ssl.create_default_context(cadata=pki().authority.pem.decode())
+    return trusting(cadata=pki().authority.pem.decode())
 
 
 def test_a_client_without_a_certificate_does_not(way: tuple[Endpoint, str]) -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from portguard.tls.chain import load_chain
+from portguard.tls.context import new_context
 from portguard.tls.endpoint import Endpoint
 from portguard.tls.peer import sent_chain, verified_chain
 from tests.certificates import now
@@ -116,7 +117,7 @@ def test_as_a_client_it_takes_only_the_server_it_was_told() -> None:
 
 
 def _server_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = new_context(ssl.PROTOCOL_TLS_SERVER)
     load_chain(context, pki().server.pem, pki().server.key_pem)
     return context
 

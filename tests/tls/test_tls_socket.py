@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from portguard.tls.peer import sent_chain, server_name, verified_chain
-from portguard.tls.tls_socket import RECORD, TlsSocket, prepare, wrap
+from portguard.tls.tls_socket import RECORD, TlsSocket, is_broken_off, prepare, wrap
 from tests.peers import NAME, connected_sockets, pki, server_contexts, shake_hands_on
 from tests.relayed import noise
 
@@ -187,8 +187,9 @@ def test_close_notify_needs_no_descriptor(joined: Joined) -> None:
 def test_after_a_failure_there_is_nothing_to_notify(joined: Joined) -> None:
     joined.far.sendall(b"GET / HTTP/1.1\r\n\r\n")
     joined.await_input()
-    with pytest.raises(ssl.SSLError):
+    with pytest.raises(ssl.SSLError) as failed:
         read(joined.sock)
+    assert not is_broken_off(failed.value)
     assert joined.sock.close_notify() == b""
 
 
@@ -201,8 +202,9 @@ def test_shutting_tcp_down_leaves_tls_readable(joined: Joined) -> None:
 def test_an_end_without_close_notify_is_told_from_one_with_it(joined: Joined) -> None:
     joined.far.shutdown(socket.SHUT_WR)
     joined.await_input()
-    with pytest.raises(ssl.SSLEOFError):
+    with pytest.raises(ssl.SSLError) as ended:
         read(joined.sock)
+    assert is_broken_off(ended.value)
 
 
 def test_a_peer_that_is_gone_before_the_handshake_is_an_error_of_the_connection() -> None:

@@ -9,6 +9,7 @@ import pytest
 from cryptography import x509
 
 from portguard.tls.chain import UnusableChain, load_chain
+from portguard.tls.context import new_context
 from portguard.tls.endpoint import Endpoint
 from portguard.tls.upstream import upstream_context
 from tests.certificates import SERVER_AUTH, Authority, Holder
@@ -25,7 +26,7 @@ def named(authority: Authority, name: str = "db.internal") -> Holder:
 
 
 def server_context(holder: Holder, chain: bytes = b"") -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = new_context(ssl.PROTOCOL_TLS_SERVER)
     load_chain(context, holder.pem + chain, holder.key_pem)
     return context
 
