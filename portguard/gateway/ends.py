@@ -222,6 +222,9 @@ class TlsEnd(End):
 
     def _failed(self, error: ssl.SSLError) -> OSError:
         """What has failed, to be raised or kept."""
+        if self.failure is not None:
+            # Told before. The watch of reads takes bytes away in the middle of a record, and OpenSSL finds nonsense.
+            return OSError(*self.failure.args)
         if not is_broken_off(error):
             return ConnectionAbortedError(errno.ECONNABORTED, str(error))
         if not getattr(error, "reason", None):  # what some versions of Python make of ECONNRESET

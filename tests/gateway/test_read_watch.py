@@ -60,6 +60,14 @@ async def test_who_has_a_read_go_on_for_ever_is_cut_off(flooded: Callable[[int],
     assert failure.value.errno == errno.ECONNABORTED
 
 
+async def test_who_is_cut_off_in_the_middle_of_a_record_is_so_for_that_reason(connect: Connect) -> None:
+    end, peer = connect("tls", "client")
+    end.failure = ConnectionAbortedError(errno.ECONNABORTED, "what the watch says")
+    peer.sock.send(b"what is left of a record when its beginning is gone")
+    with pytest.raises(ConnectionAbortedError, match="what the watch says"):
+        await read(end)
+
+
 async def test_who_changes_keys_in_reason_is_not(flooded: Callable[[int], End]) -> None:
     end = flooded(100)
     assert await read(end) == b"hello"
