@@ -31,7 +31,7 @@ def test_the_commands_do_what_the_page_shows(tmp_path: Path, page: str, real_pro
     port = server.split()[3]
     ready = {
         server: f"(exec 3<>/dev/tcp/127.0.0.1/{port}) 2>/dev/null",
-        gateway: "grep -q gateway.ready gateway.log",
+        gateway: "grep -qs gateway.ready gateway.log",
     }
     outputs = run([command for command, _ in steps], tmp_path, ready)
     assert len(outputs) == len(steps) > 20
