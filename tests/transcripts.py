@@ -71,4 +71,5 @@ def run(commands: Sequence[str], home: Path, ready: Mapping[str, str] | None = N
 
 
 def _wait(condition: str | None) -> str:
-    return "" if condition is None else f"until {condition}; do sleep 0.05; done\n"
+    # Bounded: it ends by itself also where the test that waits for it was killed.
+    return "" if condition is None else f"for _ in $(seq 1000); do {condition} && break; sleep 0.05; done\n"
