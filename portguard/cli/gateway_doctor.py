@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Iterator
 
 from portguard.cli.control import control_client, understanding
-from portguard.errors import ConfigurationError, PortguardError, Unreachable
+from portguard.errors import ConfigurationError, PortguardError, Problem, Unreachable
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.diagnosis import diagnose_listening, diagnose_names, diagnose_services
 from portguard.gateway.host import host_problems, host_warnings
@@ -18,12 +18,13 @@ _SERVING = "serving"
 async def diagnose_gateway(configuration_path: str) -> AsyncIterator[Finding]:
     """Look at the files of a gateway, at the gateway if it runs, and at what is around it."""
     snapshot: Snapshot | None = None
+    problems: list[Problem] = []
     try:
         bundle = read_bundle(configuration_path)
-        problems = host_problems(bundle)
+        problems += host_problems(bundle)
         snapshot = build(bundle)
     except ConfigurationError as error:
-        problems = list(error.problems)
+        problems += error.problems
     for problem in dict.fromkeys(problems):
         yield failed("configuration", str(problem))
     if snapshot is not None:

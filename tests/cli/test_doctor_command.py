@@ -164,3 +164,14 @@ async def test_a_configuration_that_is_wrong_is_told_and_its_gateway_still_looke
     assert lines[0].startswith(f"FAIL  configuration: {folder.path}/policy.toml: services.x.upstream: expected")
     assert lines[1].startswith("warn  gateway: ")
     assert lines[-1] == "1 failure, 1 warning"
+
+
+async def test_what_is_wrong_with_files_hides_nothing_that_is_wrong_with_the_host(folder):
+    text = (folder.path / "portguard.toml").read_text()
+    folder.write("portguard.toml", text.replace('state = "state"', 'state = "policy.toml/state"'))
+    folder.add("policy.toml", "[services.x]\n")
+    _, output, _ = await portguard("doctor", "-c", folder.configuration)
+    failures = [line for line in output.splitlines() if line.startswith("FAIL  configuration: ")]
+    assert len(failures) == 2
+    assert "(gateway.state), got not a directory" in failures[0]
+    assert "services.x.upstream" in failures[1]
