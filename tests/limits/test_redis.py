@@ -530,14 +530,14 @@ def test_rows_of_any_kind_hinder_a_gateway_for_as_long_as_they_are_there(
     """Whoever else can write to the same Redis: the gateway says what it has found, and goes on when it is gone."""
     a = start("a")
     with server.client() as client:
-        client.hset("portguard:{test}:spans", "day:1", str(NOW_S + 1000))
+        client.hset("portguard:{test}:spans", "day:1", str(ENDS_S))
         client.hset(f"portguard:{{test}}:{key}", field, value)
         if told:
             what, of, said = change or ("lock", field, value)
             client.xadd("portguard:{test}:changes", {"by": "0", "what": what, "of": of, "is": said})
         else:
             if change is not None and change[2] != "day:1":
-                client.hset("portguard:{test}:spans", change[2], str(NOW_S + 1000))
+                client.hset("portguard:{test}:spans", change[2], str(ENDS_S))
             client.delete("portguard:{test}:changes")  # so that it reads everything anew
         trouble = wait_for_trouble(a)
         assert re.search("expected .* as portguard writes (it|them), got ", trouble)
