@@ -373,8 +373,9 @@ class Accounts:
 
     def _forget_use(self, account: Account, number: int) -> None:
         account.used[number] = account.outstanding()
-        if self._shared:
-            # Others go by what the ledger has, and what was put aside before is nobody's any more.
+        # What was put aside before is nobody's any more. By the number of a reset others go, and late answers are told;
+        # without one, what is being written would be taken for what the ledger holds when it has less again.
+        if self._shared or not self._writing[account.owner]:
             account.asked[number] = account.used[number]
             account.safe[number] = min(account.safe[number], account.asked[number])
 

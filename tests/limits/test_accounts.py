@@ -227,6 +227,27 @@ def test_a_reset_forgets_one_period_and_what_is_leased_stays_taken():
     assert asked.left(ANNA) == 9_700
 
 
+def test_the_ledger_is_told_of_a_reset_at_once_while_somebody_draws_on_the_account_too():
+    asked = fresh()
+    asked.use(asked.account(ANNA), 5_000)
+    leased(asked, 300)
+    asked.written(asked.rows_for(ANNA))
+    asked.reset(ANNA, [Period.DAY], NOW_S)
+    assert day_row(asked.take_rows(NOW_S)).used_bytes == 300
+    assert not asked.lease(ANNA, 1)  # of what was put aside before, the ledger holds nothing any more
+
+
+def test_what_is_being_written_is_not_said_to_be_less_by_a_reset():
+    asked = fresh()
+    leased(asked, 300)
+    rows = asked.rows_for(ANNA)
+    asked.reset(ANNA, [Period.DAY], NOW_S)
+    assert day_row(asked.take_rows(NOW_S)).used_bytes == 600
+    asked.written(rows)
+    assert asked.lease(ANNA, 300)
+    assert not asked.lease(ANNA, 1)
+
+
 def test_a_grant_lasts_until_its_period_ends():
     asked = fresh()
     asked.grant(ANNA, [Period.DAY], 700, NOW_S)
