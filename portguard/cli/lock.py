@@ -103,7 +103,7 @@ def _list(configuration_path: str, *, as_json: bool) -> None:
         return
     click.echo("\n".join(table_lines(_HEADER, rows, right=frozenset())))
     if unsaved:
-        click.echo(f"portguard: not yet in the ledger, and in force until the gateway restarts: {unsaved}", err=True)
+        click.echo(f"portguard: in force at this gateway, and not yet in the ledger: {unsaved}", err=True)
 
 
 def _row(each: Mapping[str, Any]) -> tuple[str, ...]:

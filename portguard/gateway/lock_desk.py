@@ -18,6 +18,7 @@ from portguard.control.access import Level, Peer
 from portguard.control.routes import Arguable, Arguments, BadArgument, Conflict, NotFound, Pieces, Route, Unavailable
 from portguard.gateway.admission import Session
 from portguard.gateway.messages import Locked, Message, Unlocked
+from portguard.gateway.saving import why_unsaved
 from portguard.identity.names import Identity, Malformed, Namespace
 from portguard.limits.fleet import Fleet, News
 from portguard.limits.ledger import LockRow, LockTarget, Store
@@ -38,7 +39,6 @@ LONGEST_REASON = 200  # characters
 MOST_LOCKS = 10_000
 """Each is in every worker's memory. More is a program that ran wild: deny entries of a policy are for many."""
 
-_PATIENCE_S = 5.0  # for the ledger, which says no sooner than that, unless the disk hangs
 _AT_A_TIME = 200  # locks; others want to run in between
 
 
@@ -236,16 +236,15 @@ class LockDesk:
 
     async def _save(self, row: LockRow, done: str) -> None:
         """Return once the ledger has it. Raises Unavailable when it cannot be written now."""
-        written = self._write(row)
-        await asyncio.wait([written], timeout=_PATIENCE_S)
-        if not written.done() or not written.result():
-            trouble = self._store.trouble or "a ledger that does not answer"
+        trouble = await why_unsaved(self._store, self._write(row))
+        if trouble is not None:
             who = self._written(row.target)
             log.event("warning", "lock.unsaved", lock=who, state=done, message=trouble)
             raise Unavailable(f"{who}: {done}; {self._unsaved_means}, and not yet in the ledger: {trouble}")
 
     def _write(self, row: LockRow) -> "asyncio.Future[bool]":
         self._unsaved[row.target] = row
+
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def on_written(written: bool) -> None:

@@ -1,4 +1,8 @@
-"""Quotas as operators see and change them over the control socket: `/v1/quotas`."""
+"""Quotas as operators see and change them over the control socket: `/v1/quotas`.
+
+What is changed acts at once, and is done when the ledger has it. While that cannot be written nothing is changed: this
+gateway may not even know yet what was used.
+"""
 
 import asyncio
 import json
@@ -9,11 +13,13 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 from portguard.control.access import Level, Peer
-from portguard.control.routes import Arguable, Arguments, BadArgument, NotFound, Pieces, Route
+from portguard.control.routes import Arguable, Arguments, BadArgument, NotFound, Pieces, Route, Unavailable
+from portguard.gateway.saving import why_unsaved
 from portguard.gateway.snapshot import Snapshot
 from portguard.identity.names import Identity, Malformed, Namespace, parse_identity
 from portguard.limits.accounts import QuotaLine
-from portguard.limits.ledger import Owner
+from portguard.limits.ledger import Owner, Store
+from portguard.observe import log
 from portguard.policy.quantities import Period
 
 LARGEST_GRANT_BYTES = 10**15
@@ -59,8 +65,8 @@ class Rules(NamedTuple):
 class QuotaDesk:
     """Serves the routes.
 
-    `rules()` are those in force now. `on_changed(role)` is told once more has become left for a role: sessions may be
-    waiting for it. `clock()` is seconds since the epoch.
+    `rules()` are those in force now. `on_changed(role)` is told once more has become left for a role, as sessions may
+    be waiting for it, and is to have the `store` write that. `clock()` is seconds since the epoch.
     """
 
     def __init__(
@@ -68,11 +74,13 @@ class QuotaDesk:
         accounts: QuotaAccounts,
         rules: Callable[[], Rules],
         on_changed: Callable[[str], None],
+        store: Store,
         clock: Callable[[], float] = time.time,
     ):
         self._accounts = accounts
         self._rules = rules
         self._on_changed = on_changed
+        self._store = store
         self._clock = clock
 
     @property
@@ -113,11 +121,12 @@ class QuotaDesk:
     async def _reset(self, _peer: Peer, given: Arguable) -> object:
         arguments = Arguments(given)
         chosen = self._chosen(arguments, ahead=False)
+        self._check_ledger("reset")
         changed = []
         async for owner, periods in self._each(chosen):
             self._accounts.reset(owner, periods, self._clock())
             changed.append(self._changed(owner, periods))
-        self._tell(chosen)
+        await self._save("reset", chosen)
         return {"reset": changed}
 
     async def _grant(self, _peer: Peer, given: Arguable) -> object:
@@ -126,12 +135,34 @@ class QuotaDesk:
         if extra_bytes is None:
             raise BadArgument(f"bytes: expected an integer, 1 to {LARGEST_GRANT_BYTES}, got nothing")
         chosen = self._chosen(arguments, ahead=True)
+        self._check_ledger("grant")
         changed = []
         async for owner, periods in self._each(chosen):
             self._accounts.grant(owner, periods, extra_bytes, self._clock())
             changed.append(self._changed(owner, periods))
-        self._tell(chosen)
+        await self._save("grant", chosen)
         return {"bytes": extra_bytes, "granted": changed}
+
+    # The ledger.
+
+    def _check_ledger(self, act: str) -> None:
+        """Raise Unavailable when it is known that nothing can be written now."""
+        if self._store.failing_s() is not None:
+            found = self._store.trouble or "one that cannot be written"
+            raise Unavailable(f"quota {act}: expected a ledger that takes it, got {found}; nothing was changed")
+
+    async def _save(self, act: str, chosen: Sequence[tuple[Owner, Collection[Period]]]) -> None:
+        """Have what was changed act, and return once the ledger has it. Raises Unavailable when it acts only here."""
+        for role in sorted({owner.role for owner, _ in chosen}):
+            self._on_changed(role)
+        written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        # Rows are written together with all that wait: when none is left, the changed ones are there.
+        self._store.write([], written.set_result)
+        trouble = await why_unsaved(self._store, written)
+        if trouble is not None:
+            log.event("warning", "quota.unsaved", act=act, message=trouble)
+            means = "in force at this gateway until it restarts, and not yet in the ledger"
+            raise Unavailable(f"quota {act}: {means}: {trouble}")
 
     # Whose quotas.
 
@@ -213,10 +244,6 @@ class QuotaDesk:
         if text is not None and text not in set(Period):
             raise BadArgument(f"period: expected {', '.join(Period)}, got {text!a}")
         return Period(text) if text is not None else None
-
-    def _tell(self, chosen: Sequence[tuple[Owner, Collection[Period]]]) -> None:
-        for role in sorted({owner.role for owner, _ in chosen}):
-            self._on_changed(role)
 
     def _changed(self, owner: Owner, periods: Collection[Period]) -> dict[str, object]:
         return _names(owner, self._rules().namespace) | {"periods": sorted(periods, key=list(Period).index)}

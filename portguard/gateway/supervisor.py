@@ -205,7 +205,10 @@ class Supervisor:
             routes=[
                 *self._reload.routes,
                 *QuotaDesk(
-                    self._accounting.accounts, lambda: Rules.of(self._snapshot), self._accounting.serve_waiting
+                    self._accounting.accounts,
+                    lambda: Rules.of(self._snapshot),
+                    self._accounting.serve_waiting,
+                    ledger,
                 ).routes,
                 *PolicyDesk(lambda: self._reloader.in_force).routes,
                 *SessionDesk(

@@ -108,7 +108,7 @@ def test_without_the_ledger_it_fails_with_words_and_the_list_says_so(gateway, po
     )
     code, out, err = portguard("lock", "--list")
     assert (code, "alice" in out) == (0, True)
-    assert err == "portguard: not yet in the ledger, and in force until the gateway restarts: 1\n"
+    assert err == "portguard: in force at this gateway, and not yet in the ledger: 1\n"
 
 
 def test_what_the_gateway_says_is_escaped(configuration, portguard):

@@ -18,6 +18,7 @@ from portguard.policy.model import Limits
 from portguard.policy.quantities import Period, Quota
 from tests.control_double import ControlDouble
 from tests.gateway_folder import CONFIGURATION
+from tests.ledger_double import MemoryLedger
 
 ZONE = ZoneInfo("Europe/Zurich")
 NOW_S = 1_795_000_000.0  # 2026-11-18T15:06:40+01:00
@@ -40,9 +41,19 @@ def accounts():
 
 
 @pytest.fixture
-def gateway(configuration, accounts):
-    desk = QuotaDesk(accounts, lambda: RULES, lambda _role: None, lambda: NOW_S)
-    with ControlDouble(configuration.parent / "c.sock", desk.routes) as gateway:
+def ledger():
+    ledger = MemoryLedger()
+    ledger.start(lambda answers: [on_written(written) for on_written, written in answers])
+    return ledger
+
+
+def desk(accounts, ledger):
+    return QuotaDesk(accounts, lambda: RULES, lambda _role: None, ledger, lambda: NOW_S)
+
+
+@pytest.fixture
+def gateway(configuration, accounts, ledger):
+    with ControlDouble(configuration.parent / "c.sock", desk(accounts, ledger).routes) as gateway:
         yield gateway
 
 
@@ -82,10 +93,9 @@ def test_that_an_identity_has_used_nothing_says_nothing_of_others(gateway, portg
     assert portguard("show", "carol", "--role", "dba") == (0, "", told)
 
 
-def test_that_nobody_has_used_anything_is_said(configuration, portguard):
+def test_that_nobody_has_used_anything_is_said(configuration, ledger, portguard):
     accounts = Accounts({"dba": Limits()}, ZONE, NOW_S)
-    desk = QuotaDesk(accounts, lambda: RULES, lambda _role: None, lambda: NOW_S)
-    with ControlDouble(configuration.parent / "c.sock", desk.routes):
+    with ControlDouble(configuration.parent / "c.sock", desk(accounts, ledger).routes):
         assert portguard("show") == (0, "", "portguard: no identity has used anything yet\n")
         told = "portguard: no identity has used anything yet in role dba\n"
         assert portguard("show", "--role", "dba") == (0, "", told)
@@ -113,6 +123,13 @@ def test_a_grant_is_done_and_told(gateway, portguard, accounts):
     code, out, _ = portguard("grant", "--pool", "--role", "dba", "1TB", "--json")
     document = json.loads(out)
     assert (code, document["bytes"], document["granted"][0]["identity"]) == (0, 10**12, None)
+
+
+def test_that_the_ledger_does_not_take_it_is_a_failure(gateway, portguard, ledger):
+    ledger.trouble = "a full disk"
+    for words in (("reset", "alice"), ("grant", "alice", "5GB")):
+        said = f"quota {words[0]}: expected a ledger that takes it, got a full disk; nothing was changed"
+        assert portguard(*words) == (1, "", f"portguard: {said}\n")
 
 
 def test_many_changes_are_told_in_short(configuration, portguard):

@@ -255,6 +255,10 @@ def test_without_redis_sessions_are_refused_until_it_is_back(start_fleet, server
         status, text = get(a, "/readyz")
         assert (status, text.startswith(f"not ready\nledger: {server.url}: ")) == (503, True)
         assert metric(a, "ledger_errors_total") > 0
+        for words in (("reset",), ("grant", "5kB")):
+            said = portguard(a, "quota", words[0], "alice", *words[1:], code=1)
+            assert said.startswith(f"portguard: quota {words[0]}: expected a ledger that takes it, got {server.url}: ")
+            assert said.endswith("; nothing was changed\n")
         server.start()
         for gateway in (a, b):
             gateway.program.wait_until(lambda gateway=gateway: reason(gateway) is None, "sessions again")

@@ -9,7 +9,7 @@ import pytest
 from portguard.control.access import Level, Peer
 from portguard.control.routes import BadArgument, Conflict, NotFound, Unavailable
 from portguard.errors import Refused
-from portguard.gateway import lock_desk
+from portguard.gateway import lock_desk, saving
 from portguard.gateway.lock_desk import LONGEST_REASON, LockDesk
 from portguard.gateway.messages import Locked, Unlocked
 from portguard.identity.names import Identity, Namespace
@@ -250,7 +250,7 @@ async def test_what_was_unlocked_without_the_ledger_is_written_when_it_is_back(d
 
 
 async def test_a_ledger_that_does_not_answer_is_not_waited_for_for_ever(monkeypatch):
-    monkeypatch.setattr(lock_desk, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(saving, "_PATIENCE_S", 0.01)
     desk = Desk(ledger=MemoryLedger(prompt=False))
     with pytest.raises(Unavailable, match=r"not yet in the ledger: a ledger that does not answer$"):
         await desk.lock(identity="alice")
@@ -260,7 +260,7 @@ async def test_a_ledger_that_does_not_answer_is_not_waited_for_for_ever(monkeypa
 
 
 async def test_an_answer_about_an_older_lock_says_nothing_of_the_newer(monkeypatch):
-    monkeypatch.setattr(lock_desk, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(saving, "_PATIENCE_S", 0.01)
     desk = Desk(ledger=MemoryLedger(prompt=False))
     with pytest.raises(Unavailable):
         await desk.lock(identity="alice")

@@ -7,7 +7,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from portguard.control.access import Level, Peer
-from portguard.control.routes import BadArgument, NotFound
+from portguard.control.routes import BadArgument, NotFound, Unavailable
+from portguard.gateway import saving
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.quota_desk import QuotaDesk, Rules
 from portguard.gateway.snapshot import build
@@ -18,6 +19,7 @@ from portguard.limits.periods import span_at
 from portguard.policy.model import NO_LIMITS, Limits
 from portguard.policy.quantities import Period, Quota
 from tests.gateway_folder import GatewayFolder
+from tests.ledger_double import MemoryLedger
 
 ROOT = Peer(0, 0, 1, "root")
 ZONE = ZoneInfo("Europe/Zurich")
@@ -37,8 +39,8 @@ RULES = Rules(Namespace({"local": "spiffe", "corp": "email"}, "local", {"x.test"
 
 
 class Desk:
-    def __init__(self, used, limits=LIMITS):
-        """`used`: bytes of an owner in all periods."""
+    def __init__(self, used, limits=LIMITS, *, prompt=True):
+        """`used`: bytes of an owner in all periods; `prompt`: the ledger writes at once."""
         self.accounts = Accounts(limits, ZONE, NOW_S)
         self.accounts.load(
             UsageRow(owner, period, *span_at(period, NOW_S, ZONE), count, 0)
@@ -46,8 +48,17 @@ class Desk:
             for period in Period
         )
         self.changed = []
-        desk = QuotaDesk(self.accounts, lambda: RULES, self.changed.append, lambda: NOW_S)
+        self.fails = None  # why the ledger fails in the middle of a change
+        self.ledger = MemoryLedger(prompt=prompt)
+        self.ledger.start(lambda answers: [on_written(written) for on_written, written in answers])
+        desk = QuotaDesk(self.accounts, lambda: RULES, self._on_changed, self.ledger, lambda: NOW_S)
         self.routes = {route.path: route for route in desk.routes}
+
+    def _on_changed(self, role):
+        self.changed.append(role)
+        self.ledger.write(self.accounts.take_rows(NOW_S))
+        if self.fails is not None:
+            self.ledger.trouble, self.ledger.prompt = self.fails, True
 
     async def show(self, **given):
         answer = await self.routes["/v1/quotas"].handler(ROOT, given)
@@ -261,6 +272,46 @@ async def test_a_grant_is_a_number_of_bytes(desk, count):
     with pytest.raises(BadArgument, match="bytes: expected an integer, 1 to 1000000000000000, got "):
         await desk.grant(identity="alice", bytes=count)
     assert desk.lines(ALICE)["day"] == (3_000, 0)
+
+
+# What the ledger does with it.
+
+
+async def test_what_is_done_is_in_the_ledger(desk):
+    await desk.grant(identity="alice", role="dba", bytes=5)
+    await desk.reset(identity="alice", role="dba")
+    row = desk.ledger.rows[ALICE, Period.DAY]
+    assert (row.used_bytes, row.granted_bytes) == (0, 5)
+
+
+async def test_while_the_ledger_cannot_be_written_nothing_is_changed(desk):
+    desk.ledger.trouble = "a full disk"
+    for name, act, more in (("reset", desk.reset, {}), ("grant", desk.grant, {"bytes": 5})):
+        with pytest.raises(Unavailable) as caught:
+            await act(identity="alice", role="dba", **more)
+        expected = f"quota {name}: expected a ledger that takes it, got a full disk; nothing was changed"
+        assert str(caught.value) == expected
+    assert desk.lines(ALICE)["day"] == (3_000, 0)
+    assert desk.changed == []
+    desk.ledger.trouble = None
+    await desk.reset(identity="alice", role="dba")
+    assert desk.lines(ALICE)["day"] == (0, 0)
+
+
+@pytest.mark.parametrize("trouble", ["a full disk", None])
+async def test_what_the_ledger_does_not_take_acts_here_and_is_said_to_act_only_here(trouble, monkeypatch):
+    monkeypatch.setattr(saving, "_PATIENCE_S", 0.01)
+    desk = Desk({ALICE: 3_000}, prompt=False)
+    desk.fails = trouble
+    with pytest.raises(Unavailable) as caught:
+        await desk.grant(identity="alice", role="dba", bytes=5)
+    why = trouble or "a ledger that does not answer"
+    means = "in force at this gateway until it restarts, and not yet in the ledger"
+    assert str(caught.value) == f"quota grant: {means}: {why}"
+    assert desk.lines(ALICE)["day"] == (3_000, 5)
+    desk.ledger.trouble = None
+    desk.ledger.commit()
+    assert desk.ledger.rows[ALICE, Period.DAY].granted_bytes == 5
 
 
 async def test_a_role_that_the_policy_has_no_more_can_be_shown():
