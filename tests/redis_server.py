@@ -1,10 +1,14 @@
 """A Redis of a test's own, on a unix socket in a folder: nothing else can get in its way, and it can be had again."""
 
 import contextlib
+import re
 import subprocess
 from pathlib import Path
 
 import redis
+
+# On the unix socket: Redis until 7.0; Redis since then, and Valkey.
+_READY = re.compile(r"ready to accept connections at /|Ready to accept connections unix$")
 
 
 class RedisServer:
@@ -31,6 +35,13 @@ class RedisServer:
 
     def start(self) -> None:
         """Return once it answers."""
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self) -> None:
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -38,7 +49,7 @@ class RedisServer:
         said = []
         for line in self._process.stdout:
             said.append(line)
-            if "ready to accept connections at" in line.lower():
+            if _READY.search(line):
                 return
         raise AssertionError("".join(said))
 
