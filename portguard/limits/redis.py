@@ -7,6 +7,7 @@ reads all that is there: whatever Redis has lost meanwhile, its gateways put bac
 Locks are also kept in a file of the gateway's, and stay in force without Redis, at a start too.
 """
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -311,6 +312,7 @@ class RedisStore:
             self._client = connect(self._settings)
         rows_there = FleetRows(self._client, self._settings.fleet, self._folder.gateway)
         self._last = rows_there.begin(self._holder)
+        rows_there.introduce(socket.gethostname(), now_s)
         if not self._knows_own and (eviction := rows_there.eviction()) not in {None, "noeviction"}:
             log.event("warning", "ledger.eviction", server=self._settings.shown, policy=eviction)
         own = [row for row in self._own.values() if row.end_s > now_s]
@@ -343,6 +345,7 @@ class RedisStore:
     def _tidy(self, rows_there: FleetRows) -> None:
         now_s = time.time()
         self._tidy_at_s = time.monotonic() + _TIDY_EVERY_S
+        rows_there.introduce(socket.gethostname(), now_s)
         rows_there.tidy(now_s)
         self._own = {key: row for key, row in self._own.items() if row.end_s > now_s}
         self._locks.forget(now_s)

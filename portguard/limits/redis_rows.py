@@ -4,6 +4,7 @@ All keys begin with `portguard:{FLEET}:`. The braces put them into one slot, as 
 
     format          "1"
     gateway:ID      which process uses this id; short-lived
+    gateways        ID: when this gateway was last heard of, and on which host
     spans           which periods there is use of: `day:START`, and when each ends
     usage:SPAN      `t OWNER`: the sum of an owner's rows; `g ID OWNER`: the row of one gateway.
                     Each says used, granted and after how many resets
@@ -49,8 +50,9 @@ _AT_A_TIME = 500
 _GRACE_S = 3600  # for which rows stay when they are over: clocks differ
 _FORGOTTEN_S = 400 * 86_400  # a fleet of which nobody has been heard for so long
 _LONGEST_WINDOW_S = 86_400  # of a rate
+_ABSENT_S = 30 * 86_400  # after which a gateway that was not heard of is none of the fleet's any more
 _HOUR_S = 3600
-_LAST_S = 10**11  # no period ends later
+_LAST_S = 10**11  # no period ends later, and nobody was heard of then
 _MOST_FIELDS = 1_000_000  # of one key: whoever else can write there shall not fill our memory
 _NUMBER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 
@@ -97,12 +99,26 @@ class Changes:
     missed: bool = False
 
 
+class Member(NamedTuple):
+    """A gateway of the fleet, as it said itself; `heard_s` is since the epoch, and may be ten minutes old."""
+
+    gateway: str
+    host: str
+    heard_s: int
+    runs: bool
+
+
+def key_prefix(fleet: str) -> str:
+    """What all keys of a fleet begin with."""
+    return f"portguard:{{{fleet}}}:"
+
+
 class FleetRows:
     """The rows of a fleet, as one of its gateways reads and writes them over a client that answers text."""
 
     def __init__(self, client: Any, fleet: str, gateway: str):
         self._client = client  # redis.Redis, whose types do not say what a command answers
-        self._prefix = f"portguard:{{{fleet}}}:"
+        self._prefix = key_prefix(fleet)
         self._gateway = gateway
         self._changes = self._key("changes")
 
@@ -114,20 +130,45 @@ class FleetRows:
         for script in redis_scripts.ALL:
             self._do("SCRIPT LOAD", script.text)
         self._do("SET", self._key("format"), FORMAT, "NX")
-        found = self._do("GET", self._key("format"))
-        if found != FORMAT:
-            raise NotAFleet(f"a fleet of format {FORMAT}", f"format {str(found)[:40]!a}, of another portguard")
+        self.check_format()
         self.hold(holder)
         words = ("by", self._gateway, "what", "begin", "of", "", "is", "")
         place = str(self._do("XADD", self._changes, "MAXLEN", "~", _CHANGES, "*", *words))
         self._stay()
         return place
 
+    def check_format(self) -> None:
+        """Raise NotAFleet when what is there has another format; nothing when nothing is there."""
+        found = self._do("GET", self._key("format"))
+        if found not in {FORMAT, None}:
+            raise NotAFleet(f"a fleet of format {FORMAT}", f"format {str(found)[:40]!a}, of another portguard")
+
     def hold(self, holder: str) -> None:
         """Say that this gateway is there. Raises NotAFleet when another one has the same id."""
         key = self._key(f"gateway:{self._gateway}")
         if not self._do("EVALSHA", redis_scripts.HOLD.digest, 1, key, holder, _GATEWAY_S):
             raise NotAFleet("an id of its own for each gateway", f"another gateway with {self._gateway} (state/fleet)")
+
+    def introduce(self, host: str, now_s: float) -> None:
+        """Have others know on which host this gateway is. Now and then."""
+        self._do("HSET", self._key("gateways"), self._gateway, f"{int(now_s)} {host}")
+
+    def members(self) -> list[Member]:
+        """Return the gateways that were there of late."""
+        found = []
+        for some in _in_pieces(self._introduced()):
+            holders = self._do_all([["GET", self._key(f"gateway:{gateway}")] for gateway, _, _ in some])
+            found += [Member(*one, holder is not None) for one, holder in zip(some, holders, strict=True)]
+        return found
+
+    def _introduced(self) -> Iterator[tuple[str, str, int]]:
+        """Which gateway, on which host, and when it was last heard of."""
+        for gateway, text in self._fields(self._key("gateways")):
+            heard_text, _, host = text.partition(" ")
+            heard_s = _number(heard_text)
+            if not 0 <= heard_s < _LAST_S:
+                raise NotAFleet("gateways as portguard writes them", f"{text[:100]!a}")
+            yield gateway, host, heard_s
 
     def eviction(self) -> str | None:
         """What Redis does when its memory is full; None if it does not say."""
@@ -261,6 +302,9 @@ class FleetRows:
         for lock in self._all_locks():
             if is_long_over(lock, now_s):
                 self._do("EVALSHA", redis_scripts.FORGET.digest, 1, self._key("locks"), *written_lock(lock))
+        for gateway, _, heard_s in list(self._introduced()):
+            if heard_s + _ABSENT_S <= now_s:
+                self._do("HDEL", self._key("gateways"), gateway)
         self._stay()
 
     def _spans(self, now_s: float) -> Iterator[tuple[str, int]]:
@@ -295,7 +339,7 @@ class FleetRows:
     # Redis.
 
     def _stay(self) -> None:
-        for name in ("format", "spans", "locks", "changes"):
+        for name in ("format", "gateways", "spans", "locks", "changes"):
             self._do("EXPIRE", self._key(name), _FORGOTTEN_S)
 
     def _key(self, name: str) -> str:

@@ -4,6 +4,7 @@ import errno
 import queue
 import re
 import shutil
+import socket
 import threading
 import time
 
@@ -357,6 +358,30 @@ def test_a_lock_that_is_heard_of_just_before_redis_goes_is_not_lost(start, monke
     a.write(LOCK)
     assert b.hear_of_lock() == LOCK
     assert failing.wait(PATIENCE_S)
+
+
+# Who is there.
+
+
+def test_gateways_say_that_they_are_there_and_on_which_host(start, server):
+    a, b = start("a"), start("b")
+    ids = {(a.folder / "id").read_text().strip(), (b.folder / "id").read_text().strip()}
+    with server.client() as client:
+        members = FleetRows(client, "test", "").members()
+        assert {(each.gateway, each.host, each.runs) for each in members} == {
+            (gateway, socket.gethostname(), True) for gateway in ids
+        }
+        assert all(each.heard_s >= NOW_S for each in members)
+
+
+def test_who_was_not_heard_of_for_a_month_is_none_of_the_fleet_any_more(server):
+    with server.client() as client:
+        rows = {name: FleetRows(client, "test", name) for name in ("old", "new", "here")}
+        rows["old"].introduce("h", NOW_S - 31 * 86_400)
+        rows["new"].introduce("h", NOW_S - 29 * 86_400)
+        rows["here"].begin("holder")
+        rows["here"].tidy(NOW_S)
+        assert [(each.gateway, each.runs) for each in rows["here"].members()] == [("new", False)]
 
 
 # Redis away.
