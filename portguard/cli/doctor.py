@@ -34,8 +34,9 @@ def doctor(context: click.Context, profile_name: str | None, configuration_path:
     """Look at all that has to be right between a client and its services, and say what is not.
 
     With --profile, from here to the gateway: certificate, names, connection, what the policy lets you reach. With
-    --config, a gateway on this host: its files, whether it serves, its names, and whether its services can be reached
-    from here. With neither, both that this machine has. Nothing is changed, and no session opened.
+    --config, a gateway on this host: its files, whether it serves, its names, the Redis that a fleet shares, and
+    whether its services can be reached from here. With neither, both that this machine has. Nothing is changed, and no
+    session opened.
 
     Exits with 1 when something does not work; warnings leave 0.
     """

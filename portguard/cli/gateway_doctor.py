@@ -1,11 +1,14 @@
 """The part of `portguard doctor` that looks at a gateway on this host."""
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 from portguard.cli.control import control_client, understanding
 from portguard.errors import ConfigurationError, PortguardError, Problem, Unreachable
 from portguard.gateway.bundle import read_bundle
+from portguard.gateway.configuration import Configuration
 from portguard.gateway.diagnosis import diagnose_listening, diagnose_names, diagnose_services
+from portguard.gateway.fleet_ledger import redis_settings
 from portguard.gateway.host import host_problems, host_warnings
 from portguard.gateway.listeners import listeners
 from portguard.gateway.resolve import Names
@@ -36,6 +39,8 @@ async def diagnose_gateway(configuration_path: str) -> AsyncIterator[Finding]:
         yield finding
     if snapshot is None:
         return
+    for finding in await asyncio.to_thread(_ledger, snapshot.configuration):
+        yield finding
     names = Names()
     async for finding in diagnose_names(snapshot, names):
         yield finding
@@ -64,3 +69,17 @@ def _gateway(configuration_path: str, snapshot: Snapshot | None) -> Iterator[Fin
     yield ok("gateway", verdict) if serving else failed("gateway", verdict, "`portguard status` tells more")
     if snapshot is not None and revision != snapshot.revision:
         yield warning("gateway", "it does not work by what its files say now", "`portguard reload` has it work by them")
+
+
+def _ledger(configuration: Configuration) -> Sequence[Finding]:
+    """Look at the Redis that a fleet shares; a ledger in a file is looked at with the configuration."""
+    if configuration.ledger.url == "sqlite":
+        return []
+    try:
+        settings = redis_settings(configuration)
+    except ConfigurationError:
+        return []  # told already
+    # Only here: its package is an extra.
+    from portguard.gateway.redis_diagnosis import diagnose_redis  # noqa: PLC0415
+
+    return list(diagnose_redis(settings))

@@ -16,8 +16,8 @@ def serve(context: click.Context, configuration_path: str, check: bool, as_json:
     """Run the gateway until it is told to end.
 
     With --check, nothing is started: everything that serving would read is read and checked, and so is whether
-    this host has the folders and open files that it needs. The exit code is 0 when the gateway would take it, 2 when
-    not; warnings do not change it.
+    this host has the folders and open files that it needs. Nobody is contacted: `portguard doctor` does that. The exit
+    code is 0 when the gateway would take it, 2 when not; warnings do not change it.
     """
     if check:
         _check(configuration_path, as_json=as_json)

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from portguard.errors import ConfigurationError, Problem
 from portguard.gateway.bundle import PRIVATE_MODE, too_open
@@ -13,6 +14,9 @@ from portguard.gateway.redis_url import has_password
 from portguard.limits.ledger import Store
 from portguard.limits.sqlite import SqliteStore
 
+if TYPE_CHECKING:
+    from portguard.limits.redis_link import RedisSettings
+
 _LONGEST_PASSWORD_BYTES = 4096
 
 
@@ -21,13 +25,20 @@ def open_ledger(configuration: Configuration) -> Store:
     ledger, state = configuration.ledger, configuration.gateway.state
     if ledger.url == "sqlite":
         return SqliteStore.open(f"{state}/ledger.db", time.time())
-    require_redis(configuration)
+    settings = redis_settings(configuration)
     # Only here: its package is an extra.
     from portguard.limits.redis import RedisStore  # noqa: PLC0415
-    from portguard.limits.redis_link import RedisSettings  # noqa: PLC0415
 
-    settings = RedisSettings(ledger.url, ledger.fleet, ledger_password(configuration))
     return RedisStore.open(settings, f"{state}/fleet")
+
+
+def redis_settings(configuration: Configuration) -> "RedisSettings":
+    """Where the ledger is when it is in Redis. Raises ConfigurationError as `require_redis` and `ledger_password`."""
+    require_redis(configuration)
+    from portguard.limits.redis_link import RedisSettings  # noqa: PLC0415  # its package is an extra
+
+    ledger = configuration.ledger
+    return RedisSettings(ledger.url, ledger.fleet, ledger_password(configuration))
 
 
 def require_redis(configuration: Configuration) -> None:

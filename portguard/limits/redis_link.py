@@ -35,6 +35,12 @@ class RedisSettings:
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     @property
+    def user(self) -> str:
+        """By which name Redis knows the gateway."""
+        parts = urlsplit(self.url)
+        return unquote(parts.username or "") or dict(parse_qsl(parts.query)).get("username", "default")
+
+    @property
     def secrets(self) -> tuple[str, ...]:
         """The passwords, as Redis is sent them: what no message may have in it."""
         parts = urlsplit(self.url)
@@ -70,10 +76,15 @@ def is_lasting(error: Exception) -> bool:
     """Whether trying again is of no use until somebody changes something, here or there."""
     if isinstance(error, redis.AuthenticationError | NotAFleet):
         return True
-    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
+    if is_untrusted(error):
         return True
     passing = (redis.ReadOnlyError, redis.BusyLoadingError, redis.OutOfMemoryError)
     return isinstance(error, redis.ResponseError) and not isinstance(error, passing)
+
+
+def is_untrusted(error: Exception) -> bool:
+    """Whether it is the certificate of Redis that is not taken."""
+    return any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error))
 
 
 def because(error: Exception, secrets: Sequence[str] = ()) -> str:

@@ -156,6 +156,22 @@ async def test_a_gateway_that_runs_says_how_it_is(folder, state, verdict, line):
         assert "warn  gateway: it does not work by what its files say now\n" in output
 
 
+async def test_the_redis_of_a_fleet_is_looked_at(folder):
+    folder.add("portguard.toml", f'[ledger]\nurl = "unix://{folder.path}/none.sock"\n')
+    code, output, errors = await portguard("doctor", "-c", folder.configuration)
+    assert (code, errors) == (1, "")
+    assert f"\nFAIL  ledger: unix://{folder.path}/none.sock: expected a Redis that can be used, got no such" in output
+
+
+async def test_a_password_that_cannot_be_read_is_told_once_and_redis_is_not_looked_at(folder):
+    url = f'url = "unix://{folder.path}/none.sock"'
+    folder.add("portguard.toml", f'[ledger]\n{url}\npassword_file = "none"\n')
+    code, output, errors = await portguard("doctor", "-c", folder.configuration)
+    assert (code, errors) == (1, "")
+    assert output.count("FAIL  ") == 1
+    assert f"FAIL  configuration: {folder.path}/none: expected a readable file with a password" in output
+
+
 async def test_a_configuration_that_is_wrong_is_told_and_its_gateway_still_looked_at(folder):
     folder.add("policy.toml", "[services.x]\n")
     code, output, errors = await portguard("doctor", "-c", folder.configuration)

@@ -10,10 +10,12 @@ import pytest
 
 from portguard.errors import ConfigurationError
 from portguard.gateway.configuration import read_configuration
+from portguard.gateway.redis_diagnosis import diagnose_redis
 from portguard.limits.fleet import Claim
 from portguard.limits.ledger import LockRow, LockTarget, Owner, RateRow, UsageRow
 from portguard.limits.redis import RedisStore
 from portguard.limits.redis_link import RedisSettings
+from portguard.observe.findings import Level
 from portguard.policy.quantities import Period
 from tests.patience import PATIENCE_S
 from tests.redis_server import RedisServer
@@ -79,6 +81,24 @@ def test_each_right_that_is_missing_is_told(server, make_user, tmp_path, word):
     make_user(word)
     with pytest.raises(ConfigurationError, match=r"got the answer .*(permission|NOPERM)"):
         _open(server, tmp_path / "a")
+
+
+def test_doctor_names_each_right_that_is_missing(server, make_user):
+    settings = RedisSettings(f"unix://portguard@{server.socket}?db=0", "bastions", "a long password")
+
+    def not_right():
+        return [(each.subject, each.text) for each in diagnose_redis(settings) if each.level is not Level.OK]
+
+    make_user()
+    assert not_right() == []
+    # Without these one does not get as far, or has nothing to look at; another database needs `select`.
+    others = {"+auth", "+select", "+client|setname", "+config|get", "+time"}
+    [line] = [line for line in _PAGE.splitlines() if line.startswith("$ redis-cli ACL SETUSER")]
+    words = [word for word in shlex.split(line) if word.startswith("+") and word not in others]
+    assert len(words) > 10
+    for word in words:
+        make_user(word)
+        assert not_right()[0] == ("ledger rights", f"the user portguard lacks {word}"), word
 
 
 def test_the_user_has_no_right_to_another_fleet(server, make_user, tmp_path):

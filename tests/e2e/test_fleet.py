@@ -10,8 +10,10 @@ import sys
 import pytest
 
 from portguard.errors import ConfigurationError
+from portguard.gateway.redis_diagnosis import diagnose_redis
 from portguard.limits.redis import RedisStore
 from portguard.limits.redis_link import RedisSettings
+from portguard.observe.findings import Level
 from tests.certificates import SERVER_AUTH, Authority, dns
 from tests.counting import (
     Transfers,
@@ -380,6 +382,10 @@ def test_over_tls_a_redis_must_have_a_trusted_certificate_of_its_name(over_tls, 
         with pytest.raises(ConfigurationError, match=r"got a certificate that is not trusted \(") as error:
             RedisStore.open(RedisSettings(wrong, "test"), str(tmp_path / "a"))
         assert str(error.value).startswith(wrong.partition("?")[0] + ": ")
+        [finding] = diagnose_redis(RedisSettings(wrong, "test"))
+        assert finding.level is Level.FAILED
+        assert "?ssl_ca_certs=" in finding.advice
+    assert Level.FAILED not in {finding.level for finding in diagnose_redis(RedisSettings(over_tls, "test"))}
 
 
 def test_another_url_needs_a_restart_and_says_so(start_fleet):
