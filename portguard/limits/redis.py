@@ -8,7 +8,6 @@ Locks are also kept in a file of the gateway's, and stay in force without Redis,
 """
 
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from portguard.limits.fleet_locks import FleetLocks
 from portguard.limits.ledger import LATEST_S, Answers, Contents, LockRow, LockTarget, Owner, RateRow, Row, UsageRow
 from portguard.limits.redis_link import FAILURES, RedisSettings, because, connect, is_lasting
 from portguard.limits.redis_rows import Changes, FleetRows, Loaded, NotAFleet, Outcome
+from portguard.limits.writer_thread import WriterThread
 from portguard.observe import log
 from portguard.policy.quantities import Period
 
@@ -75,16 +75,14 @@ class RedisStore:
         self._unheard: list[News] = []
         self._deliver: Callable[[Answers], None] = _discard
         self._listeners: list[Callable[[News], None]] = []
-        self._wake = threading.Condition()
         self._work = _Work()
         self._oldest_s = 0.0  # since when the first of its rows waits
         self._locks = FleetLocks(folder)
         self._attempts = Attempts({"server": settings.shown}, _STUCK_S, "an answer that does not come")
         self._poll_at_s = 0.0
         self._tidy_at_s = 0.0
-        self._close_by_s: float | None = None
-        self._complete = False  # ended, with everything written
-        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+        self._writer = WriterThread(self._turn_until_closed, self._leave_for_good, self._attempts)
+        self._wake = self._writer.wake
 
     @classmethod
     def open(cls, settings: RedisSettings, folder: str) -> "RedisStore":
@@ -97,8 +95,7 @@ class RedisStore:
         try:
             store._connect_at_start()
         except BaseException:
-            store._leave()
-            store._folder.close()
+            store._leave_for_good()
             raise
         return store
 
@@ -116,7 +113,7 @@ class RedisStore:
         if self._unheard:
             self._deliver([self._told(news) for news in self._unheard])
             self._unheard.clear()
-        self._thread.start()
+        self._writer.start()
 
     def write(self, rows: Sequence[Row], on_written: Callable[[bool], None] | None = None) -> None:
         """Put the rows in place of those that they follow; return at once. See `ledger.Store`."""
@@ -157,17 +154,7 @@ class RedisStore:
 
     def flush_and_close(self, timeout_s: float) -> bool:
         """Write what waits, and end; return False when that was not possible in time."""
-        if self._complete:
-            return True
-        with self._wake:
-            self._close_by_s = time.monotonic() + timeout_s
-            self._attempts.retry_at_s = 0.0
-            self._wake.notify()
-        if self._thread.ident is None:
-            self._run()
-        else:
-            self._thread.join(timeout_s)
-        return self._complete
+        return self._writer.flush_and_close(timeout_s)
 
     # At the start.
 
@@ -199,15 +186,6 @@ class RedisStore:
 
     # In the thread.
 
-    def _run(self) -> None:
-        try:
-            self._turn_until_closed()
-        finally:
-            if not self._complete:
-                self._attempts.end()
-            self._leave()
-            self._folder.close()
-
     def _turn_until_closed(self) -> None:
         while True:
             with self._wake:
@@ -217,7 +195,7 @@ class RedisStore:
                 hopeless = self._attempts.hopeless
                 if not hopeless:
                     self._attempts.begin()
-                close_by_s = self._close_by_s
+                close_by_s = self._writer.close_by_s
             self._locks.keep()
             if hopeless:
                 self._put_back(work)
@@ -230,7 +208,7 @@ class RedisStore:
                 self._put_back(work)
             self._attempts.settle(cause)
             self._answer(work, heard, written=cause is None)
-            if close_by_s is not None and self._is_done(close_by_s, cause):
+            if self._writer.may_end(close_by_s, cause):
                 return
 
     def _pause_s(self, now_s: float) -> float:
@@ -238,7 +216,7 @@ class RedisStore:
         urgent = self._work.waiting or self._work.claims
         if self._attempts.failed:
             return 0.0 if urgent else self._attempts.retry_at_s - now_s
-        if urgent or self._close_by_s is not None:
+        if urgent or self._writer.close_by_s is not None:
             return 0.0
         written_s = self._oldest_s + LATEST_S if self._work.rows or self._work.locks else self._poll_at_s
         return min(written_s, self._poll_at_s) - now_s
@@ -342,6 +320,10 @@ class RedisStore:
             client.close()
             client.connection_pool.disconnect()
 
+    def _leave_for_good(self) -> None:
+        self._leave()
+        self._folder.close()
+
     def _tidy(self, rows_there: FleetRows) -> None:
         now_s = time.time()
         self._tidy_at_s = time.monotonic() + _TIDY_EVERY_S
@@ -384,13 +366,6 @@ class RedisStore:
                 on_claimed(None)
 
         return _call(tell)
-
-    def _is_done(self, close_by_s: float, cause: str | None) -> bool:
-        """Whether the thread shall end, since all is written or there is no time to try again."""
-        if cause is not None:
-            return self._attempts.retry_at_s >= close_by_s
-        self._complete = True
-        return True
 
 
 def _key(row: UsageRow | RateRow) -> _Key:

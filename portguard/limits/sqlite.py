@@ -6,7 +6,6 @@ until it works.
 """
 
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,6 +14,7 @@ from portguard.limits.attempts import Attempts
 from portguard.limits.ledger import LATEST_S, Answers, Contents, LockRow, LockTarget, Owner, RateRow, Row, UsageRow
 from portguard.limits.sqlite_file import LedgerFile, Misplaced, because, unusable
 from portguard.limits.sqlite_schema import NotALedger
+from portguard.limits.writer_thread import WriterThread
 from portguard.observe import log
 from portguard.policy.quantities import Period
 
@@ -32,7 +32,6 @@ class SqliteStore:
     def __init__(self, file: LedgerFile):
         self._file = file
         self._deliver: Callable[[Answers], None] = _discard
-        self._wake = threading.Condition()
         self._rows: dict[_Key, Row] = {}
         self._oldest_s = 0.0  # since when the first of them waits
         self._waiting: list[Callable[[bool], None]] = []
@@ -40,9 +39,8 @@ class SqliteStore:
         self._impossible = 0  # calls of write with such rows
         self._attempts = Attempts({"file": file.path}, _STUCK_S, "a write that does not end")
         self._delete_at_s = time.monotonic() + _DELETE_EVERY_S
-        self._close_by_s: float | None = None
-        self._complete = False  # ended, with everything written
-        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+        self._writer = WriterThread(self._write_until_closed, self._file.close, self._attempts)
+        self._wake = self._writer.wake
 
     @classmethod
     def open(cls, path: str, now_s: float) -> "SqliteStore":
@@ -72,7 +70,7 @@ class SqliteStore:
     def start(self, deliver: Callable[[Answers], None]) -> None:
         """Begin to write. `deliver` gets the answers, in the writer's thread, a batch at a time."""
         self._deliver = deliver
-        self._thread.start()
+        self._writer.start()
 
     def write(self, rows: Sequence[Row], on_written: Callable[[bool], None] | None = None) -> None:
         """Put the rows in place of those that they follow; return at once. See `ledger.Store`.
@@ -113,27 +111,9 @@ class SqliteStore:
 
     def flush_and_close(self, timeout_s: float) -> bool:
         """Write what waits, and end; return False when that was not possible in time."""
-        if self._complete:
-            return True
-        with self._wake:
-            self._close_by_s = time.monotonic() + timeout_s
-            self._attempts.retry_at_s = 0.0
-            self._wake.notify()
-        if self._thread.ident is None:
-            self._run()
-        else:
-            self._thread.join(timeout_s)
-        return self._complete
+        return self._writer.flush_and_close(timeout_s)
 
     # In the thread.
-
-    def _run(self) -> None:
-        try:
-            self._write_until_closed()
-        finally:
-            if not self._complete:
-                self._attempts.end()
-            self._file.close()
 
     def _write_until_closed(self) -> None:
         while True:
@@ -145,7 +125,7 @@ class SqliteStore:
                     rows, self._rows = self._rows, {}
                     waiting, self._waiting = self._waiting, []
                     self._attempts.begin()
-                    close_by_s = self._close_by_s
+                    close_by_s = self._writer.close_by_s
             if hopeless:
                 self._deliver([(on_written, False) for on_written in hopeless])
                 continue
@@ -156,7 +136,9 @@ class SqliteStore:
             self._attempts.settle(cause)
             if waiting:
                 self._deliver([(on_written, cause is None) for on_written in waiting])
-            if close_by_s is not None and self._is_done(close_by_s, cause):
+            if close_by_s is not None and cause is None:
+                self._checkpoint()
+            if self._writer.may_end(close_by_s, cause):
                 return
 
     def _pause_s(self, now_s: float) -> float | None:
@@ -165,7 +147,7 @@ class SqliteStore:
             return 0.0
         if self._attempts.failed:
             return self._attempts.retry_at_s - now_s
-        if self._waiting or self._close_by_s is not None:
+        if self._waiting or self._writer.close_by_s is not None:
             return 0.0
         return self._oldest_s + LATEST_S - now_s if self._rows else None
 
@@ -193,17 +175,12 @@ class SqliteStore:
             return because(error)
         return None
 
-    def _is_done(self, close_by_s: float, cause: str | None) -> bool:
-        """Whether the thread shall end, since all is written or there is no time to try again."""
-        if cause is not None:
-            return self._attempts.retry_at_s >= close_by_s
+    def _checkpoint(self) -> None:
         try:
             self._file.checkpoint()
         except sqlite3.Error as error:
             # All is safe in the write-ahead log; the next start takes it from there.
             log.event("warning", "ledger.checkpoint_failed", file=self._file.path, message=because(error))
-        self._complete = True
-        return True
 
 
 def _key(row: Row) -> _Key:
