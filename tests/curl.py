@@ -10,8 +10,10 @@ What curl wrote is text: the body on standard output, after the heads where `-i`
 import subprocess
 from typing import Any
 
+from tests.patience import PATIENCE_S
+
 # curl finds names below .localhost on loopback by itself, but would try ::1 first, where no gateway listens.
-_COMMAND = ["curl", "--silent", "--show-error", "--ipv4", "--max-time", "30"]
+_COMMAND = ["curl", "--silent", "--show-error", "--ipv4"]
 
 Answer = subprocess.CompletedProcess[str]
 
@@ -36,4 +38,4 @@ def _credentials(gateway: Any, name: str | None, prefix: str) -> list[str]:
 
 
 def _run(*arguments: str) -> Answer:
-    return subprocess.run([*_COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([*_COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=PATIENCE_S)

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tests.cli.conftest import DOMAIN, Portguard, certificate_in, failed, secret_file
+from tests.patience import PATIENCE_S
 
 # ca init
 
@@ -86,7 +87,7 @@ def test_several_commands_that_make_one_authority(tmp_path: Path) -> None:
         )
         for number in range(3)
     ]  # fmt: skip
-    said = [program.communicate(timeout=60) for program in programs]
+    said = [program.communicate(timeout=PATIENCE_S) for program in programs]
     assert sorted(program.returncode for program in programs) == [0, 1, 1]
     assert sum("expected no " in err for _, err in said) == 2
 
@@ -190,7 +191,7 @@ class Terminal:
                 self._read()
         except OSError:  # EIO: the other side is closed
             os.close(self._ours)
-            return self.process.wait(timeout=60)
+            return self.process.wait(timeout=PATIENCE_S)
 
     def _read(self) -> None:
         self.said += os.read(self._ours, 4096).decode()

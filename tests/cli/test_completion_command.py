@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 _PORTGUARD = (sys.executable, "-P", "-m", "portguard")
 
 
 def script(shell):
-    done = subprocess.run([*_PORTGUARD, "completion", shell], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [*_PORTGUARD, "completion", shell], capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    )
     assert done.stderr == ""
     return done.stdout
 
@@ -33,7 +37,7 @@ def completed(real_program, tmp_path):
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
             [real_program("bash"), "--norc", "-c", asking],
-            env=os.environ | {"PATH": path}, capture_output=True, text=True, check=True, timeout=60,
+            env=os.environ | {"PATH": path}, capture_output=True, text=True, check=True, timeout=PATIENCE_S,
         )  # fmt: skip
         assert done.stderr == ""
         return done.stdout.split("\n")[:-1]
@@ -72,6 +76,8 @@ def test_the_script_says_how_to_install_it(shell, first, place):
 
 
 def test_another_shell_is_wrong_usage():
-    done = subprocess.run([*_PORTGUARD, "completion", "tcsh"], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [*_PORTGUARD, "completion", "tcsh"], capture_output=True, text=True, check=False, timeout=PATIENCE_S
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert "'tcsh' is not one of" in done.stderr

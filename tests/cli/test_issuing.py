@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tests.cli.conftest import DOMAIN, Portguard, certificate_in, failed, secret_file
+from tests.patience import PATIENCE_S
 
 # cert issue
 
@@ -141,7 +142,7 @@ def test_several_commands_that_issue_to_one_place(made: Portguard, tmp_path: Pat
         )
         for _ in range(3)
     ]  # fmt: skip
-    said = [program.communicate(timeout=60) for program in programs]
+    said = [program.communicate(timeout=PATIENCE_S) for program in programs]
     assert sorted(program.returncode for program in programs) == [0, 1, 1]
     assert sum("expected no file of this name" in err for _, err in said) == 2
     certificate = certificate_in(tmp_path / "alice.crt")

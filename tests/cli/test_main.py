@@ -9,6 +9,7 @@ import pytest
 from portguard.cli import main as command_line
 from portguard.errors import ConfigurationError, Problem, Refused, Unreachable, UsageError
 from portguard.reasons import Reason
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def interrupted(module: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_S,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 

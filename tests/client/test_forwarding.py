@@ -16,6 +16,7 @@ from portguard.errors import PortguardError
 from portguard.policy.addresses import ListenAddress
 from portguard.reasons import Reason
 from tests.gateway_double import SESSION, Double, answer, count, echo, refusal
+from tests.patience import PATIENCE_S
 
 FREE = ListenAddress("127.0.0.1", 0)
 
@@ -245,7 +246,7 @@ async def test_sessions_go_on_when_listening_stops(gateway: Double, forwarding: 
     writer.write(b"again")
     assert await reader.readexactly(5) == b"again"
     writer.close()
-    await forwarding.finish(20)
+    await forwarding.finish(PATIENCE_S)
 
 
 async def test_finishing_waits_for_what_moves_and_not_for_what_is_silent(
@@ -257,7 +258,7 @@ async def test_finishing_waits_for_what_moves_and_not_for_what_is_silent(
     await reader.readexactly(5)
     await forwarding.finish(0.05)
     assert not gateway.relays[0].ended
-    finishing = asyncio.ensure_future(forwarding.finish(20))
+    finishing = asyncio.ensure_future(forwarding.finish(PATIENCE_S))
     done, _ = await asyncio.wait({finishing}, timeout=0.2)
     assert not done, "expected a session that was busy a moment ago to be waited for"
     writer.close()

@@ -3,6 +3,8 @@ import sys
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 # Modules that Windows, or macOS, does not have.
 UNIX_ONLY = ("uvloop", "resource", "pwd", "grp", "fcntl", "termios")
 
@@ -18,7 +20,7 @@ for owner, name in ((os, "memfd_create"), (os, "MFD_CLOEXEC"), (signal, "SIGHUP"
 import {module}
 """
     command = [sys.executable, "-P", "-c", program]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize(

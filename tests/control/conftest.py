@@ -15,6 +15,7 @@ import uvloop
 from portguard.control.access import Access, Principal
 from portguard.control.listening import listen
 from portguard.control.server import ControlServer
+from tests.patience import PATIENCE_S
 
 
 def pytest_asyncio_loop_factories(item):
@@ -50,9 +51,14 @@ class Control:
     def run_curl(self, target, *options, user=None):
         """The same in a thread; the ended process."""
         identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user is not None else {}
-        command = ["curl", "--silent", "--show-error", "--max-time", "30", "--unix-socket", str(self.path), *options]
+        command = ["curl", "--silent", "--show-error", "--unix-socket", str(self.path), *options]
         return subprocess.run(
-            [*command, f"http://portguard{target}"], capture_output=True, text=True, check=False, timeout=60, **identity
+            [*command, f"http://portguard{target}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE_S,
+            **identity,
         )
 
     async def until(self, ready):

@@ -26,7 +26,7 @@ services = ["*"]
 
 def curl(gateway, target, *options):
     """Status and JSON."""
-    command = ["curl", "--silent", "--show-error", "--max-time", "30", "--unix-socket", gateway.folder / "control.sock"]
+    command = ["curl", "--silent", "--show-error", "--unix-socket", gateway.folder / "control.sock"]
     command += ["--write-out", "\n%{http_code}", *options, f"http://portguard{target}"]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     body, _, status = ended.stdout.rpartition("\n")
@@ -157,7 +157,9 @@ def test_a_path_that_cannot_be_is_an_error_before_clients_are_served(start_gatew
     gateway.program.stop()
     path = gateway.folder / "portguard.toml"
     path.write_text(path.read_text().replace('"control.sock"', '"no/such/control.sock"'))
-    ended = subprocess.run(gateway.program.process.args, capture_output=True, text=True, check=False, timeout=60)
+    ended = subprocess.run(
+        gateway.program.process.args, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+    )
     assert ended.returncode == 2
     assert ended.stderr.endswith(
         f"portguard: {path}: gateway.control: expected a path where a socket can be made, "

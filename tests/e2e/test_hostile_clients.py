@@ -14,6 +14,7 @@ import subprocess
 import pytest
 
 from tests.echo import echo_service
+from tests.patience import PATIENCE_S
 from tests.strangers import client_hello, raw, reset
 from tests.unharmed import echoes, unharmed, warm_up
 
@@ -161,7 +162,7 @@ def s_client(real_program):
         certificate, key = gateway.certificate("alice")
         command = [program, "s_client", "-connect", f"127.0.0.1:{port or gateway.port}", "-CAfile", str(gateway.ca)]
         command += ["-cert", str(certificate), "-key", str(key), "-servername", "echo.gw.localhost", *options]
-        done = subprocess.run(command, input=b"GET /\r\n\r\n", capture_output=True, check=False, timeout=60)
+        done = subprocess.run(command, input=b"GET /\r\n\r\n", capture_output=True, check=False, timeout=PATIENCE_S)
         return (done.stdout + done.stderr).decode(errors="replace")
 
     return run

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import pytest
 
 from portguard.pki.authority import Authority
+from tests.patience import PATIENCE_S
 
 _REFUSED = "unexpected eof while reading"
 
@@ -44,7 +45,7 @@ def s_client(real_program):
         # Without -ign_eof it would close at the end of its input, before the answer is there.
         command += ["-verify_return_error", "-ign_eof", *options]
         return subprocess.run(
-            command, input="PING\r\nQUIT\r\n", capture_output=True, text=True, check=False, timeout=60
+            command, input="PING\r\nQUIT\r\n", capture_output=True, text=True, check=False, timeout=PATIENCE_S
         )
 
     return run

@@ -4,6 +4,7 @@ import json
 import subprocess
 
 from tests.e2e.conftest import PORTGUARD
+from tests.patience import PATIENCE_S
 
 POLICY = """
 [[roles]]
@@ -29,7 +30,7 @@ services = ["*"]
 
 def diff(gateway, *arguments, code):
     command = [*PORTGUARD, "policy", "diff", *arguments, "-c", str(gateway.folder / "portguard.toml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == code, done.stdout + done.stderr
     return done
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "prometheus"
 METRICS = set(
@@ -15,7 +17,12 @@ METRICS = set(
 
 def promtool(real_program, *arguments):
     done = subprocess.run(
-        [real_program("promtool"), *arguments], cwd=FOLDER, capture_output=True, text=True, check=False, timeout=60
+        [real_program("promtool"), *arguments],
+        cwd=FOLDER,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
     )
     return done.returncode, done.stdout + done.stderr
 

@@ -6,6 +6,8 @@ import subprocess
 
 import pytest
 
+from tests.patience import PATIENCE_S
+
 _BIG = 20 * 1000 * 1000
 
 
@@ -30,7 +32,7 @@ def redis_cli(gateway, real_program):
         if name is not None:
             certificate, key = gateway.certificate(name)
             command += ["--cert", str(certificate), "--key", str(key)]
-        return subprocess.run([*command, *words], input=given, capture_output=True, check=False, timeout=60)
+        return subprocess.run([*command, *words], input=given, capture_output=True, check=False, timeout=PATIENCE_S)
 
     return run
 
@@ -40,7 +42,7 @@ def redis_directly(redis, real_program):
     """The same without the gateway, to see what arrived."""
     host, port = redis.split(":")
     command = [real_program("redis-cli"), "-h", host, "-p", port]
-    return lambda *words: subprocess.run([*command, *words], capture_output=True, check=True, timeout=60).stdout
+    return lambda *words: subprocess.run([*command, *words], capture_output=True, check=True, timeout=PATIENCE_S).stdout
 
 
 def test_a_command_is_answered(gateway, redis_cli, redis_directly):

@@ -26,6 +26,7 @@ from tests.curl import curl
 from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
 from tests.held import portguard
+from tests.patience import PATIENCE_S
 from tests.profiles import write_profile
 
 RENEWS = 'authority = "ca"\nrenew_for = "20d"\n'
@@ -201,7 +202,7 @@ def renew(gateway, name, *options, more=""):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE_S,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
@@ -294,7 +295,7 @@ def test_a_renewal_that_a_crash_has_interrupted_is_finished_by_the_next_command(
     certificate.with_name("alice.crt.new").write_bytes(new)
     certificate.write_bytes(old)
     profile = write_profile(gateway, "alice", gateway.folder)
-    subprocess.run([*PORTGUARD, *command, "--profile", profile], capture_output=True, check=True, timeout=60)
+    subprocess.run([*PORTGUARD, *command, "--profile", profile], capture_output=True, check=True, timeout=PATIENCE_S)
     assert len(audited(gateway)) == 1
     assert certificate.read_bytes() == new
     assert not list(gateway.folder.glob("*.new"))
@@ -326,7 +327,7 @@ def test_the_commands_of_the_howto_run(gateway, tmp_path):
     (tmp_path / "portguard").write_text(f'#!/bin/sh\nexec {" ".join(PORTGUARD)} "$@"\n')
     (tmp_path / "portguard").chmod(0o755)
     ran = [
-        subprocess.run(["sh", "-euc", command[0]], env=environment, capture_output=True, check=True, timeout=60)
+        subprocess.run(["sh", "-euc", command[0]], env=environment, capture_output=True, check=True, timeout=PATIENCE_S)
         for command in commands
         if command is not None
     ]
@@ -403,7 +404,7 @@ def test_a_revocation_that_has_not_reached_the_gateway_holds_for_renewal(gateway
     assert status == 200
     renewed = x509.load_pem_x509_certificate(chain.encode())
     command = [*PORTGUARD, "cert", "revoke", "--identity", "alice", "--ca", str(gateway.folder / "ca"), "--json"]
-    answer = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S).stdout)
     serials = {f"{each.serial_number:x}" for each in (certificate_of(gateway, "alice"), renewed)}
     assert {each["serial"] for each in answer["revoked"]} == serials
     assert echoes(gateway, "alice")  # it has no list

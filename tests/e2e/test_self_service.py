@@ -13,6 +13,7 @@ from tests.counting import steady_zone
 from tests.curl import curl
 from tests.e2e.conftest import PORTGUARD
 from tests.echo import echo_service
+from tests.patience import PATIENCE_S
 from tests.profiles import write_profile
 
 POLICY = """
@@ -56,7 +57,7 @@ def show(gateway, tmp_path, name, command):
     profile = write_profile(gateway, name, tmp_path)
     return subprocess.run(
         [*PORTGUARD, command], env=os.environ | {"PORTGUARD_PROFILE": str(profile)}, capture_output=True, text=True,
-        timeout=60, check=False,
+        timeout=PATIENCE_S, check=False,
     )  # fmt: skip
 
 
@@ -132,13 +133,13 @@ def portguard(gateway, tmp_path, *arguments, name="alice"):
     profile = write_profile(gateway, name, tmp_path)
     return subprocess.run(
         [*PORTGUARD, *arguments], env=os.environ | {"PORTGUARD_PROFILE": str(profile)}, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
 
 
 def operate(gateway, *arguments):
     command = [*PORTGUARD, *arguments, "-c", str(gateway.folder / "portguard.toml")]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
 
 
 def is_told_before_anything_runs(gateway, tmp_path, told):

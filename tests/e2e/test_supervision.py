@@ -115,7 +115,7 @@ def slot_tables(pid):
 
 def command(gateway, *arguments):
     argv = [*PORTGUARD, *arguments, "-c", str(gateway.folder / "portguard.toml")]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=True).stdout
+    return subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
 
 
 def live(gateway):

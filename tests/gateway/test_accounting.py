@@ -23,6 +23,7 @@ from portguard.policy.quantities import Period
 from portguard.policy.read import read_policy
 from portguard.reasons import Reason
 from tests.ledger_double import MemoryFleet, MemoryLedger
+from tests.patience import PATIENCE_S
 from tests.slots import Slots
 
 MB = 1_000_000
@@ -520,7 +521,7 @@ async def test_a_larger_bandwidth_applies_to_who_shares_one_already():
     books.accounting.configure(policy_with('bandwidth = "1MB/s"'), "refuse")
     books.came.clear()
     await books.say(0, ShareWanted(0, 0))
-    await asyncio.wait_for(books.came.wait(), 20)
+    await asyncio.wait_for(books.came.wait(), PATIENCE_S)
     assert books.take_sent()[0][4] == 25_000
     await books.accounting.stop()
 
@@ -552,7 +553,7 @@ async def test_shares_of_a_bandwidth_go_to_who_asks_and_more_when_it_has_come_to
         books.came.clear()
         for worker in (0, 1):
             await books.say(worker, ShareWanted(0, 1))
-        await asyncio.wait_for(books.came.wait(), 20)
+        await asyncio.wait_for(books.came.wait(), PATIENCE_S)
     assert max(share for *_, share in books.sent) <= 25_000
     await books.accounting.stop()
 
@@ -598,7 +599,7 @@ async def test_a_worker_that_is_lost_waits_for_no_share():
     books.take_sent()
     books.came.clear()
     await books.say(0, ShareWanted(0, 0))
-    await asyncio.wait_for(books.came.wait(), 20)
+    await asyncio.wait_for(books.came.wait(), PATIENCE_S)
     assert {message[0] for message in books.sent} == {0}
     await books.accounting.stop()
 

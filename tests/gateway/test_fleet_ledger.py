@@ -12,6 +12,7 @@ from portguard.gateway.fleet_ledger import ledger_password, open_ledger, require
 from portguard.gateway.host import host_problems
 from portguard.limits.sqlite import SqliteStore
 from tests.gateway_folder import GatewayFolder
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_without_a_url_the_ledger_is_a_file_and_needs_no_package(folder, monkeyp
     monkeypatch.setitem(sys.modules, "redis", None)
     ledger = open_ledger(configured(folder, ""))
     assert isinstance(ledger, SqliteStore)
-    assert ledger.flush_and_close(5.0)
+    assert ledger.flush_and_close(PATIENCE_S)
     assert (folder.path / "state/ledger.db").exists()
 
 

@@ -23,6 +23,7 @@ from portguard.pki.revocation import revoke
 from portguard.reasons import Reason
 from tests.certificates import Authority as Strangers
 from tests.gateway_folder import CONFIGURATION, GatewayFolder
+from tests.patience import PATIENCE_S
 
 SESSION = "aa" * 16
 WORKER = SimpleNamespace(number=1)
@@ -94,7 +95,7 @@ async def desk(folder):
 
 async def ask(desk, wanted):
     desk.renew(WORKER, wanted)
-    worker, answer = await asyncio.wait_for(desk.test.answers.get(), 20)
+    worker, answer = await asyncio.wait_for(desk.test.answers.get(), PATIENCE_S)
     assert (worker, answer.connection) == (1, wanted.connection)
     await asyncio.gather(*desk._tasks.values())
     await asyncio.sleep(0)  # the task is forgotten a turn after its end
@@ -250,7 +251,7 @@ async def test_what_the_authority_could_not_issue_does_not_count(desk, folder, a
 async def test_of_several_at_once_an_identity_gets_one(desk, folder, alice):
     for connection in (1, 2, 3):
         desk.renew(WORKER, alice.wanted(connection))
-    answers = [(await asyncio.wait_for(desk.test.answers.get(), 20))[1] for _ in range(3)]
+    answers = [(await asyncio.wait_for(desk.test.answers.get(), PATIENCE_S))[1] for _ in range(3)]
     refusals = [answer for answer in answers if isinstance(answer, Refusal)]
     assert {(each.reason, each.message) for each in refusals} == {
         (Reason.CONNECT_RATE, "a renewal is under way already")

@@ -572,7 +572,7 @@ def test_rows_of_any_kind_hinder_a_gateway_for_as_long_as_they_are_there(
 
 
 def wait_for_trouble(gateway):
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + PATIENCE_S
     while (trouble := gateway.store.trouble) is None:
         assert time.monotonic() < deadline_s
         threading.Event().wait(0.02)
@@ -580,7 +580,7 @@ def wait_for_trouble(gateway):
 
 
 def wait_until_well(gateway):
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + PATIENCE_S
     while gateway.store.trouble is not None:
         assert time.monotonic() < deadline_s, gateway.store.trouble
         threading.Event().wait(0.02)

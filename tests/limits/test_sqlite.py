@@ -605,6 +605,7 @@ import os, queue, resource, sys, time
 from portguard.limits.ledger import Owner, UsageRow
 from portguard.limits.sqlite import SqliteStore
 from portguard.policy.quantities import Period
+from tests.patience import PATIENCE_S
 
 def row(name):
     return UsageRow(Owner("role", "trust", name), Period.DAY, 0, 1_795_100_000, 42, 0)
@@ -616,16 +617,16 @@ path, answers = sys.argv[1], queue.Queue()
 store = SqliteStore.open(path, 0.0)
 store.start(lambda batch: [on_written(ok) for on_written, ok in batch])
 store.write([row("first")], answers.put)
-assert answers.get(timeout=20) is True
+assert answers.get(timeout=PATIENCE_S) is True
 limit(os.stat(path + "-wal").st_size + 100)
 store.write([row("second")], answers.put)
-assert answers.get(timeout=20) is False
+assert answers.get(timeout=PATIENCE_S) is False
 assert store.failing_s() >= 0
 print(store.trouble)
 limit(resource.RLIM_INFINITY)
 while store.trouble is not None:
     time.sleep(0.01)
-assert store.flush_and_close(20)
+assert store.flush_and_close(PATIENCE_S)
 print("closed", flush=True)
 """
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from portguard.pki.authority import Authority
+from tests.patience import PATIENCE_S
 
 NOW = datetime(2026, 7, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -29,7 +30,12 @@ def openssl(real_program: Callable[[str], str]) -> Callable[..., subprocess.Comp
 
     def run(*arguments: object, typed: str | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [program, *map(str, arguments)], check=False, capture_output=True, text=True, input=typed, timeout=60
+            [program, *map(str, arguments)],
+            check=False,
+            capture_output=True,
+            text=True,
+            input=typed,
+            timeout=PATIENCE_S,
         )
 
     return run
