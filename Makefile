@@ -17,6 +17,7 @@ run: .venv/installed ## install into .venv and start the quickstart: a gateway, 
 	$(BIN)/portguard quickstart $(ARGS)
 
 test: .venv/installed-test ## run every test, with the real programs that are installed
+	$(BIN)/python -m compileall -q portguard
 	$(BIN)/pytest $(ARGS)
 
 lint: .venv/installed-test ## style and formatting
