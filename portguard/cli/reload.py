@@ -13,7 +13,7 @@ _LONGEST_S = 300.0  # a very large policy is read for a while
 
 
 @click.command(short_help="Have the gateway work by what its files say now.")
-@click.option("--message", metavar="TEXT", help='Why, for the audit: "CHG-123".')
+@click.option("-m", "--message", metavar="TEXT", help='Why, for log, audit and status: "CHG-123".')
 @configuration_option
 @json_option
 @problems_as_json

@@ -103,6 +103,14 @@ class Arguments:
             raise self._bad(name, "a string", value)
         return value
 
+    def line(self, name: str, longest: int, *, shortest: int = 0) -> str:
+        """A text for people: `shortest` to `longest` printable characters, no spaces around them; "" if missing."""
+        text = (self.text(name) or "").strip()
+        if not text.isprintable() or not shortest <= len(text) <= longest:
+            found = f"{_shown(text)}, of {len(text)} characters" if text else "nothing"
+            raise BadArgument(f"{name}: expected {shortest} to {longest} printable characters, got {found}")
+        return text
+
     def flag(self, name: str) -> bool:
         """True or false, false where it is missing; in a query "true" or "false"."""
         match self._take(name):

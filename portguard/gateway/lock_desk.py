@@ -153,7 +153,7 @@ class LockDesk:
     async def _lock(self, peer: Peer, given: Arguable) -> object:
         arguments = Arguments(given)
         identity, certificate = arguments.text("identity"), arguments.text("certificate")
-        reason, for_s = _reason(arguments), _duration_s(arguments)
+        reason, for_s = arguments.line("reason", LONGEST_REASON, shortest=1), _duration_s(arguments)
         arguments.finish()
         target = self._target(identity, certificate)
         before = self._locks.get(target)
@@ -258,14 +258,6 @@ class LockDesk:
 
 def _locked(row: LockRow) -> Locked:
     return Locked(*row.target, row.until_s)
-
-
-def _reason(arguments: Arguments) -> str:
-    text = (arguments.text("reason") or "").strip()
-    if not text or not text.isprintable() or len(text) > LONGEST_REASON:
-        found = "nothing" if not text else f"{text[:LONGEST_REASON]!a}, of {len(text)} characters"
-        raise BadArgument(f"reason: expected 1 to {LONGEST_REASON} printable characters, got {found}")
-    return text
 
 
 def _duration_s(arguments: Arguments) -> float | None:

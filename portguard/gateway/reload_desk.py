@@ -8,6 +8,8 @@ from portguard.control.routes import Arguable, Arguments, Conflict, Route
 from portguard.gateway.reloading import Reloader
 from portguard.observe import log
 
+LONGEST_MESSAGE = 200  # characters
+
 
 class ReloadDesk:
     """Serves the route, and hears the signal. `is_ending()` tells that the gateway drains to end."""
@@ -30,7 +32,7 @@ class ReloadDesk:
 
     async def _on_request(self, peer: Peer, given: Arguable) -> object:
         arguments = Arguments(given)
-        message = arguments.text("message")
+        message = arguments.line("message", LONGEST_MESSAGE) or None
         arguments.finish()
         if self._is_ending():
             raise Conflict("expected a gateway that goes on, got one that drains")

@@ -37,6 +37,19 @@ def test_an_answer_that_is_not_understood_is_told_in_a_sentence(configuration, r
     assert err == "portguard: the gateway: expected an answer that this version understands, got another one\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"), [((), None), (("-m", "CHG-123"), "CHG-123"), (("--message", "CHG-123"), "CHG-123")]
+)
+def test_a_reload_passes_its_reason_on(configuration, run_portguard, arguments, message):
+    async def reply(_peer, _given):
+        return {"revision": "ab", "changed": True, "closed": 0, "needs_restart": [], "warnings": []}
+
+    route = Route("POST", "/v1/reload", Level.OPERATOR, reply)
+    with ControlDouble(configuration.parent / "c.sock", [route]) as control:
+        assert run_portguard("reload", *arguments) == (0, "in force: ab\nsessions closed: 0\n", "")
+    assert control.acts == [("/v1/reload", {"message": message}, "done")]
+
+
 PROBLEM = {"file": "policy.toml", "key": "roles[0].name", "expected": "a name", "found": "nothing"}
 
 

@@ -17,6 +17,31 @@ def test_a_text_is_a_string_or_missing(given, text):
 
 
 @pytest.mark.parametrize(
+    ("given", "line"), [({}, ""), ({"a": None}, ""), ({"a": " \n"}, ""), ({"a": " CHG-1: é "}, "CHG-1: é")]
+)
+def test_a_line_is_a_text_for_people(given, line):
+    assert Arguments(given).line("a", 8) == line
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("a\nb", r"'a\nb', of 3 characters"), ("\x1b[2J", r"'\x1b[2J', of 4 characters"),
+        ("\u202e", r"'\u202e', of 1 characters"), ("\ud800", r"'\ud800', of 1 characters"),
+        ("x" * 99, f"'{'x' * 60}'…, of 99 characters"),
+    ],
+)  # fmt: skip
+def test_a_line_that_could_look_like_something_else_is_told_of(value, found):
+    told = refused({"a": value}, lambda given: given.line("a", 9))
+    assert told == f"a: expected 0 to 9 printable characters, got {found}"
+
+
+def test_a_line_that_is_needed_is_missed():
+    told = refused({"a": " "}, lambda given: given.line("a", 9, shortest=1))
+    assert told == "a: expected 1 to 9 printable characters, got nothing"
+
+
+@pytest.mark.parametrize(
     ("given", "flag"), [({}, False), ({"a": False}, False), ({"a": True}, True), ({"a": "true"}, True)]
 )
 def test_a_flag_is_true_or_false(given, flag):
