@@ -27,6 +27,7 @@ from portguard.pki.authority import AUTHORITY_VALID_FOR, Authority
 from portguard.pki.keys import KeyType
 from portguard.pki.revocation import ListStatus, PublishedLists, published_lists
 from portguard.pki.rotation import stage
+from portguard.pki.standing import Standings
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,7 +112,8 @@ def show_authority(directory: Path, pem: bool, as_json: bool) -> None:
         click.echo(authority.certificate_pem.decode(), nl=False)
         return
     now = datetime.now(UTC)
-    issued = Counter(str(record.status(now)) for record in authority.store.records())
+    standings = Standings(authority)
+    issued = Counter(str(standings.of(record, now).status) for record in authority.store.records())
     lists = published_lists(authority, now)
     fields = {
         "directory": str(directory),

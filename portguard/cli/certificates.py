@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from cryptography import x509
@@ -16,6 +17,9 @@ from portguard.errors import UsageError
 from portguard.pki import keys
 from portguard.pki.errors import MALFORMED
 from portguard.pki.store import Record, status
+
+if TYPE_CHECKING:  # clients' commands load this module too, and need no authority
+    from portguard.pki.standing import Standing
 
 Fields = Mapping[str, object]
 """What `--json` prints: text, numbers, lists of text, nested fields, or None."""
@@ -71,8 +75,8 @@ def described(certificate: x509.Certificate, at: datetime, subject: str) -> Fiel
         raise UsageError(f"{subject}: expected a certificate by RFC 5280, got a malformed one ({error})") from error
 
 
-def recorded(record: Record, at: datetime) -> Fields:
-    """Return what the authority's store knows of a certificate."""
+def recorded(record: Record, standing: "Standing") -> Fields:
+    """Return what the authority knows of a certificate."""
     return {
         "serial": serial_text(record.serial),
         "kind": str(record.kind),
@@ -80,17 +84,22 @@ def recorded(record: Record, at: datetime) -> Fields:
         "not_before": time_text(record.not_before),
         "not_after": time_text(record.not_after),
         "issued_at": time_text(record.issued_at),
-        "status": str(record.status(at)),
-        **revocation_fields(record),
+        "status": str(standing.status),
+        **revocation_fields(standing),
     }
 
 
-def revocation_fields(record: Record | None) -> Fields:
-    """Return since when and why a certificate is revoked, None for one that is not or that nobody recorded."""
-    revocation = None if record is None else record.revocation
+def revocation_fields(standing: "Standing | None") -> Fields:
+    """Return since when and why a certificate is revoked, None for one that is not or that nobody recorded.
+
+    `revoked_issuer`: it is so because its issuer is.
+    """
+    revocation = None if standing is None else standing.revocation
+    issuer = None if standing is None else standing.revoked_issuer
     return {
         "revoked_at": None if revocation is None else time_text(revocation.at),
         "reason": None if revocation is None else str(revocation.reason),
+        "revoked_issuer": None if issuer is None else issuer.rfc4514_string(),
     }
 
 

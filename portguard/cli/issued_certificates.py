@@ -15,7 +15,7 @@ from portguard.cli.opened_authority import authority_option, issued_under, opene
 from portguard.cli.options import expect_one_form, json_option
 from portguard.pki.authority import Authority
 from portguard.pki.errors import PkiError
-from portguard.pki.store import Record
+from portguard.pki.standing import Standing, Standings
 
 
 @click.command("list")
@@ -24,13 +24,17 @@ from portguard.pki.store import Record
 def list_certificates(directory: Path, as_json: bool) -> None:
     """List the certificates that the authority issued, oldest first."""
     now = datetime.now(UTC)
-    rows = [recorded(record, now) for record in opened(directory).store.records()]
+    authority = opened(directory)
+    standings = Standings(authority)
+    rows = [recorded(record, standings.of(record, now)) for record in authority.store.records()]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
     columns = ["name", "kind", "status", "not_before", "not_after", "serial"]
     if any(row["revoked_at"] for row in rows):
         columns += ["revoked_at", "reason"]
+    if any(row["revoked_issuer"] for row in rows):
+        columns.append("revoked_issuer")
     header = [column.replace("_", " ").upper() for column in columns]
     for line in table(header, [[str(row[column] or "") for column in columns] for row in rows]):
         click.echo(line)
@@ -53,14 +57,16 @@ def show_certificate(what: str, directory: Path, pem: bool, as_json: bool) -> No
     with warnings.catch_warnings(action="ignore"):
         if is_file:
             certificates = read_certificates(Path(what))
-            record = _recorded_by(directory, certificates[0])
+            standing = _standing(directory, certificates[0], now)
         else:
-            record = issued_under(what, opened(directory))
+            authority = opened(directory)
+            record = issued_under(what, authority)
+            standing = Standings(authority).of(record, now)
             certificates = [x509.load_der_x509_certificate(record.der)]
         fields = dict(described(certificates[0], now, what))
-        fields |= revocation_fields(record)
-        if record is not None:
-            fields["status"] = str(record.status(now))
+        fields |= revocation_fields(standing)
+        if standing is not None:
+            fields["status"] = str(standing.status)
         if is_file:
             fields["followed_by"] = [other.subject.rfc4514_string() for other in certificates[1:]]
     if pem:
@@ -69,10 +75,12 @@ def show_certificate(what: str, directory: Path, pem: bool, as_json: bool) -> No
     print_fields(fields, as_json)
 
 
-def _recorded_by(directory: Path, certificate: x509.Certificate) -> Record | None:
-    """Return what the authority at hand knows of a file's certificate. None: it is another's, or there is none."""
+def _standing(directory: Path, certificate: x509.Certificate, at: datetime) -> Standing | None:
+    """Return what the authority at hand makes of a file's certificate. None: it is another's, or there is none."""
     try:
-        return Authority.open(directory).store.record_of(certificate)
+        authority = Authority.open(directory)
+        record = authority.store.record_of(certificate)
+        return None if record is None else Standings(authority).of(record, at)
     except PkiError as error:
         if isinstance(error.__cause__, OSError):  # not there, or not for the eyes of who asks: a file needs none
             return None

@@ -31,8 +31,9 @@ from portguard.pki.authority import LIST_VALID_FOR, Authority
 from portguard.pki.errors import PkiError
 from portguard.pki.files import PUBLIC, NewFile
 from portguard.pki.profiles import RevocationReason
-from portguard.pki.revocation import WrittenLists, left_to_clients, write_lists
+from portguard.pki.revocation import WrittenLists, write_lists
 from portguard.pki.revocation import revoke as revoke_certificates
+from portguard.pki.standing import Standings, left_to_clients
 from portguard.pki.store import Record
 
 _REASONS = tuple(reason for reason in RevocationReason if reason is not RevocationReason.CA_COMPROMISE)
@@ -89,9 +90,10 @@ def revoke(
     revoked = revoke_certificates(authority, serials, identities, reason=reason, at=now)
     list_fields = _list_fields(revoked.lists)
     if as_json:
+        standings = Standings(authority)
         fields: Fields = {
-            "revoked": [recorded(record, now) for record in revoked.now],
-            "revoked_before": [recorded(record, now) for record in revoked.before],
+            "revoked": [recorded(record, standings.of(record, now)) for record in revoked.now],
+            "revoked_before": [recorded(record, standings.of(record, now)) for record in revoked.before],
             "crl": {"file": str(authority.crl_path), **list_fields},
         }
     else:

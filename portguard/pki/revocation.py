@@ -9,7 +9,6 @@ happen under the lock of the authority's directory, so that of two commands the 
 one revoked, and the higher number.
 """
 
-from collections import Counter
 from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -108,14 +107,14 @@ def revoke(
         return Revoked(tuple(filter(None, map(authority.store.get, new))), tuple(before), lists)
 
 
-def left_to_clients(authority: Authority, revoked: Iterable[Record], at: datetime) -> dict[str, int]:
-    """Count what the clients of these certificates have beside them, neither revoked nor expired; by name, no zeros."""
-    names = dict.fromkeys(record.name for record in revoked if record.kind is Kind.CLIENT)
-    good = {Status.VALID, Status.NOT_YET_VALID}
-    left = Counter(
-        each.name for each in authority.store.records() if each.kind is Kind.CLIENT and each.status(at) in good
-    )
-    return {name: left[name] for name in names if left[name]}
+def revoked_issuers(authority: Authority) -> dict[x509.Name, Revocation]:
+    """Return which issuing CAs in the authority's directory the root has revoked. Raises PkiError for its list."""
+    path = authority.root_crl_path
+    if path is None or not path.exists():  # an authority of before lists has none, and cannot revoke
+        return {}
+    revoked = {each.serial_number: read_revocation(each) for each in read_root_list(authority, path)}
+    every = (authority.issuer, *authority.retired)
+    return {each.subject: revoked[each.serial_number] for each in every if each.serial_number in revoked}
 
 
 def write_lists(authority: Authority, *, at: datetime, valid_for: timedelta | None = None) -> WrittenLists:

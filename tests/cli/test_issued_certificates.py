@@ -33,11 +33,59 @@ def test_list_in_json_and_as_a_table(made: Portguard) -> None:
         "status",
         "revoked_at",
         "reason",
+        "revoked_issuer",
     }
     header, *rows = made("cert", "list").out.splitlines()
     assert header.split() == ["NAME", "KIND", "STATUS", "NOT", "BEFORE", "NOT", "AFTER", "SERIAL"]
     assert [row.split()[0] for row in rows] == ["ci/deploy", f"*.{DOMAIN}"]
     assert rows[0].endswith(client["serial"])
+
+
+def test_what_an_intermediate_issued_is_revoked_with_it(portguard: Portguard) -> None:
+    portguard("ca", "init", "--trust-domain", DOMAIN, "--root-dir", "stick")
+    for name in ("alice", "bob", "carol"):
+        portguard("cert", "issue", name)
+    portguard("cert", "revoke", "carol.crt", "--reason", "superseded")
+    old = portguard("ca", "show", "--json").json["issuing"]["subject"]
+    portguard("ca", "rotate", "--root-dir", "stick")
+    assert portguard("ca", "show", "--json").json["issued"] == {"revoked": 1, "valid": 2}
+    assert "REVOKED ISSUER" not in portguard("cert", "list").out
+    issuing = portguard("ca", "show", "--json").json["issuing"]["subject"]
+    portguard("cert", "issue", "alice", "--force")
+    portguard("ca", "rotate", "--root-dir", "stick", "--compromised")
+    portguard("cert", "issue", "alice", "--force")
+
+    told = [(row["status"], row["reason"], row["revoked_issuer"]) for row in portguard("cert", "list", "--json").json]
+    by_issuer = ("revoked", "cACompromise", issuing)
+    assert told == [
+        ("valid", None, None),
+        ("valid", None, None),
+        ("revoked", "superseded", None),
+        by_issuer,
+        ("valid", None, None),
+    ]
+    header, *rows = portguard("cert", "list").out.splitlines()
+    assert header.endswith("REVOKED AT            REASON        REVOKED ISSUER")
+    assert rows[3].endswith(f"Z  cACompromise  {issuing}")
+    serial = portguard("cert", "list", "--json").json[3]["serial"]
+    shown = portguard("cert", "show", serial, "--json").json
+    assert (shown["status"], shown["reason"], shown["revoked_issuer"]) == by_issuer
+    assert portguard("cert", "show", "bob.crt", "--json").json["status"] == "valid"
+    assert portguard("ca", "show", "--json").json["issued"] == {"revoked": 2, "valid": 3}
+    assert old != issuing
+    # What is revoked with its issuer is nothing that its client could still use.
+    assert "has 1 other certificate that is good" in portguard("cert", "revoke", "alice.crt").err
+
+
+def test_a_list_of_the_root_that_cannot_be_read_is_an_error(portguard: Portguard, tmp_path: Path) -> None:
+    portguard("ca", "init", "--trust-domain", DOMAIN, "--root-dir", "stick")
+    portguard("cert", "issue", "alice")
+    (tmp_path / "ca" / "root.crl").write_text("nonsense")
+    failed(
+        portguard("cert", "list"), 1, "ca/root.crl: expected the revocation list that the root signed, got something"
+    )
+    (tmp_path / "ca" / "root.crl").unlink()  # as of an authority of before there were lists
+    assert portguard("cert", "list", "--json").json[0]["status"] == "valid"
 
 
 def test_list_of_none(made: Portguard) -> None:
