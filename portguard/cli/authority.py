@@ -8,6 +8,7 @@ import click
 
 from portguard.cli.certificates import Fields, described, print_fields, time_text
 from portguard.cli.groups import CommandGroup
+from portguard.cli.intermediate import revoke_intermediate
 from portguard.cli.opened_authority import (
     ask,
     authority_option,
@@ -25,7 +26,7 @@ from portguard.errors import UsageError
 from portguard.pki import names
 from portguard.pki.authority import AUTHORITY_VALID_FOR, Authority
 from portguard.pki.keys import KeyType
-from portguard.pki.revocation import ListStatus, PublishedLists, published_lists
+from portguard.pki.revocation import ListStatus, PublishedLists, published_lists, revoked_issuers
 from portguard.pki.rotation import stage
 from portguard.pki.standing import Standings
 
@@ -36,6 +37,7 @@ def ca() -> None:
 
 
 ca.add_command(crl)
+ca.add_command(revoke_intermediate)
 ca.add_command(rotate)
 
 
@@ -122,6 +124,7 @@ def show_authority(directory: Path, pem: bool, as_json: bool) -> None:
         "other_root": described(authority.anchors[1], now, "root") if authority.anchors[1:] else None,
         "issuing": described(authority.issuer, now, "issuing CA") if authority.two_tier else None,
         "retired": [each.subject.rfc4514_string() for each in authority.retired],
+        "revoked_intermediates": [name.rfc4514_string() for name in revoked_issuers(authority)],
         "rotation": stage(authority),
         "key_encrypted": authority.key_is_encrypted,
         "issued": dict(sorted(issued.items())),

@@ -14,6 +14,7 @@ from portguard.cli.certificates import serial_digits, serial_number, serial_text
 from portguard.cli.options import duration_option
 from portguard.cli.rendering import printable
 from portguard.errors import UsageError
+from portguard.pki import files, keys
 from portguard.pki.authority import Authority
 from portguard.pki.errors import PkiError
 from portguard.pki.keys import KeyType
@@ -99,6 +100,19 @@ def read_passphrase(path: Path) -> bytes:
     if stat.S_ISREG(mode) and mode & stat.S_IROTH:
         note(f"warning: {path}: expected a file that only its owner can read, got mode {stat.S_IMODE(mode):04o}")
     return passphrase
+
+
+def read_root_passphrase(root_dir: Path, file: Path | None, other: bytes | None) -> bytes | None:
+    """Return what opens the root's key. Raises UsageError, PkiError.
+
+    None: it takes none, or `other`, which opens the authority's key, as with `ca init`.
+    """
+    if file is not None:
+        return read_passphrase(file)
+    path = root_dir / "root.key"
+    if other is None and keys.is_encrypted(files.read(path, "the key of the root")):
+        return ask(f"Passphrase of {path}", "--root-passphrase-file")
+    return None
 
 
 def issued_under(text: str, authority: Authority) -> Record:

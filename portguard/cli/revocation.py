@@ -88,13 +88,13 @@ def revoke(
     serials = [_issued(each, authority).serial for each in what]
     now = datetime.now(UTC)
     revoked = revoke_certificates(authority, serials, identities, reason=reason, at=now)
-    list_fields = _list_fields(revoked.lists)
+    told = list_fields(revoked.lists)
     if as_json:
         standings = Standings(authority)
         fields: Fields = {
             "revoked": [recorded(record, standings.of(record, now)) for record in revoked.now],
             "revoked_before": [recorded(record, standings.of(record, now)) for record in revoked.before],
-            "crl": {"file": str(authority.crl_path), **list_fields},
+            "crl": {"file": str(authority.crl_path), **told},
         }
     else:
         fields = {
@@ -103,7 +103,7 @@ def revoke(
             "reason": str(reason or RevocationReason.UNSPECIFIED) if revoked.now else None,
             "revoked_before": [f"{certificate_line(record)}, {_since(record)}" for record in revoked.before],
             "crl": str(authority.crl_path),
-            **list_fields,
+            **told,
         }
     print_fields(fields, as_json)
     for name, count in left_to_clients(authority, (*revoked.now, *revoked.before), now).items():
@@ -132,7 +132,7 @@ def crl(
     if out is not None:
         files.publish([NewFile(out, lists.pem, PUBLIC)], overwrite=True)
     copy = None if out is None else str(out)
-    print_fields({"crl": str(authority.crl_path), "copy": copy, **_list_fields(lists)}, as_json)
+    print_fields({"crl": str(authority.crl_path), "copy": copy, **list_fields(lists)}, as_json)
 
 
 def _issued(what: str, authority: Authority) -> Record:
@@ -143,7 +143,10 @@ def _issued(what: str, authority: Authority) -> Record:
         certificate = read_certificates(Path(what))[0]
         record = authority.store.record_of(certificate)
     if record is None:
-        raise PkiError(what, f"a certificate that the authority in {authority.directory} issued", "another one")
+        found = "another one"
+        if authority.two_tier and certificate in (authority.issuer, *authority.retired):
+            found = "an intermediate, which `portguard ca revoke` takes"
+        raise PkiError(what, f"a certificate that the authority in {authority.directory} issued", found)
     return record
 
 
@@ -152,7 +155,8 @@ def _since(record: Record) -> str:
     return f"since {time_text(record.revocation.at)}, {record.revocation.reason}"
 
 
-def _list_fields(lists: WrittenLists) -> Fields:
+def list_fields(lists: WrittenLists) -> Fields:
+    """Return what there is to tell of new lists."""
     return {
         "number": lists.number,
         "entries": lists.entries,

@@ -7,20 +7,19 @@ import click
 
 from portguard.cli.certificates import certificate_line, print_fields, time_text
 from portguard.cli.opened_authority import (
-    ask,
     authority_option,
     file_option,
     key_type_option,
     note,
     passphrase_option,
-    read_passphrase,
+    read_root_passphrase,
     unlocked,
     valid_for_option,
 )
 from portguard.cli.options import json_option
 from portguard.cli.rendering import counted
 from portguard.errors import UsageError
-from portguard.pki import files, keys, rotation
+from portguard.pki import rotation
 from portguard.pki.authority import AUTHORITY_VALID_FOR, Authority
 from portguard.pki.keys import KeyType
 from portguard.pki.rotation import Stage
@@ -69,7 +68,7 @@ def rotate(
     authority = unlocked(directory, passphrase_file)
     now = datetime.now(UTC)
     if root_dir is not None:
-        passphrase = _root_passphrase(root_dir, root_passphrase_file, authority.passphrase)
+        passphrase = read_root_passphrase(root_dir, root_passphrase_file, authority.passphrase)
         authority = rotation.replace_issuing(
             authority,
             root_dir,
@@ -140,13 +139,3 @@ def _only(steps: tuple[str, ...], *, force: bool, root_dir: Path | None) -> str 
     if force and step != "finish":
         raise UsageError("--force: expected --finish beside it, got none")
     return step
-
-
-def _root_passphrase(root_dir: Path, file: Path | None, other: bytes | None) -> bytes | None:
-    """None: it takes none, or the one of the authority's key, as with `ca init`."""
-    if file is not None:
-        return read_passphrase(file)
-    path = root_dir / "root.key"
-    if other is None and keys.is_encrypted(files.read(path, "the key of the root")):
-        return ask(f"Passphrase of {path}", "--root-passphrase-file")
-    return None

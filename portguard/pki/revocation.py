@@ -127,11 +127,14 @@ def write_lists(authority: Authority, *, at: datetime, valid_for: timedelta | No
 
 
 def published_lists(authority: Authority, at: datetime) -> PublishedLists:
-    """Look at `ca.crl`, and whether it tells all that the record has. Raises PkiError for the record."""
+    """Look at `ca.crl`, and whether it tells all that the record and the root's own list have. Raises PkiError."""
     issuers = [*dict.fromkeys((authority.issuer, authority.anchor)), *_others(authority, at)]
     unsettled = [
         record for record in authority.store.unsettled() if any(is_issued_by(record, each) for each in issuers)
     ]
+    needed = {record.serial for record in unsettled}
+    if (path := authority.root_crl_path) is not None and path.exists():
+        needed |= {each.serial_number for each in read_root_list(authority, path)}
     try:
         content = authority.crl_path.read_bytes()
     except FileNotFoundError:
@@ -148,7 +151,7 @@ def published_lists(authority: Authority, at: datetime) -> PublishedLists:
         return PublishedLists(ListStatus.UNREADABLE)
     next_update = min(ends, default=None)
     status = ListStatus.CURRENT
-    if None in own or not serials.issuperset(record.serial for record in unsettled):
+    if None in own or not serials >= needed:
         status = ListStatus.BEHIND
     elif next_update is None or next_update < at:
         status = ListStatus.OUT_OF_DATE
@@ -193,12 +196,13 @@ def write_lists_locked(authority: Authority, *, at: datetime, valid_for: timedel
     signers = _signers(authority, at)
     validities = [Validity.starting(at, valid_for, signer.certificate) for signer in signers]
     root_list = _root_list(authority)
+    of_root = len(x509.load_pem_x509_crl(root_list)) if root_list else 0
     revoked = store.unsettled()
     there, recorded = _lists_before(authority), store.revoked_serials()
     before = [_signed_by(signer.certificate, there) for signer in signers]
     # Before it is signed: a crash leaves out a number, and never uses one twice.
     number = store.begin_list(at, valid_for, above=max(map(_number, filter(None, before)), default=0))
-    pem, listed, count = b"", [], 0
+    pem, listed, count = b"", [], of_root
     for signer, validity, last in zip(signers, validities, before, strict=True):
         entries = [record for record in revoked if is_issued_by(record, signer.certificate)]
         told = _unrecorded(recorded, last)

@@ -1,7 +1,8 @@
 """A new CA in the place of an old one.
 
 With the root's key elsewhere, a new issuing CA takes over in one step, `replace_issuing`: whoever trusts the root
-trusts it. What the old one issued stays good, and its list stays in `ca.crl` as long as any of that may be shown.
+trusts it. What the old one issued stays good, and its list stays in `ca.crl` as long as any of that may be shown. When
+its key turns out to be in the wrong hands, the root revokes it: then, or later, by `revoke_replaced`.
 
 A root that issues itself is replaced in three, as nobody trusts a new one by itself:
 
@@ -37,7 +38,13 @@ from portguard.pki.errors import PkiError
 from portguard.pki.files import PUBLIC, NewFile
 from portguard.pki.keys import KeyType
 from portguard.pki.profiles import Issuer, Revocation, RevocationReason, Validity
-from portguard.pki.revocation import is_issued_by, read_revocation, read_root_list, write_lists_locked
+from portguard.pki.revocation import (
+    WrittenLists,
+    is_issued_by,
+    read_revocation,
+    read_root_list,
+    write_lists_locked,
+)
 from portguard.pki.store import Record, Status
 
 
@@ -153,6 +160,33 @@ def replace_issuing(
         # One that an interrupted rotation left is the same.
         files.publish([retired, certificate_file(directory / ca_certificates.ISSUING, issuing)], overwrite=True)
         return _with_lists(authority, at)
+
+
+def revoke_replaced(
+    authority: Authority,
+    root_directory: str | os.PathLike[str],
+    certificate: x509.Certificate,
+    *,
+    at: datetime,
+    root_passphrase: bytes | None = None,
+) -> WrittenLists:
+    """Have the root revoke an issuing CA that was replaced, and so all that it has issued, recorded or not.
+
+    One that is revoked already stays as it is; the lists are written anew. `certificate` is one that the root signed;
+    it need not be in the directory any more. Raises as `replace_issuing` does, and PkiError for the CA that issues.
+    """
+    if not authority.two_tier:
+        raise UsageError("--root-dir: expected an authority whose root is kept elsewhere, got one whose root issues")
+    with files.locked(authority.directory):
+        authority = authority.reopened()
+        if certificate in (authority.issuer, authority.anchor):
+            found = "the one that issues; `portguard ca rotate --root-dir DIR --compromised` replaces and revokes it"
+            if certificate == authority.anchor:
+                found = "the root, which only a new authority replaces"
+            raise PkiError(certificate.subject.rfc4514_string(), "an intermediate that was replaced", found)
+        root = _root(authority, Path(root_directory), root_passphrase)
+        _update_root_list(authority, root, at, revoke=certificate)
+        return write_lists_locked(authority, at=at)
 
 
 def _update_root_list(authority: Authority, root: Issuer, at: datetime, *, revoke: x509.Certificate | None) -> None:

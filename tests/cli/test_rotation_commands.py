@@ -1,4 +1,4 @@
-"""`portguard ca rotate`, through the program's own entry point."""
+"""`portguard ca rotate` and `ca revoke`, through the program's own entry point."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -128,3 +128,47 @@ def test_a_locked_root_without_a_terminal_rotates_nothing(portguard: Portguard, 
     message = "--root-passphrase-file: expected a file, as there is no terminal to ask"
     failed(portguard("ca", "rotate", "--root-dir", "stick"), 2, message)
     assert portguard("ca", "show", "--json").json["retired"] == []
+
+
+# ca revoke
+
+
+def test_an_intermediate_that_was_replaced_is_revoked_by_its_name_or_file(made: Portguard) -> None:
+    two = ["--ca", "two"]
+    made("cert", "issue", "bob", *two)
+    made("ca", "rotate", *two, "--root-dir", "stick")
+    made("cert", "issue", "carol", *two)
+    [name] = made("ca", "show", *two, "--json").json["retired"]
+    digits = name.partition(",")[0].split()[-1]
+    done = made("ca", "revoke", digits, *two, "--root-dir", "stick", "--json")
+    told = done.json
+    assert (told["revoked"], told["reason"], told["crl"], told["entries"]) == (name, "cACompromise", "two/ca.crl", 1)
+    fallen, then = done.err.splitlines()
+    assert fallen.startswith("portguard: client bob, serial ")
+    assert fallen.endswith(", was good until now: issue it anew")
+    assert then == "portguard: take two/ca.crl to every gateway at once, named in crl"
+    assert made("ca", "show", *two, "--json").json["revoked_intermediates"] == [name]
+    assert [row["status"] for row in made("cert", "list", *two, "--json").json] == ["revoked", "valid"]
+    for same in (name, f"two/issuing-{digits}.crt"):
+        again = made("ca", "revoke", same, *two, "--root-dir", "stick")
+        assert (again.code, again.err) == (0, f"{then}\n")
+
+
+def test_what_is_no_intermediate_that_was_replaced_is_not_revoked(made: Portguard, tmp_path: Path) -> None:
+    before = (tmp_path / "two" / "ca.crl").read_bytes()
+    made("cert", "issue", "bob", "--ca", "two")
+    for what, found in {
+        "two/issuing.crt": "got the one that issues; `portguard ca rotate --root-dir DIR --compromised` replaces and",
+        "two/ca.crt": "got the root, which only a new authority replaces",
+        "ca/ca.crt": "ca/ca.crt: expected a CA that ca.crt signed, got another one",
+        "bob.crt": "bob.crt: expected a CA certificate of portguard, got the certificate of no CA",
+        "00000000": "00000000: expected an intermediate of the authority in two, or its file, got neither",
+    }.items():
+        failed(made("ca", "revoke", what, "--ca", "two", "--root-dir", "stick"), 1, found)
+    failed(made("ca", "revoke", "two/issuing.crt", "--ca", "two"), 2, "--root-dir")
+    failed(
+        made("cert", "revoke", "two/issuing.crt", "--ca", "two"),
+        1,
+        "got an intermediate, which `portguard ca revoke` takes",
+    )
+    assert (tmp_path / "two" / "ca.crl").read_bytes() == before

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from portguard.pki.authority import Authority
+from portguard.pki.profiles import key_id
 from tests.held import goes_on, held, is_cut, is_refused, portguard
 from tests.patience import PATIENCE_S
 from tests.traffic import Traffic
@@ -51,13 +52,15 @@ def test_sessions_go_on_while_a_root_is_replaced_until_what_they_came_with_is_re
             assert is_refused(gateway, "alice")
 
 
-def test_a_new_issuing_ca_needs_its_list_at_the_gateway_and_nothing_else(start_gateway, echo, tmp_path):
+def test_a_new_issuing_ca_needs_its_list_at_the_gateway_and_falls_with_all_that_it_issued(
+    start_gateway, echo, tmp_path
+):
     corp = Authority.create(
         tmp_path / "corp", trust_domain="corp.test", at=datetime.now(UTC), root_directory=tmp_path / "stick"
     )
     gateway = start_gateway(
         {"echo": echo},
-        policy=POLICY.replace('"alice", ', '"corp:eve", "corp:mallory", '),
+        policy=POLICY.replace('"alice", ', '"corp:eve", "corp:mallory", "corp:frank", '),
         configuration=f"""default = true
 [trusts.corp]
 ca = "{corp.directory}/ca.crt"
@@ -79,13 +82,28 @@ trust_domain = "corp.test"
             assert "sessions closed: 1\n" in portguard(gateway, "reload")
             assert is_cut(eve)
             assert goes_on(mallory)
-            mallory.unwrap()
+            # Whoever has its key was not noticed before it was replaced.
+            second = Authority.open(corp.directory).issuer
+            portguard(gateway, "ca", "rotate", "--ca", corp.directory, "--root-dir", tmp_path / "stick")
+            portguard(gateway, "cert", "issue", "frank", "--ca", corp.directory)
+            assert "sessions closed: 0\n" in portguard(gateway, "reload")
+            with held(gateway, "frank") as frank:
+                revoke = ("ca", "revoke", key_id(second), "--ca", corp.directory, "--root-dir", tmp_path / "stick")
+                portguard(gateway, *revoke)
+                assert "sessions closed: 1\n" in portguard(gateway, "reload")
+                assert is_cut(mallory)
+                assert is_refused(gateway, "mallory")
+                gateway.wait_for_log(r"handshake\.fail .*reason=certificate_revoked")
+                assert goes_on(frank)
+                frank.unwrap()
 
 
 def test_the_commands_of_the_how_to_do_what_it_shows(start_gateway, echo, tmp_path):
     gateway = start_gateway({"echo": echo}, policy=POLICY, configuration=CRL)
     at = datetime.now(UTC)
-    Authority.create(tmp_path / "two-tier-ca", trust_domain="a.example", at=at, root_directory=tmp_path / "stick")
+    two_tiers = Authority.create(
+        tmp_path / "two-tier-ca", trust_domain="a.example", at=at, root_directory=tmp_path / "stick"
+    )
     environment = os.environ | {
         "HOME": str(tmp_path),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -93,8 +111,8 @@ def test_the_commands_of_the_how_to_do_what_it_shows(start_gateway, echo, tmp_pa
         "PORTGUARD_CONFIG": str(gateway.folder / "portguard.toml"),
     }
     with held(gateway, "alice") as alice, held(gateway, "bob") as bob:
-        steps = transcript(_HOWTO)
-        assert len(steps) == 13
+        steps = transcript(_HOWTO.replace("1a2b3c4d", key_id(two_tiers.issuer)))
+        assert len(steps) == 14
         for command, shown in steps:
             done = subprocess.run(
                 ["bash", "-c", f"{command} 2>&1"], cwd=gateway.folder, env=environment, stdout=subprocess.PIPE,

@@ -21,7 +21,17 @@ from portguard.pki.errors import PkiError, WrongPassphrase
 from portguard.pki.issued import IssuedCertificate
 from portguard.pki.keys import KeyType
 from portguard.pki.revocation import ListStatus, published_lists, revoke, write_lists
-from portguard.pki.rotation import Stage, abort, finish, prepare, replace_issuing, stage, still_good, switch
+from portguard.pki.rotation import (
+    Stage,
+    abort,
+    finish,
+    prepare,
+    replace_issuing,
+    revoke_replaced,
+    stage,
+    still_good,
+    switch,
+)
 
 DOMAIN = "bastion.example.com"
 DAY = timedelta(days=1)
@@ -396,6 +406,60 @@ def test_a_compromise_that_was_interrupted_is_of_the_same_issuing_ca_when_it_is_
     rotated = replace_issuing(Authority.open(two_tiers.directory), stick, at=later, compromised=True)
     assert _revoked(rotated)[-1] == {two_tiers.issuer.serial_number}
     assert rotated.issuer != two_tiers.issuer
+
+
+def test_an_issuing_ca_that_was_replaced_before_anybody_knew_is_revoked_with_all_that_it_issued(
+    two_tiers: Authority, stick: Path, now: datetime, later: datetime, verified
+) -> None:
+    old = two_tiers.issue_client("old", at=now)
+    rotated = replace_issuing(two_tiers, stick, at=later)
+    middle = rotated.issue_client("middle", at=later)
+    again = replace_issuing(rotated, stick, at=later)
+    new = again.issue_client("new", at=later)
+    assert all(verified(again, each, later).endswith(": OK\n") for each in (old, middle, new))
+
+    lists = revoke_replaced(again, stick, two_tiers.issuer, at=later + DAY)
+    assert lists.entries == 1
+    assert "certificate revoked" in verified(again, old, later + DAY)
+    assert verified(again, middle, later + DAY).endswith(": OK\n")
+    assert verified(again, new, later + DAY).endswith(": OK\n")
+    assert _revoked(again)[-1] == {two_tiers.issuer.serial_number}
+    # Once more changes nothing but the number; another one comes beside it, also when its file is gone.
+    assert revoke_replaced(again, stick, two_tiers.issuer, at=later + 2 * DAY).number > lists.number
+    for path in again.directory.glob("issuing-*.crt"):
+        path.unlink()
+    revoke_replaced(again, stick, rotated.issuer, at=later + 2 * DAY)
+    root_list = x509.load_pem_x509_crl((two_tiers.directory / "root.crl").read_bytes())
+    assert {each.serial_number: each.revocation_date_utc for each in root_list} == {
+        two_tiers.issuer.serial_number: later + DAY,
+        rotated.issuer.serial_number: later + 2 * DAY,
+    }
+
+
+def test_only_an_issuing_ca_that_was_replaced_is_revoked_without_a_new_one(
+    authority: Authority, two_tiers: Authority, stick: Path, later: datetime
+) -> None:
+    before = two_tiers.crl_path.read_bytes()
+    with pytest.raises(PkiError, match="expected an intermediate that was replaced, got the one that issues"):
+        revoke_replaced(two_tiers, stick, two_tiers.issuer, at=later)
+    with pytest.raises(PkiError, match="got the root, which only a new authority replaces"):
+        revoke_replaced(two_tiers, stick, two_tiers.anchor, at=later)
+    with pytest.raises(UsageError, match="--root-dir: expected an authority whose root is kept elsewhere"):
+        revoke_replaced(authority, stick, two_tiers.issuer, at=later)
+    assert two_tiers.crl_path.read_bytes() == before
+
+
+def test_a_root_s_list_that_did_not_reach_the_file_for_gateways_is_found(
+    two_tiers: Authority, stick: Path, later: datetime
+) -> None:
+    rotated = replace_issuing(two_tiers, stick, at=later)
+    before = rotated.crl_path.read_bytes()
+    revoke_replaced(rotated, stick, two_tiers.issuer, at=later)
+    assert published_lists(rotated, later).status is ListStatus.CURRENT
+    rotated.crl_path.write_bytes(before)  # as after a crash between the two
+    assert published_lists(rotated, later).status is ListStatus.BEHIND
+    write_lists(rotated, at=later)
+    assert _revoked(rotated)[-1] == {two_tiers.issuer.serial_number}
 
 
 def test_two_roots_above_an_issuing_ca_are_no_authority(two_tiers: Authority, authority: Authority) -> None:
