@@ -204,6 +204,17 @@ def test_the_first_of_what_ends_says_when_to_look_again(stage):
     assert stage.live.until_s == not_after.timestamp()
 
 
+def test_a_list_that_goes_out_of_date_ends_a_session_only_when_something_else_has_it_looked_at(stage):
+    ends = stage.at.replace(microsecond=0) + DAY
+    stage.folder.write("ca.crl", stage.folder.authority.crl([], next_update=ends).public_bytes(Encoding.DER))
+    table = stage.configuration.replace('ca = "ca.crt"', 'ca = "ca.crt"\ncrl = ["ca.crl"]')
+    setup = stage.configured(configuration=table)
+    assert stage.goes_on(setup)
+    assert stage.live.until_s == stage.holder.certificate.not_valid_after_utc.timestamp() > ends.timestamp()
+    assert not stage.goes_on(setup, ends + timedelta(seconds=1))
+    assert stage.relay.closed == [Reason.CRL_EXPIRED]
+
+
 def test_a_grant_ends_at_its_very_instant(stage):
     ends = stage.at.replace(microsecond=0) + DAY
     setup = stage.configured(role=f"expires = {ends:%Y-%m-%dT%H:%M:%SZ}")
