@@ -19,6 +19,7 @@ from portguard.pki.authority import Authority
 from portguard.pki.errors import PkiError
 from portguard.pki.keys import KeyType
 from portguard.pki.store import Record
+from portguard.secret_line import NotOneLine, read_secret_line
 
 DEFAULT_AUTHORITY = "/var/lib/portguard/ca"
 
@@ -88,18 +89,19 @@ def unlocked(directory: Path, passphrase_file: Path | None) -> Authority:
 
 
 def read_passphrase(path: Path) -> bytes:
-    """Return the one line in the file, without its end. The file may be a pipe or a descriptor, read once."""
+    """Return the one line in the file, without its end. Raises UsageError. That others can read it is remarked on."""
+
+    def look(status: os.stat_result) -> None:
+        mode = stat.S_IMODE(status.st_mode)
+        if stat.S_ISREG(status.st_mode) and mode & stat.S_IROTH:
+            note(f"warning: {path}: expected a file that only its owner can read, got mode {mode:04o}")
+
     try:
-        with path.open("rb") as stream:
-            mode = os.fstat(stream.fileno()).st_mode
-            passphrase = stream.read().removesuffix(b"\n").removesuffix(b"\r")
+        return read_secret_line(path, look)
     except OSError as error:
         raise UsageError(f"{path}: expected a passphrase, got “{error.strerror}”") from error
-    if not passphrase or b"\n" in passphrase:
-        raise UsageError(f"{path}: expected one line with a passphrase, got {'several' if passphrase else 'nothing'}")
-    if stat.S_ISREG(mode) and mode & stat.S_IROTH:
-        note(f"warning: {path}: expected a file that only its owner can read, got mode {stat.S_IMODE(mode):04o}")
-    return passphrase
+    except NotOneLine as error:
+        raise UsageError(f"{path}: expected one line with a passphrase, got {error}") from error
 
 
 def read_root_passphrase(root_dir: Path, file: Path | None, other: bytes | None) -> bytes | None:

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 from portguard.client.key_pair import PrivateKey, finish_replacing
 from portguard.client.profile import Profile
 from portguard.errors import ConfigurationError, Problem
+from portguard.secret_line import NotOneLine, read_secret_line
 from portguard.tls.chain import UnusableChain
 from portguard.tls.client import HTTP_ALPN, client_context
 
@@ -115,13 +116,13 @@ def _passphrase(profile: Profile, key_pem: bytes, ask: AskPassphrase) -> bytes |
     if not encrypted:
         # Who gives a passphrase believes that the key is encrypted, and should learn that it is not.
         raise _problem(profile, "key_passphrase_file", f"an encrypted key in {profile.key}", "one without a passphrase")
-    content = _read_secret(profile, "key_passphrase_file", profile.key_passphrase_file)
-    passphrase = content.removesuffix(b"\n").removesuffix(b"\r")
-    if not passphrase or b"\n" in passphrase:
-        found = "several" if passphrase else "nothing"
-        expected = f"one line with a passphrase in {profile.key_passphrase_file}"
-        raise _problem(profile, "key_passphrase_file", expected, found)
-    return passphrase
+    path = profile.key_passphrase_file
+    try:
+        return read_secret_line(path, lambda status: _refuse_open(profile, "key_passphrase_file", path, status))
+    except OSError as error:
+        raise _unreadable(profile, "key_passphrase_file", path, error) from error
+    except NotOneLine as error:
+        raise _problem(profile, "key_passphrase_file", f"one line with a passphrase in {path}", str(error)) from error
 
 
 def _certificates(profile: Profile, key: str, path: Path, pem: bytes) -> list[x509.Certificate]:
@@ -142,13 +143,16 @@ def _read_secret(profile: Profile, key: str, path: Path) -> bytes:
     """Read a file that nobody else may read, as ssh does: the very file that was looked at. Fails closed."""
     try:
         with path.open("rb") as stream:
-            status = os.fstat(stream.fileno())
-            if _others_may_read(status):
-                found = f"mode {stat.S_IMODE(status.st_mode):04o} (chmod 600 {path})"
-                raise _problem(profile, key, f"a file that only its owner can read at {path}", found)
+            _refuse_open(profile, key, path, os.fstat(stream.fileno()))
             return stream.read()
     except OSError as error:
         raise _unreadable(profile, key, path, error) from error
+
+
+def _refuse_open(profile: Profile, key: str, path: Path, status: os.stat_result) -> None:
+    if _others_may_read(status):
+        found = f"mode {stat.S_IMODE(status.st_mode):04o} (chmod 600 {path})"
+        raise _problem(profile, key, f"a file that only its owner can read at {path}", found)
 
 
 def _others_may_read(status: os.stat_result) -> bool:

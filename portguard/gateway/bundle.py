@@ -18,10 +18,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from portguard.errors import Problem
 from portguard.gateway.configuration import Configuration, read_configuration
-from portguard.gateway.credentials import GATEWAY_KEY_PASSPHRASE, credential
+from portguard.gateway.credentials import GATEWAY_KEY_PASSPHRASE, credential, read_credential
 from portguard.pki import ca_certificates
 from portguard.pki.errors import PkiError
 from portguard.policy.read import PolicyFile, policy_file_names, tls_files
+from portguard.secret_line import NotOneLine
 
 LARGEST_FILE_BYTES = 64 * 2**20
 """Revocation lists of large authorities have tens of megabytes. Beyond is a slip, such as a device or a disk image."""
@@ -155,13 +156,12 @@ class _Reading:
         if pem is None or passphrase_file is None or b"ENCRYPTED" not in pem:
             return
         try:
-            passphrase = _content(str(passphrase_file)).rstrip(b"\r\n")
-            key = load_pem_private_key(pem, passphrase)
+            key = load_pem_private_key(pem, read_credential(passphrase_file))
         except OSError as error:
             self.report(str(passphrase_file), "a credential that can be read", _because(error))
-        except _Unusable as error:
-            self.report(str(passphrase_file), error.expected, error.found)
-        except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: the passphrase is empty
+        except NotOneLine as error:
+            self.report(str(passphrase_file), "one line with a passphrase", str(error))
+        except (ValueError, UnsupportedAlgorithm):
             del self.files[path]
             self.report(path, f"a private key that {passphrase_file.name} opens", "another passphrase, or no such key")
         else:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from portguard.secret_line import read_secret_line
+
 GATEWAY_KEY_PASSPHRASE = "portguard.gateway-key-passphrase"  # noqa: S105 - the name of one
 """Opens `gateway.key` where that has a passphrase. One line of text."""
 
@@ -27,3 +29,8 @@ def credential(name: str, environment: Mapping[str, str] = os.environ) -> Path |
         return None
     path = Path(folder, name)
     return path if path.exists() else None
+
+
+def read_credential(path: Path) -> bytes:
+    """Return the one line in a credential; who may read it is systemd's matter. Raises NotOneLine, OSError."""
+    return read_secret_line(path, lambda _status: None)

@@ -13,11 +13,10 @@ from portguard.gateway.credentials import LEDGER_PASSWORD, credential
 from portguard.gateway.redis_url import has_password
 from portguard.limits.ledger import Store
 from portguard.limits.sqlite import SqliteStore
+from portguard.secret_line import NotOneLine, read_secret_line
 
 if TYPE_CHECKING:
     from portguard.limits.redis_link import RedisSettings
-
-_LONGEST_PASSWORD_BYTES = 4096
 
 
 def open_ledger(configuration: Configuration) -> Store:
@@ -66,18 +65,16 @@ def ledger_password(configuration: Configuration) -> str | None:
 
 
 def _read_password(path: Path) -> str:
+    def look(status: os.stat_result) -> None:
+        if (opened_to := too_open(status)) is not None:
+            raise ConfigurationError([Problem(str(path), "", f"a password of {PRIVATE_MODE}", opened_to)])
+
     try:
-        with path.open("rb") as file:
-            opened_to = too_open(os.fstat(file.fileno()))
-            content = file.read(_LONGEST_PASSWORD_BYTES + 1)
+        return read_secret_line(path, look).decode()
     except OSError as error:
         found = (error.strerror or type(error).__name__).lower()
         raise ConfigurationError([Problem(str(path), "", "a readable file with a password", found)]) from error
-    if opened_to is not None:
-        raise ConfigurationError([Problem(str(path), "", f"a password of {PRIVATE_MODE}", opened_to)])
-    lines = content.decode("utf-8", "replace").splitlines()
-    # Whatever is in it is a secret, and stays out of the message.
-    if len(lines) != 1 or not lines[0] or "\ufffd" in lines[0] or len(content) > _LONGEST_PASSWORD_BYTES:
-        found = f"{len(content)} bytes in {len(lines)} lines" if lines else "nothing"
-        raise ConfigurationError([Problem(str(path), "", "a password, one line of text", found)])
-    return lines[0]
+    except UnicodeDecodeError:  # which shows what it could not decode
+        raise ConfigurationError([Problem(str(path), "", "a password in UTF-8", "other bytes")]) from None
+    except NotOneLine as error:
+        raise ConfigurationError([Problem(str(path), "", "one line with a password", str(error))]) from error

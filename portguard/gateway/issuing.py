@@ -3,12 +3,12 @@
 Its key is the supervisor's alone: it is in no bundle, so no worker is handed it, and it is not kept between two uses.
 """
 
-from portguard.gateway.credentials import AUTHORITY_PASSPHRASE, credential
+from portguard.gateway.credentials import AUTHORITY_PASSPHRASE, credential, read_credential
 from portguard.gateway.trust_files import authority_mismatch
 from portguard.identity.trust import Trust
-from portguard.pki import files
 from portguard.pki.authority import Authority
 from portguard.pki.errors import PkiError
+from portguard.secret_line import NotOneLine
 
 
 def open_authority(directory: str) -> Authority:
@@ -22,7 +22,14 @@ def open_authority(directory: str) -> Authority:
         handed_over = credential(AUTHORITY_PASSPHRASE)
         if handed_over is None:
             raise PkiError(authority.key_path, f"the credential {AUTHORITY_PASSPHRASE}, as it has a passphrase", "none")
-        passphrase = files.read(handed_over, "a passphrase").rstrip(b"\r\n")
+        try:
+            passphrase = read_credential(handed_over)
+        except OSError as error:
+            raise PkiError(
+                handed_over, "a credential that can be read", (error.strerror or type(error).__name__).lower()
+            ) from error
+        except NotOneLine as error:
+            raise PkiError(handed_over, "one line with a passphrase", str(error)) from error
     authority.unlock(passphrase)
     if not authority.store.path.is_file():
         raise PkiError(authority.store.path, "the record of issued certificates", "no such file")

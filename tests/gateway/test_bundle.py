@@ -217,7 +217,7 @@ def test_a_passphrase_for_a_key_that_has_none_changes_nothing(locked):
     assert files_of(locked)["tls/gateway.key"] == locked.gateway.key_pem
 
 
-@pytest.mark.parametrize("text", ["five other words", "", " six random words"])
+@pytest.mark.parametrize("text", ["five other words", " six random words"])
 def test_another_passphrase_is_a_problem_and_is_not_shown(locked, text):
     locked.hand_over(text)
     assert problems_of(locked) == [
@@ -226,10 +226,21 @@ def test_another_passphrase_is_a_problem_and_is_not_shown(locked, text):
     ]
 
 
+@pytest.mark.parametrize(("text", "found"), [("", "nothing"), ("six random words\n\n", "several lines")])
+def test_a_passphrase_that_is_not_one_line_is_a_problem(locked, text, found):
+    locked.hand_over(text)
+    assert problems_of(locked) == [
+        f"credentials/portguard.gateway-key-passphrase: expected one line with a passphrase, got {found}"
+    ]
+
+
 def test_a_passphrase_that_cannot_be_read_is_a_problem(locked):
     (locked.path / "credentials/portguard.gateway-key-passphrase").mkdir(parents=True)
     (problem,) = problems_of(locked)
-    assert problem == "credentials/portguard.gateway-key-passphrase: expected a regular file, got a folder"
+    assert (
+        problem
+        == "credentials/portguard.gateway-key-passphrase: expected a credential that can be read, got is a directory"
+    )
 
 
 @pytest.mark.parametrize("variable", [None, ""])

@@ -107,6 +107,11 @@ def test_a_passphrase_comes_from_systemd(folder):
     folder.hand_over("battery staple")
     [problem] = problems_of(folder)
     assert problem == "ca/ca.key: expected the passphrase of this key, got another one, or a damaged file"
+    folder.hand_over("correct horse\n\n")
+    [problem] = problems_of(folder)
+    assert (
+        problem == "credentials/portguard.authority-passphrase: expected one line with a passphrase, got several lines"
+    )
     folder.hand_over("correct horse\n")
     build(read_bundle(folder.configuration))
 
