@@ -39,17 +39,19 @@ bench: .venv/installed ## portguard beside HAProxy, nginx and stunnel; then the 
 docs: .venv/installed-test ## links, anchors and commands named in the documents
 	$(BIN)/pytest tests/docs $(ARGS)
 
+# All of it can be read by the account that the gateway runs as, whatever root's umask is.
 install: ## install the program, its units and an example configuration; PREFIX is /usr/local, DESTDIR empty
 	rm -rf build
-	$(PYTHON) -m venv $(HOME_OF_PROGRAM)
-	$(HOME_OF_PROGRAM)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) .
+	umask 022 && $(PYTHON) -m venv $(HOME_OF_PROGRAM)
+	umask 022 && $(HOME_OF_PROGRAM)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) .
 	grep -rlI "$(HOME_OF_PROGRAM)" $(HOME_OF_PROGRAM)/bin $(HOME_OF_PROGRAM)/pyvenv.cfg | xargs sed -i 's|$(HOME_OF_PROGRAM)|$(PREFIX)/lib/portguard|g'
 	install -d $(ROOT)$(PREFIX)/bin $(ROOT)$(PREFIX)/lib/systemd/system $(ROOT)$(PREFIX)/share/doc/portguard $(ROOT)$(SYSCONFDIR)/portguard/tls
 	ln -sfn ../lib/portguard/bin/portguard $(ROOT)$(PREFIX)/bin/portguard
-	for unit in portguard.service portguard.socket; do \
+	umask 022 && for unit in portguard.service portguard.socket; do \
 	    sed 's|/usr/local/|$(PREFIX)/|g' systemd/$$unit > $(ROOT)$(PREFIX)/lib/systemd/system/$$unit; done
 	install -D -m 644 systemd/portguard.sysusers $(ROOT)$(PREFIX)/lib/sysusers.d/portguard.conf
 	cp -R README.md CHANGELOG.md LICENSE SECURITY.md docs prometheus grafana $(ROOT)$(PREFIX)/share/doc/portguard
+	chmod -R u+w,go+rX $(ROOT)$(PREFIX)/share/doc/portguard
 	for file in portguard.toml policy.toml; do \
 	    test -e $(ROOT)$(SYSCONFDIR)/portguard/$$file || install -m 644 systemd/$$file $(ROOT)$(SYSCONFDIR)/portguard/$$file; done
 

@@ -34,10 +34,13 @@ _IGNORED = shutil.ignore_patterns(
 _HOWTO = (_REPOSITORY / "docs/howto/run-under-systemd.md").read_text()
 
 
-def _run(*command: str | Path, where: Path | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
+def _run(
+    *command: str | Path, where: Path | None = None, umask: int = -1, **environment: str
+) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [*map(str, command)],
         cwd=where,
+        umask=umask,
         env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "LC_ALL": "C.UTF-8"} | environment,
         capture_output=True,
         text=True,
@@ -56,12 +59,13 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def make_install(tree: Path, real_program):
-    """`make_install(PREFIX=…, …)`; skips where pip cannot get setuptools to build with."""
+    """`make_install(PREFIX=…, …)`, by somebody who keeps files private; skips where pip cannot get setuptools."""
 
     def run(**variables: object) -> None:
         given = [f"{name}={value}" for name, value in variables.items()]
         done = _run(
-            real_program("make"), "install", f"PYTHON={sys.executable}", "PIP_ARGS=--no-deps", *given, where=tree,
+            real_program("make"), "install", f"PYTHON={sys.executable}", "PIP_ARGS=--no-deps", *given,
+            where=tree, umask=0o077,
             **{name: value for name, value in os.environ.items() if name.startswith("PIP_")},
         )  # fmt: skip
         if done.returncode and re.search(r"No matching distribution|Could not fetch|connection", done.stderr):
@@ -125,6 +129,12 @@ def test_no_script_and_no_unit_names_the_place_where_it_was_packed(package):
     assert (package / "usr/lib/portguard/bin/portguard").read_text().startswith("#!/usr/lib/portguard/bin/python")
     assert os.readlink(package / "usr/bin/portguard") == "../lib/portguard/bin/portguard"
     assert unit("portguard.service", package / "usr/lib/systemd/system")["ExecStart"] == ["/usr/bin/portguard serve"]
+
+
+def test_other_accounts_can_read_what_root_has_installed(package):
+    everything = [path for path in package.rglob("*") if not path.is_symlink()]
+    assert [path for path in everything if path.stat().st_mode & 0o044 != 0o044] == []
+    assert [path for path in everything if path.is_dir() and path.stat().st_mode & 0o011 != 0o011] == []
 
 
 def test_a_configuration_that_is_there_is_never_overwritten(make_install, package):
