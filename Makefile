@@ -43,7 +43,7 @@ docs: .venv/installed-test ## links, anchors and commands named in the documents
 install: ## install the program, its units and an example configuration; PREFIX is /usr/local, DESTDIR empty
 	rm -rf build
 	umask 022 && $(PYTHON) -m venv $(HOME_OF_PROGRAM)
-	umask 022 && $(HOME_OF_PROGRAM)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) .
+	umask 022 && $(HOME_OF_PROGRAM)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) '.[fleet]'
 	grep -rlI "$(HOME_OF_PROGRAM)" $(HOME_OF_PROGRAM)/bin $(HOME_OF_PROGRAM)/pyvenv.cfg | xargs sed -i 's|$(HOME_OF_PROGRAM)|$(PREFIX)/lib/portguard|g'
 	install -d $(ROOT)$(PREFIX)/bin $(ROOT)$(PREFIX)/lib/systemd/system $(ROOT)$(PREFIX)/share/doc/portguard $(ROOT)$(SYSCONFDIR)/portguard/tls
 	ln -sfn ../lib/portguard/bin/portguard $(ROOT)$(PREFIX)/bin/portguard

@@ -146,6 +146,10 @@ def test_a_configuration_that_is_there_is_never_overwritten(make_install, packag
     assert (package / "etc/portguard/portguard.toml").exists()
 
 
+def test_the_client_for_redis_is_installed_too(tree, real_program):
+    assert " '.[fleet]'\n" in _run(real_program("make"), "--dry-run", "install", where=tree).stdout
+
+
 def test_the_program_runs_and_takes_the_example(installed, tmp_path):
     program = installed / "local/bin/portguard"
     # Dependencies come from this environment; portguard itself cannot, since an editable install is not in a folder.
