@@ -6,10 +6,12 @@ knows (`handover`), and becomes the other one. The workers carry their sessions 
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from portguard.gateway.handover import Handover, NotTakenOver
@@ -39,6 +41,17 @@ def become(handover: Handover) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD_SIGNALS)
     # As this one was called: options of the interpreter, a script or a module, and the arguments.
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606 - nothing of it is a stranger's
+
+
+def keep_name() -> None:
+    """Let this process, which another program has become, be listed by the name that it had: that of its script.
+
+    The kernel lists it by the name of the interpreter now, and `pgrep portguard` would find nothing.
+    """
+    script = Path(sys.argv[0])
+    if script.name != "__main__.py":  # `python -m portguard` was listed by the interpreter's name all the time
+        with contextlib.suppress(OSError):
+            Path("/proc/self/comm").write_text(script.name)
 
 
 async def _succeed(*arguments: str, module: str, pass_fds: Sequence[int] = ()) -> None:

@@ -18,6 +18,7 @@ from portguard.gateway.handover import Handover
 from portguard.gateway.host import host_warnings
 from portguard.gateway.listeners import listen, listeners
 from portguard.gateway.notify import Notifier
+from portguard.gateway.reexec import keep_name
 from portguard.gateway.reloading import InForce
 from portguard.gateway.slot_tables import SlotTables
 from portguard.gateway.snapshot import build
@@ -53,6 +54,7 @@ def _begin(configuration_path: str) -> int:
 
 
 def _take_over(handover: Handover) -> int:
+    keep_name()
     snapshot = build(handover.bundle)
     configuration = _as_taken_over(snapshot.configuration, handover)
     snapshot = replace(snapshot, configuration=configuration)
