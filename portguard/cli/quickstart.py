@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,13 +65,13 @@ def quickstart(context: click.Context, services: tuple[str, ...], folder: Path, 
     names = [service.name for service in given]
     if len(set(names)) < len(names):
         raise UsageError(f"--service: expected each name once, got {', '.join(names)}")
-    with StarterFolder.claim(folder) as starter, contextlib.ExitStack() as built_in:
+    with StarterFolder.claim(folder) as starter, contextlib.ExitStack() as held:
         made = starter.issue(at=datetime.now(UTC))
         _say(f"folder     {starter.path} ({'made ' + ', '.join(made) if made else 'found'})")
         if not given:
-            port = built_in.enter_context(quickstart_service.serve((*_port_of_last_time(starter), 0)))
+            port = held.enter_context(quickstart_service.serve((*_port_of_last_time(starter), 0)))
             given = (_built_in(port),)
-        kept = starter.write(given, port=_free_port())
+        kept = starter.write(given, port=held.enter_context(_free_port()))
         snapshot = build(read_bundle(str(starter.configuration)))
         address = _address(starter, snapshot)
         _check_services(starter, snapshot, given)
@@ -125,13 +125,24 @@ def _check_services(folder: StarterFolder, snapshot: Snapshot, given: Sequence[S
         raise ConfigurationError(problems)
 
 
-def _free_port() -> int:
+@contextlib.contextmanager
+def _free_port() -> Iterator[int]:
+    """A port of 127.0.0.1 for the gateway to listen at, which no other quickstart gets while the block lasts."""
     for port in (_PORT, 0):
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            free: int = probe.getsockname()[1]
-            return free
+        with contextlib.ExitStack() as held:
+            try:
+                if port != 0:
+                    # A name in the abstract namespace, which ends as ports do where another network namespace begins:
+                    # between this look at the port and the gateway's own, another quickstart would find it free too.
+                    held.enter_context(socket.socket(socket.AF_UNIX)).bind(f"\0portguard quickstart {port}")
+                probe = held.enter_context(socket.socket())
+                # As the gateway does, so both can be bound; bound is enough to keep a port from who asks for any.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            yield probe.getsockname()[1]
+            return
     raise PortguardError("127.0.0.1: expected a free port, got none")
 
 

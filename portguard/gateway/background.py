@@ -84,7 +84,8 @@ class BackgroundGateway:
         return code
 
     def _said(self) -> str:
-        return "".join(f"\n{line}" for line in self._kept) if self._kept else ""
+        # Who reports it begins its own lines so.
+        return "".join(f"\n{line.removeprefix('portguard: ')}" for line in self._kept)
 
     async def _read_log(self) -> None:
         assert self._process.stderr is not None

@@ -49,7 +49,7 @@ async def test_a_gateway_serves_until_it_is_stopped(configuration: Path, start: 
 async def test_a_gateway_that_cannot_start_is_told_with_its_words(configuration: Path, start: Callable) -> None:
     configuration.with_name("policy.toml").write_text("[services.web]\n")
     gateway = await start(configuration)
-    with pytest.raises(GatewayEnded, match=r"^gateway: expected it to serve, got exit code 2\n.*upstream") as caught:
+    with pytest.raises(GatewayEnded, match=r"^gateway: expected it to serve, got exit code 2\n/.*upstream") as caught:
         await gateway.ready()
     assert caught.value.exit_code == 2
 
