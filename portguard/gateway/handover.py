@@ -56,6 +56,7 @@ class Handover:
             {
                 "descriptor": control.sock.fileno(),
                 "path": control.path,
+                "group": in_force.snapshot.configuration.control.group,
                 "device": control.device,
                 "inode": control.inode,
                 "warning": control.warning,

@@ -68,9 +68,12 @@ def _take_over(handover: Handover) -> int:
 
 def _as_taken_over(configuration: Configuration, handover: Handover) -> Configuration:
     """What the files say now, but for what stays as the first program has made it: that needs a restart still."""
+    control = handover.control
+    group = control.get("group", configuration.control.group)  # which earlier versions do not tell
     return replace(
         configuration,
-        gateway=replace(configuration.gateway, control=handover.control["path"]),
+        gateway=replace(configuration.gateway, control=control["path"]),
+        control=replace(configuration.control, group=group),
         capacity=replace(configuration.capacity, max_sessions=handover.max_sessions),
     )
 
