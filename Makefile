@@ -32,7 +32,7 @@ layers: .venv/installed-test ## dependencies point down, pure rooms stay pure
 e2e: .venv/installed-test ## only the tests that drive real programs, none skipped
 	PORTGUARD_REQUIRE_REAL=1 $(BIN)/pytest -m e2e $(ARGS)
 
-bench: .venv/installed ## portguard beside HAProxy, nginx and stunnel; then the cost of a decision
+bench: .venv/installed-bench ## portguard beside HAProxy, nginx and stunnel; then the cost of a decision
 	$(BIN)/python -m bench --json bench/results/peers.json --picture bench/results/peers.svg $(ARGS)
 	$(BIN)/python -m bench.decide
 
@@ -64,6 +64,11 @@ clean: ## remove what these targets made; the quickstart folder stays, it holds 
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable .
 	touch $@
+
+.venv/installed-bench: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	touch $@ .venv/installed
 
 .venv/installed-test: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
