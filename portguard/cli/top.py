@@ -1,5 +1,6 @@
 """`portguard top`: live sessions and what they move, by identity and service."""
 
+import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +10,7 @@ import click
 
 from portguard.cli.control import control_client, understanding
 from portguard.cli.live_terminal import LiveTerminal, live_terminal, on_terminal
-from portguard.cli.options import configuration_option
+from portguard.cli.options import configuration_option, json_option
 from portguard.cli.rendering import printable
 from portguard.cli.tables import fitted
 from portguard.cli.top_screen import HEADINGS, Rates, Sample
@@ -26,17 +27,19 @@ _COLUMNS = 80  # where there is no terminal
 @click.option("--identity", metavar="IDENTITY", help='As in a policy: "alice".')
 @click.option("--service", metavar="SERVICE", help="Only to this service.")
 @configuration_option
-def top(identity: str | None, service: str | None, configuration_path: str) -> None:
+@json_option
+def top(identity: str | None, service: str | None, configuration_path: str, as_json: bool) -> None:
     """Show sessions and rates by identity and service, the busiest first, every second. q or Ctrl-C ends it.
 
-    Without a terminal it prints what one second was like, and ends.
+    Without a terminal, and with --json, it prints what one second was like, and ends.
     """
     client = control_client(configuration_path, timeout_s=_ANSWER_S)
     look = partial(_sample, client, identity, service)
     before = look()  # what is wrong from the start is an error as of any command
-    if not on_terminal():
+    if as_json or not on_terminal():
         time.sleep(_EVERY_S)
-        click.echo("\n".join(Rates.between(before, look()).lines(_COLUMNS, None)))
+        rates = Rates.between(before, look())
+        click.echo(json.dumps(rates.document(), indent=2) if as_json else "\n".join(rates.lines(_COLUMNS, None)))
         return
     try:
         with live_terminal() as terminal:

@@ -68,9 +68,7 @@ class Rates:
 
     def lines(self, columns: int, rows: int | None) -> Sequence[str]:
         """The screen, the busiest first; `rows` None: all of it."""
-        groups = sorted(
-            self.groups.items(), key=lambda each: (-(each[1].received + each[1].sent), -each[1].moved, each[0])
-        )
+        groups = self._busiest_first()
         room = len(groups) if rows is None else max(0, rows - _LINES_ABOVE - _LINES_BELOW)
         shown, more = groups[:room], len(groups) - room
         names = max(_NARROWEST_NAME, (columns - _NUMBERS) // 2)
@@ -80,6 +78,29 @@ class Rates:
             lines.append("q quits" if more <= 0 else f"and {more} more; q quits")
             lines = lines[:rows]
         return [fitted(line, columns) for line in lines]
+
+    def document(self) -> Mapping[str, object]:
+        """The same for programs: bytes a second, rounded, and all groups."""
+        return {
+            "verdict": self.verdict,
+            "seconds": round(self.elapsed_s, 3),
+            "groups": [
+                {
+                    "identity": identity,
+                    "service": service,
+                    "sessions": group.sessions,
+                    "received_per_second": round(group.received / self.elapsed_s),
+                    "sent_per_second": round(group.sent / self.elapsed_s),
+                    "moved": group.moved,
+                }
+                for (identity, service), group in self._busiest_first()
+            ],
+        }
+
+    def _busiest_first(self) -> Sequence[tuple[tuple[str, str], _Group]]:
+        return sorted(
+            self.groups.items(), key=lambda each: (-(each[1].received + each[1].sent), -each[1].moved, each[0])
+        )
 
     def _cells(self, identity: str, service: str, group: _Group, names: int) -> Sequence[str]:
         return (

@@ -1,5 +1,6 @@
 """`portguard top` on a terminal: what it draws, and that it leaves the terminal as it was, whatever ends it."""
 
+import json
 import os
 import pty
 import select
@@ -183,3 +184,14 @@ def test_without_a_terminal_it_prints_one_second_and_ends(gateway, configuration
         "alice     db              1     1 B   0 B    2 B\n"
     )
     assert gateway.looks == 2
+
+
+def test_in_json_it_is_one_second_for_a_program(gateway, configuration):
+    command = [sys.executable, "-m", "portguard", "top", "-c", configuration, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    document = json.loads(done.stdout)
+    assert document.pop("seconds") > 0
+    [group] = document.pop("groups")
+    assert group.pop("received_per_second") in (0, 1)  # one byte in a second or longer
+    assert group == {"identity": "alice", "service": "db", "sessions": 1, "sent_per_second": 0, "moved": 2}
+    assert document == {"verdict": "SERVING"}

@@ -43,6 +43,17 @@ def test_sessions_and_rates_are_summed_by_identity_and_service_the_busiest_first
     ]
 
 
+def test_programs_are_told_all_of_it_in_bytes():
+    document = Rates.between(BEFORE, AFTER).document()
+    groups = [tuple(each.values()) for each in document["groups"]]
+    assert (document["verdict"], document["seconds"]) == ("SERVING", 2.0)
+    assert groups == [
+        ("bob", "db", 1, 0, 4_500_000, 9_000_000),
+        ("alice", "db", 2, 1200, 250, 3900),
+        ("carol", "web", 1, 0, 0, 0),
+    ]
+
+
 def test_the_first_screen_has_no_rates_and_no_sessions_are_none():
     assert lines(sample(1.0), sample(1.0)) == [
         "SERVING",
