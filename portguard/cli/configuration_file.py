@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from portguard.cli.options import DEFAULT_CONFIGURATION
 from portguard.errors import ConfigurationError, Problem
 from portguard.gateway.configuration import Configuration, read_configuration
 
@@ -19,6 +20,8 @@ def configuration_at(path: str, *, needed: Collection[str] | None = None) -> Con
         content = Path(path).read_bytes()
     except OSError as error:
         found = (error.strerror or str(error)).lower()
+        if path == DEFAULT_CONFIGURATION and isinstance(error, FileNotFoundError):
+            found += "; -c or $PORTGUARD_CONFIG names another"
         raise ConfigurationError([Problem(path, "", "a file that can be read (the configuration)", found)]) from error
     problems: list[Problem] = []
     configuration = read_configuration(path, content, problems)

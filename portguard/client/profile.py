@@ -75,6 +75,8 @@ def read_profile(path: Path) -> Profile:
         content = path.read_bytes()
     except OSError as error:
         found = f"“{error.strerror}”{_neighbours(path)}"
+        if path.name == f"{DEFAULT_PROFILE}{_SUFFIX}" and isinstance(error, FileNotFoundError):  # nobody has named one
+            found += "; --profile or $PORTGUARD_PROFILE names another"
         raise ConfigurationError([Problem(str(path), "", "a profile that can be read", found)]) from error
     root = parse(str(path), content, problems)
     gateway = root.get("gateway", HOST_PORT)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from portguard.cli import configuration_file
 from portguard.cli.configuration_file import configuration_at
 from portguard.errors import ConfigurationError
 
@@ -27,6 +28,13 @@ def test_that_it_is_missing_is_told_by_its_whole_path(configuration, monkeypatch
     monkeypatch.chdir(configuration.parent)
     configuration.unlink()
     assert problems(configuration.name) == [(str(configuration), "", "no such file or directory")]
+
+
+def test_who_has_named_none_learns_how_to(configuration, monkeypatch):
+    configuration.unlink()
+    monkeypatch.setattr(configuration_file, "DEFAULT_CONFIGURATION", str(configuration))
+    [(_, _, found)] = problems(configuration)
+    assert found == "no such file or directory; -c or $PORTGUARD_CONFIG names another"
 
 
 @pytest.mark.parametrize("command", [("audit", "tail"), ("audit", "verify"), ("policy", "access"), ("status",)])

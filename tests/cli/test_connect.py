@@ -263,7 +263,10 @@ async def test_a_missing_profile_is_told(shell: Shell, tmp_path: Path) -> None:
     code, _, errors = await shell.run("web", PORTGUARD_PROFILE="", XDG_CONFIG_HOME=str(tmp_path))
     assert code == 2
     path = tmp_path / "portguard" / "default.toml"
-    assert errors == f"portguard: {path}: expected a profile that can be read, got “No such file or directory”\n"
+    assert errors == (
+        f"portguard: {path}: expected a profile that can be read, got “No such file or directory”; "
+        "--profile or $PORTGUARD_PROFILE names another\n"
+    )
 
 
 async def test_a_profile_goes_by_its_name(shell: Shell, tmp_path: Path) -> None:

@@ -91,7 +91,15 @@ def test_a_missing_folder_is_no_other_error(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigurationError, match=r"expected a profile that can be read, got “No such file or directory”$"
     ):
-        read_profile(tmp_path / "none" / "default.toml")
+        read_profile(tmp_path / "none" / "work.toml")
+
+
+def test_who_has_named_no_profile_learns_how_to(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"directory”; --profile or \$PORTGUARD_PROFILE names another$"):
+        read_profile(tmp_path / "default.toml")
+    (tmp_path / "default.toml").mkdir()
+    with pytest.raises(ConfigurationError, match=r"got “Is a directory”$"):
+        read_profile(tmp_path / "default.toml")
 
 
 @pytest.mark.parametrize(
