@@ -81,3 +81,24 @@ def test_every_make_target_that_is_named_exists(page: Path) -> None:
     targets = set(re.findall(r"^([a-z][a-z0-9-]*):", (_REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     for words in re.findall(r"(?:^\$ |`)make((?: [a-z][a-z0-9-]*)+)", page.read_text(), re.MULTILINE):
         assert set(words.split()) - targets == set(), f"{_name(page)}: expected targets of the Makefile"
+
+
+def _options(command: click.Command, words: str = "portguard") -> Iterator[tuple[str, str]]:
+    """Every long option of every command, with the command."""
+    context = click.Context(command)
+    if isinstance(command, click.Group):
+        for word in command.list_commands(context):
+            inner = command.get_command(context, word)
+            assert inner is not None
+            yield from _options(inner, f"{words} {word}")
+        return
+    for parameter in command.params:
+        yield from ((words, option) for option in parameter.opts if option.startswith("--"))
+
+
+def test_every_option_is_told_of_in_the_reference() -> None:
+    reference = "".join(page.read_text() for page in _REPOSITORY.glob("docs/reference/*.md"))
+    options = list(_options(portguard))
+    assert len(options) > 100
+    untold = [f"{words} {option}" for words, option in options if not re.search(rf"{option}(?![\w-])", reference)]
+    assert untold == []
