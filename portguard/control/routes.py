@@ -108,7 +108,8 @@ class Arguments:
         text = (self.text(name) or "").strip()
         if not text.isprintable() or not shortest <= len(text) <= longest:
             found = f"{_shown(text)}, of {len(text)} characters" if text else "nothing"
-            raise BadArgument(f"{name}: expected {shortest} to {longest} printable characters, got {found}")
+            bounds = f"{shortest} to {longest}" if shortest else f"at most {longest}"
+            raise BadArgument(f"{name}: expected {bounds} printable characters, got {found}")
         return text
 
     def flag(self, name: str) -> bool:

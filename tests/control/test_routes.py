@@ -33,7 +33,7 @@ def test_a_line_is_a_text_for_people(given, line):
 )  # fmt: skip
 def test_a_line_that_could_look_like_something_else_is_told_of(value, found):
     told = refused({"a": value}, lambda given: given.line("a", 9))
-    assert told == f"a: expected 0 to 9 printable characters, got {found}"
+    assert told == f"a: expected at most 9 printable characters, got {found}"
 
 
 def test_a_line_that_is_needed_is_missed():
