@@ -13,6 +13,7 @@ from portguard.cli.certificates import (
     print_fields,
     read_certificates,
     recorded,
+    serial_number,
     time_text,
 )
 from portguard.cli.opened_authority import (
@@ -138,6 +139,9 @@ def crl(
 def _issued(what: str, authority: Authority) -> Record:
     """Find the certificate that is meant. Raises UsageError, PkiError."""
     if not os.path.exists(what):
+        if serial_number(what) is None:
+            found = f"{what!r}; all that a client has is revoked by --identity NAME"
+            raise UsageError(f"FILE|SERIAL: expected a file or a serial number in hex, got {found}")
         return issued_under(what, authority)
     with warnings.catch_warnings(action="ignore"):  # as in `cert show`
         certificate = read_certificates(Path(what))[0]

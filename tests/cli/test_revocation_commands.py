@@ -130,7 +130,7 @@ def test_another_reason_for_what_is_revoked_is_told_and_changes_nothing(made: Po
             "foreign/alice.crt: expected a certificate that the authority in ca issued, got another",
         ),
         ("abc", 1, "serial abc: expected a certificate that the authority in ca issued, got none"),
-        ("carol", 2, "FILE|SERIAL: expected a file or a serial number in hex, got 'carol'"),
+        ("carol", 2, "FILE|SERIAL: expected a file or a serial number in hex, got 'carol'; all that"),
         ("ca/ca.crt", 1, "ca/ca.crt: expected a certificate that the authority in ca issued, got another one"),
         ("ca/ca.key", 2, "ca/ca.key: expected a certificate in PEM or DER, got a private key"),
         ("--identity=carol", 1, "identity carol: expected a client to whom the authority in ca issued"),
