@@ -263,11 +263,11 @@ class Arrivals:
 
 def test_a_bandwidth_is_shared_by_two_downloads_on_two_workers_and_never_exceeded(start_limited):
     arrivals = Arrivals()
-    with counting(1_500_000) as source:
+    with counting(750_000) as source:
         gateway = start_limited('bandwidth = "1MB/s"', {"source": source.address})
         with gateway.connect("source") as one, gateway.connect("source") as two:
             arrivals.follow([one, two])
-    assert arrivals.total == 3 * MB
+    assert arrivals.total == 1_500_000
     arrivals.check()
 
 
@@ -276,7 +276,7 @@ def test_a_bandwidth_is_shared_by_two_uploads_on_two_workers_and_never_exceeded(
     with socket.create_server(("127.0.0.1", 0)) as listening:
         gateway = start_limited('bandwidth = "1MB/s"', {"sink": f"127.0.0.1:{listening.getsockname()[1]}"})
         gateway.certificate("alice")
-        threads = [threading.Thread(target=upload, args=[gateway, 1_500_000]) for _ in range(2)]
+        threads = [threading.Thread(target=upload, args=[gateway, 750_000]) for _ in range(2)]
         for thread in threads:
             thread.start()
         listening.settimeout(PATIENCE_S)
@@ -286,7 +286,7 @@ def test_a_bandwidth_is_shared_by_two_uploads_on_two_workers_and_never_exceeded(
             sock.close()
         for thread in threads:
             thread.join(PATIENCE_S)
-    assert arrivals.total == 3 * MB
+    assert arrivals.total == 1_500_000
     arrivals.check()
 
 
