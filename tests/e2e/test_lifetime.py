@@ -11,12 +11,19 @@ import time
 
 import pytest
 
+from tests.echo import echo_service
 from tests.half_closing import HalfClosing
 from tests.patience import PATIENCE_S
 from tests.unharmed import echoes, processes, unharmed, warm_up, workers
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def echo():
+    with echo_service() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
 def silent():
     """A service that takes connections, and neither reads, writes nor closes."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -63,8 +70,8 @@ def wait_until_ended(pids):
 # Timeouts.
 
 
-@pytest.fixture
-def hasty(start_gateway, echo, silent):
+@pytest.fixture(scope="module")
+def shared(start_gateway_for_module, echo, silent):
     services = {
         "echo": echo,
         "restless": f'upstream = ["{echo}"]\nidle = "1s"',
@@ -81,7 +88,12 @@ session = "1s"
 name = "team"
 members = ["alice"]
 services = ["*"]"""
-    return start_gateway(services, policy=policy, configuration='[timeouts]\nhalf_close = "1s"')
+    return start_gateway_for_module(services, policy=policy, configuration='[timeouts]\nhalf_close = "1s"')
+
+
+@pytest.fixture
+def hasty(shared):
+    return shared.from_now()
 
 
 def test_a_session_that_is_silent_for_too_long_is_cut(hasty):
