@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from portguard.cli.configuration_file import configuration_at
 from portguard.cli.groups import CommandGroup
-from portguard.cli.named_policies import since_instant
+from portguard.cli.instants import since_instant
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.rendering import printable
 from portguard.errors import PortguardError, UsageError

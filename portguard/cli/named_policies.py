@@ -1,8 +1,7 @@
-"""Policies, times and addresses as a command line names them."""
+"""Policies and addresses as a command line names them."""
 
 import os
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta, tzinfo
 from ipaddress import IPv6Address
 from pathlib import Path
 
@@ -15,9 +14,8 @@ from portguard.identity.names import Namespace
 from portguard.policy.addresses import parse_address
 from portguard.policy.assumed import assumed_namespace
 from portguard.policy.decide import Policy
-from portguard.policy.kinds import check_instant
 from portguard.policy.model import Address
-from portguard.policy.quantities import Unexpected, parse_duration
+from portguard.policy.quantities import Unexpected
 from portguard.policy.read import PolicyFile, policy_file_names, read_policy
 
 
@@ -85,44 +83,6 @@ def files_at(path: str) -> list[PolicyFile]:
     if problems:
         raise ConfigurationError(problems)
     return files
-
-
-def has_offset(text: str) -> bool:
-    """Whether a time is meant in no zone but its own."""
-    try:
-        return datetime.fromisoformat(text).tzinfo is not None
-    except ValueError:
-        return False
-
-
-def instant(text: str | None, zone: tzinfo) -> datetime:
-    """`--at` in UTC; without an offset it is meant in `zone`. None: now. Raises UsageError."""
-    if text is None:
-        return datetime.now(UTC)
-    try:
-        at = datetime.fromisoformat(text)
-        return check_instant(at if at.tzinfo is not None else at.replace(tzinfo=zone)).astimezone(UTC)
-    except Unexpected as error:
-        raise UsageError(f"--at: expected {error}, got {text}") from None
-    except ValueError:
-        raise UsageError(f"--at: expected a date and time such as 2026-03-02T09:00+01:00, got {text}") from None
-
-
-def since_instant(text: str, now: datetime) -> datetime:
-    """`--since`: a time with an offset, or how long before `now` (aware). Raises UsageError."""
-    try:
-        return now - timedelta(seconds=parse_duration(text))
-    except Unexpected:
-        pass
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        at = None
-    if at is None or at.tzinfo is None:
-        raise UsageError(
-            f'--since: expected a time with an offset such as "2026-11-23T07:00:00Z", or "2h", got {text!r}'
-        )
-    return at
 
 
 def source_address(text: str | None) -> Address | None:

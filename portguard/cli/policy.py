@@ -12,13 +12,8 @@ from portguard.cli.check_verdict import tell_unusable, tell_usable
 from portguard.cli.client_chain import identify
 from portguard.cli.configuration_file import configuration_at
 from portguard.cli.groups import CommandGroup
-from portguard.cli.named_policies import (
-    instant,
-    policies_alone,
-    policy_in_place,
-    policy_of,
-    source_address,
-)
+from portguard.cli.instants import instant
+from portguard.cli.named_policies import policies_alone, policy_in_place, policy_of, source_address
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.policy_access import access, show
 from portguard.cli.policy_diff import diff

@@ -8,13 +8,8 @@ from itertools import pairwise
 import click
 
 from portguard.cli.configuration_file import configuration_at
-from portguard.cli.named_policies import (
-    NamedPolicy,
-    has_offset,
-    instant,
-    kept_policy,
-    policy_in_place,
-)
+from portguard.cli.instants import has_offset, instant
+from portguard.cli.named_policies import NamedPolicy, kept_policy, policy_in_place
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.policy_access_rendering import (
     CSV_HEADER,

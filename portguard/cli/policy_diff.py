@@ -11,13 +11,8 @@ from click.core import ParameterSource
 
 from portguard.cli.check_verdict import problems_as_json
 from portguard.cli.configuration_file import configuration_at
-from portguard.cli.named_policies import (
-    NamedPolicy,
-    named_policy,
-    policies_alone,
-    policy_in_place,
-    since_instant,
-)
+from portguard.cli.instants import since_instant
+from portguard.cli.named_policies import NamedPolicy, named_policy, policies_alone, policy_in_place
 from portguard.cli.options import configuration_option, json_option
 from portguard.cli.policy_diff_rendering import (
     CSV_HEADER,
