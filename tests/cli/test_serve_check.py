@@ -1,5 +1,6 @@
 """`portguard serve --check`: what a person and what a program gets to see, and the exit code."""
 
+import gc
 import json
 import sys
 
@@ -136,10 +137,10 @@ def test_json_is_for_checking_only(folder, portguard):
 def test_serving_hands_the_file_to_the_supervisor_and_returns_its_exit_code(folder, portguard, monkeypatch):
     served = []
     startup = type(sys)("portguard.gateway.startup")
-    startup.serve = lambda path: served.append(path) or 1
+    startup.serve = lambda path: served.append((path, gc.isenabled())) or 1
     monkeypatch.setitem(sys.modules, "portguard.gateway.startup", startup)
     assert portguard("serve", "-c", folder.configuration) == (1, "", "")
-    assert served == [folder.configuration]
+    assert served == [(folder.configuration, True)]
 
 
 @pytest.mark.parametrize("missing", ["portguard.toml", "policy.toml", "ca.crt", "tls/gateway.crt", "tls/gateway.key"])
