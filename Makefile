@@ -18,7 +18,7 @@ run: .venv/installed ## install into .venv and start the quickstart: a gateway, 
 
 test: .venv/installed-test ## run every test, with the real programs that are installed
 	$(BIN)/python -m compileall -q portguard
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: .venv/installed-test ## style and formatting
 	$(BIN)/ruff check && $(BIN)/ruff format --check
