@@ -1,6 +1,7 @@
 # The habits of this repository; `.ci/run` calls the same targets. ARGS reaches the program: make test ARGS="-k relay"
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile
 .DEFAULT_GOAL := help
 .PHONY: help run test lint types layers e2e bench docs install clean
 
@@ -18,7 +19,7 @@ run: .venv/installed ## install into .venv and start the quickstart: a gateway, 
 
 test: .venv/installed-test ## run every test, with the real programs that are installed
 	$(BIN)/python -m compileall -q portguard
-	$(BIN)/pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: .venv/installed-test ## style and formatting
 	$(BIN)/ruff check && $(BIN)/ruff format --check
@@ -30,7 +31,7 @@ layers: .venv/installed-test ## dependencies point down, pure rooms stay pure
 	$(BIN)/lint-imports
 
 e2e: .venv/installed-test ## only the tests that drive real programs, none skipped
-	PORTGUARD_REQUIRE_REAL=1 $(BIN)/pytest -m e2e $(ARGS)
+	PORTGUARD_REQUIRE_REAL=1 $(PYTEST) -m e2e $(ARGS)
 
 bench: .venv/installed-bench ## portguard beside HAProxy, nginx and stunnel; then the cost of a decision
 	$(BIN)/python -m bench --json bench/results/peers.json --picture bench/results/peers.svg $(ARGS)
