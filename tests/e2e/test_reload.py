@@ -256,7 +256,7 @@ def test_a_session_ends_when_its_grant_does(gateway):
         assert is_cut(bob)
         late_s = seconds_of(gateway, "bob", "grant_expired") - ends_at.timestamp()
         figures(f"a session ended {late_s:.2f} s after its grant")
-        assert 0 <= late_s < 5
+        assert 0 <= late_s < PATIENCE_S
     [moved] = audited(gateway, "session.regrant")
     assert (moved["identity"], moved["role"]) == ("bob", "guest")
 
@@ -272,7 +272,7 @@ def test_a_session_ends_when_its_certificate_does(gateway):
             certificate = x509.load_pem_x509_certificates((gateway.folder / "brief.crt").read_bytes())[0]
             late_s = seconds_of(gateway, "brief", "certificate_expired") - certificate.not_valid_after_utc.timestamp()
             figures(f"a session ended {late_s:.2f} s after its certificate")
-            assert 0 <= late_s < 5
+            assert 0 <= late_s < PATIENCE_S
 
 
 def figures(text):
@@ -813,7 +813,7 @@ def test_of_two_thousand_sessions_exactly_the_ten_that_lost_their_right_end(star
     assert len(ends_s) == 10
     figures(f"10 of 2,000 sessions ended within {max(ends_s) * 1000:.0f} ms of the reload; the longest that others")
     figures(f"waited for 16 KiB to go round was {pause_s * 1000:.0f} ms, {before_s * 1000:.0f} ms before it")
-    assert max(ends_s) < 5
+    assert max(ends_s) < PATIENCE_S
     assert command(gateway, "audit", "verify", "--json").returncode == 0
 
 
