@@ -16,15 +16,16 @@ def proof(holder=HOLDER, request=REQUEST, at_s=AT):
 
 
 @pytest.mark.parametrize(
-    "key",
+    "make",
     [
-        ec.generate_private_key(ec.SECP384R1()),
-        rsa.generate_private_key(65537, 4096),
-        ed25519.Ed25519PrivateKey.generate(),
+        lambda: ec.generate_private_key(ec.SECP384R1()),
+        lambda: rsa.generate_private_key(65537, 4096),
+        ed25519.Ed25519PrivateKey.generate,
     ],
+    ids=["P-384", "RSA", "Ed25519"],
 )
-def test_a_proof_by_the_key_of_the_certificate_is_taken(key):
-    holder = ROOT.issue("alice", key=key)
+def test_a_proof_by_the_key_of_the_certificate_is_taken(make):
+    holder = ROOT.issue("alice", key=make())
     made = proof(holder)
     assert len(made) <= LONGEST
     check_proof(made, holder.der, REQUEST, AT)
