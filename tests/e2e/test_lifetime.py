@@ -74,7 +74,7 @@ def wait_until_ended(pids):
 def shared(start_gateway_for_module, echo, silent):
     services = {
         "echo": echo,
-        "restless": f'upstream = ["{echo}"]\nidle = "1s"',
+        "restless": f'upstream = ["{echo}"]\nidle = "2s"',
         "brief": echo,
         "silent": silent,
     }
@@ -107,7 +107,7 @@ def test_a_session_that_is_silent_for_too_long_is_cut(hasty):
 
 def test_a_session_that_is_never_silent_for_so_long_goes_on(hasty):
     with held(hasty, "restless") as client:
-        until = time.monotonic() + 2.5
+        until = time.monotonic() + 3.0
         while time.monotonic() < until:
             assert goes_on(client)
             select.select([client], [], [], 0.2)

@@ -605,7 +605,7 @@ def test_a_smaller_quota_holds_for_what_is_leased_already(gateway):
 def test_timeouts_hold_for_live_sessions(start_gateway, echo):
     gateway = start_gateway({"echo": echo}, policy=POLICY, configuration='[timeouts]\nidle = "1h"\n')
     with under_load(gateway), held(gateway) as bob:
-        change(gateway, "portguard.toml", 'idle = "1h"', 'idle = "1s"')
+        change(gateway, "portguard.toml", 'idle = "1h"', 'idle = "2s"')
         assert "sessions closed: 0\n" in reload(gateway)[0]
         assert is_cut(bob)
         closes_with(gateway, "idle_timeout")
