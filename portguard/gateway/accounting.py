@@ -1,23 +1,23 @@
-"""The supervisor's way into the limits of roles: connect rates, quotas and bandwidths, and the ledger behind them."""
+"""The supervisor's way into the limits of roles: connect rates, quotas and bandwidths, and the ledger behind them.
+
+What sessions and workers have to do with leases is in `leasing`, how the ledger is in `ledger_health`.
+"""
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from portguard.errors import ConfigurationError, Problem, Refused
 from portguard.gateway.admission import Account, Session
-from portguard.gateway.condition import Failing
+from portguard.gateway.leasing import Leasing
+from portguard.gateway.ledger_health import LedgerHealth, WhenUnavailable
 from portguard.gateway.messages import (
-    Closed,
-    Leased,
     LeaseReturned,
     LeaseWanted,
     Message,
     Misconduct,
-    Recalled,
     Regranted,
     Share,
     ShareWanted,
@@ -27,18 +27,14 @@ from portguard.gateway.shares import Shares
 from portguard.gateway.slot_tables import SlotTables
 from portguard.limits.accounts import Accounts, Warned
 from portguard.limits.fleet import Fleet, News
-from portguard.limits.leases import RECALL_TICKS, Answer, Exhausted, Lease, Leases, Recall
-from portguard.limits.ledger import Answers, Owner, Store, UsageRow
+from portguard.limits.leases import Leases
+from portguard.limits.ledger import Answers, Owner, Store
 from portguard.limits.rates import ConnectRates
 from portguard.observe import log
 from portguard.policy.decide import Policy
 from portguard.policy.quantities import Rate
 from portguard.reasons import Reason
 
-PATIENCE_S = 2.0
-"""For how long the ledger may fail before sessions are refused for it."""
-
-_LEASE_PATIENCE_S = 10.0  # for how long sessions that go on wait for it
 _NOTE_EVERY_S = 5.0
 _NOTED_AT_A_TIME = 500  # less than a millisecond
 _CLOSE_S = 5.0
@@ -59,7 +55,7 @@ class Accounting:
         slots: SlotTables,
         store: Store,
         *,
-        when_unavailable: Literal["refuse", "allow"],
+        when_unavailable: WhenUnavailable,
         send: Callable[[int, Message], None],
         on_misconduct: Callable[[int, Misconduct], None],
         on_warned: Callable[[Warned], None],
@@ -79,9 +75,8 @@ class Accounting:
         except ValueError as error:
             raise ConfigurationError([Problem("ledger", "connects", "what portguard writes", str(error))]) from None
         self._store = store
-        self._refuses = when_unavailable == "refuse"
+        self.health = LedgerHealth(store, when_unavailable)
         self._send = send
-        self._on_misconduct = on_misconduct
         self._on_warned = on_warned
         self._loop = asyncio.get_running_loop()
         self._restored = False  # what was used before is known already
@@ -92,20 +87,25 @@ class Accounting:
         self._numbers: dict[Owner, int] = {}
         self._sessions: dict[int, Session] = {}  # by slot, those that may move bytes
         self._drawing: Counter[tuple[int, Owner]] = Counter()  # how many of them, by worker and owner
-        # Workers that wait for the ledger, and since when: their lease is being written, or could not be.
-        self._securing: dict[tuple[int, Owner], float] = {}
-        self._stalled: dict[tuple[int, Owner], float] = {}
-        self._untold: Counter[tuple[int, Owner]] = Counter()  # how many leases are being written, by worker and owner
+        self._leasing = Leasing(
+            self._leases,
+            self.accounts,
+            store,
+            self.health,
+            number=self._number,
+            send=send,
+            on_misconduct=on_misconduct,
+        )
         self._shares = Shares(lambda role: self.accounts.limits(role).bandwidth, self._give_share)
         self._note_at_s = time.monotonic() + _NOTE_EVERY_S
 
-    def configure(self, policy: Policy, when_unavailable: Literal["refuse", "allow"]) -> None:
+    def configure(self, policy: Policy, when_unavailable: WhenUnavailable) -> None:
         """Go on with other limits, for live sessions too."""
         limits = {role.name: role.limits for role in policy.roles}
         self.accounts.configure(limits, policy.zone, time.time())
-        self._refuses = when_unavailable == "refuse"
+        self.health.configure(when_unavailable)
         self._shares.configure()
-        self._act(self._leases.recall_excess())
+        self._leasing.act(self._leases.recall_excess())
         for role in limits:
             self.serve_waiting(role)
 
@@ -117,7 +117,7 @@ class Accounting:
     @property
     def is_securing(self) -> bool:
         """Whether a lease waits for the ledger."""
-        return bool(self._securing)
+        return self._leasing.is_securing
 
     def state(self) -> dict[str, Any]:
         """Everything but leases that wait for the ledger, for another program: what json.dumps() takes."""
@@ -126,7 +126,7 @@ class Accounting:
             "leases": self._leases.state(),
             "owners": self._owners,
             "sessions": list(self._sessions),
-            "stalled": [[worker, self._number(owner)] for worker, owner in self._stalled],
+            "stalled": [[worker, self._number(owner)] for worker, owner in self._leasing.stalled],
             "shares": [
                 [self._number(owner), direction, workers] for owner, direction, workers in self._shares.waiting()
             ],
@@ -141,8 +141,7 @@ class Accounting:
             self._number(Owner(*owner))
         self._sessions = {slot: sessions[slot] for slot in state["sessions"]}
         self._drawing = Counter((session.worker, session.owner) for session in self._sessions.values())
-        for worker, number in state["stalled"]:
-            self._act(self._leases.ask(worker, self._owners[number], time.time(), empty=True))
+        self._leasing.ask_again((worker, self._owners[number]) for worker, number in state["stalled"])
         for number, direction, workers in state["shares"]:
             for worker in workers:
                 self._shares.ask(worker, self._owners[number], direction)
@@ -154,8 +153,8 @@ class Accounting:
 
         If it `counts`, it is an attempt at the connect rate when everything else allows it.
         """
-        if self.unavailable:
-            if self._refuses:
+        if self.health.unavailable:
+            if self.health.refuses:
                 raise Refused(Reason.LEDGER_UNAVAILABLE)
             return
         now_s = time.time()
@@ -192,15 +191,12 @@ class Accounting:
         owner, slot = session.owner, session.slot
         self._sessions[slot] = session
         self._drawing[session.worker, owner] += 1
-        lease = self._leases.open(slot, session.worker, owner, time.time(), moved_bytes)
-        if lease is not None and not lease.safe:
-            self._secure(lease)
-            lease = None
+        leased_bytes = self._leasing.open(slot, session.worker, owner, moved_bytes)
         return (
             self._number(owner),
             self._leases.are_needed(owner.role),
             self.accounts.limits(owner.role).bandwidth is not None,
-            lease.lease_bytes if lease is not None else 0,
+            leased_bytes,
         )
 
     def ended(self, account: Account) -> None:
@@ -220,7 +216,7 @@ class Accounting:
     def lost(self, worker: int) -> None:
         """A worker is no more, and its sessions have been ended."""
         self._shares.forget(worker)
-        self._act(self._leases.lose(worker, time.time()))
+        self._leasing.act(self._leases.lose(worker, time.time()))
 
     def on_message(self, worker: int, message: LeaseWanted | LeaseReturned | ShareWanted) -> None:
         """Answer a worker, now or later. Raises Misconduct for an account that there is not."""
@@ -228,10 +224,8 @@ class Accounting:
             raise Misconduct(f"account {message.account}: expected one that there is, got another")
         owner = self._owners[message.account]
         match message:
-            case LeaseWanted():
-                self._act(self._leases.ask(worker, owner, time.time(), empty=message.empty))
-            case LeaseReturned():
-                self._act(self._leases.give_back(worker, owner, message.lease_bytes, time.time()))
+            case LeaseWanted() | LeaseReturned():
+                self._leasing.on_message(worker, owner, message)
             case ShareWanted():
                 # Without a session of its own it has no use for a share, and others get less.
                 if (worker, owner) in self._drawing:
@@ -240,75 +234,12 @@ class Accounting:
     def _give_share(self, worker: int, owner: Owner, direction: int, share_bytes: int) -> None:
         self._send(worker, Share(self._number(owner), direction, share_bytes))
 
-    # Leases.
+    # What there is has changed.
 
     def serve_waiting(self, role: str) -> None:
         """Somebody has changed what there is for a role."""
-        self._act(self._leases.serve_waiting(role, time.time()))
+        self._leasing.act(self._leases.serve_waiting(role, time.time()))
         self._write_changed()
-
-    def _act(self, answers: list[Answer]) -> None:
-        for answer in answers:
-            match answer:
-                case Lease(safe=True):
-                    self._send(answer.worker, Leased(self._number(answer.owner), answer.lease_bytes))
-                case Lease():
-                    self._secure(answer)
-                case Recall():
-                    self._send(answer.worker, Recalled(self._number(answer.owner)))
-                case Exhausted() if self.unavailable and not self._refuses:
-                    self._act(self._leases.lease_anyway(answer.worker, answer.owner))
-                case Exhausted():
-                    self._send(answer.worker, Closed(self._number(answer.owner), answer.refused.reason))
-
-    def _secure(self, lease: Lease) -> None:
-        """Have the ledger hold a lease before it is used."""
-        key = lease.worker, lease.owner
-        self._securing.setdefault(key, time.monotonic())
-        self._untold[key] += 1
-        if self._fleet is not None:
-            self._fleet.claim(self.accounts.claims_for(lease.owner), partial(self._on_claimed, lease))
-            return
-        rows = self.accounts.rows_for(lease.owner)
-        self._store.write(rows, partial(self._on_secured, lease, rows))
-
-    def _told(self, lease: Lease) -> None:
-        """The ledger has answered, one way or the other."""
-        key = lease.worker, lease.owner
-        self._securing.pop(key, None)
-        self._untold[key] -= 1
-        if not self._untold[key]:
-            del self._untold[key]
-
-    def _on_secured(self, lease: Lease, rows: list[UsageRow], written: bool) -> None:
-        self._told(lease)
-        if written:
-            self.accounts.written(rows)
-            self._act([lease._replace(safe=True)])
-            return
-        self._leases.cancel(lease)
-        if self._refuses:
-            self._stalled.setdefault((lease.worker, lease.owner), time.monotonic())
-        else:
-            self._act(self._leases.lease_anyway(lease.worker, lease.owner))
-
-    def _on_claimed(self, lease: Lease, rows: Sequence[UsageRow] | None) -> None:
-        if rows is None:
-            self._on_secured(lease, [], written=False)
-            return
-        self._told(lease)
-        worker, owner = lease.worker, lease.owner
-        if rows:
-            self.accounts.claimed(owner, rows)
-            self._act([lease._replace(safe=True)])
-            return
-        # Others were quicker, of which we have heard by now: there is less, or nothing.
-        self._leases.cancel(lease)
-        self.accounts.give_up(owner)
-        now_s = time.time()
-        self._act(
-            self._leases.ask(worker, owner, now_s, empty=False) or self._leases.ask(worker, owner, now_s, empty=True)
-        )
 
     def _hear(self, news: News) -> None:
         """Other gateways have written something, or we learn late what we had."""
@@ -318,57 +249,14 @@ class Accounting:
         roles = self.accounts.hear(news.use, now_s, all_there_is=news.all_there_is)
         self._rates.hear(news.connects, all_there_is=news.all_there_is)
         for role in roles:
-            self._act(self._leases.serve_waiting(role, now_s))
+            self._leasing.act(self._leases.serve_waiting(role, now_s))
         self._write_changed()
-
-    def _resume(self) -> None:
-        """Ask again for those whose lease could not be written; close the sessions of those who wait too long."""
-        if self._store.failing_s() is None:
-            stalled, self._stalled = self._stalled, {}
-            for worker, owner in stalled:
-                self._act(self._leases.ask(worker, owner, time.time(), empty=True))
-        for waiting in (self._securing, self._stalled):
-            for (worker, owner), since_s in list(waiting.items()):
-                if time.monotonic() - since_s > _LEASE_PATIENCE_S:
-                    del waiting[worker, owner]
-                    self._send(worker, Closed(self._number(owner), Reason.LEDGER_UNAVAILABLE))
-
-    def _end_hoarders(self) -> None:
-        """Others wait for what was recalled: a worker that keeps it is broken, or in somebody else's hands."""
-        for recall in self._leases.overdue(self._untold):
-            error = (
-                f"account {self._number(recall.owner)}: expected what was recalled within {RECALL_TICKS} s, got less"
-            )
-            self._on_misconduct(recall.worker, Misconduct(error))
 
     # The ledger.
 
-    @property
-    def unavailable(self) -> bool:
-        """Whether the ledger could not be written for a while."""
-        failing_s = self._store.failing_s()
-        return failing_s is not None and failing_s > PATIENCE_S
-
-    @property
-    def refuses(self) -> str | None:
-        """Why sessions are refused for the ledger's sake, for people; None when they are not."""
-        return (self._store.trouble or "it cannot be written") if self._refuses and self.unavailable else None
-
-    @property
-    def failing(self) -> Failing | None:
-        """For how long, and why, the ledger could not be written; None when it can."""
-        failing_s = self._store.failing_s()
-        return Failing(failing_s, self._store.trouble or "it cannot be written") if failing_s is not None else None
-
-    @property
-    def errors(self) -> int:
-        """How many attempts at writing the ledger have failed."""
-        return self._store.errors
-
     async def tick(self) -> None:
         """To be called about once a second."""
-        self._resume()
-        self._end_hoarders()
+        self._leasing.tick()
         for warned in self.accounts.warnings():
             self._on_warned(warned)
         if self._fleet is not None:

@@ -21,5 +21,5 @@ async def scrape(watched: Watched) -> Reading:
         workers=workers,
         draining=draining,
         audit_failures=watched.trail.failures,
-        ledger_errors=watched.accounting.errors,
+        ledger_errors=watched.accounting.health.errors,
     )

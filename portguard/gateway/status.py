@@ -10,11 +10,12 @@ from portguard import __version__
 from portguard.control.access import Level, Peer
 from portguard.control.routes import Arguable, Arguments, Route
 from portguard.gateway.accepting import Acceptor
-from portguard.gateway.accounting import PATIENCE_S, Accounting
+from portguard.gateway.accounting import Accounting
 from portguard.gateway.admission import Admission
 from portguard.gateway.audit_trail import AuditTrail
 from portguard.gateway.condition import Condition, Failing, State, Trouble, Troubles
 from portguard.gateway.draining import DrainDesk
+from portguard.gateway.ledger_health import PATIENCE_S
 from portguard.gateway.meter import Loaded, Meter
 from portguard.gateway.recent_refusals import SPAN_S, RecentRefusals
 from portguard.gateway.reloading import Reloader
@@ -108,16 +109,15 @@ class StatusDesk:
         yield from self._look_at_what_is_loaded()
 
     def _look_at_the_disk(self) -> Iterator[Trouble]:
-        trail, accounting = self._watched.trail, self._watched.accounting
+        trail, ledger = self._watched.trail, self._watched.accounting.health
         if (failing := trail.failing) is not None and failing.seconds > PATIENCE_S:
             state = State.REFUSING if trail.refuses else State.DEGRADED
             detail = failing.why if trail.refuses else f"audit lines are not written: {failing.why}"
             problem = "audit: its lines cannot be written; the log says why"
             yield Trouble(Reason.AUDIT_UNAVAILABLE, state, detail, problem, self._clock() - failing.seconds)
-        if (failing := accounting.failing) is not None and failing.seconds > PATIENCE_S:
-            refuses = accounting.refuses is not None
-            state = State.REFUSING if refuses else State.DEGRADED
-            detail = failing.why if refuses else f"use is not written to the ledger: {failing.why}"
+        if (failing := ledger.failing) is not None and failing.seconds > PATIENCE_S:
+            state = State.REFUSING if ledger.refuses else State.DEGRADED
+            detail = failing.why if ledger.refuses else f"use is not written to the ledger: {failing.why}"
             problem = f"ledger: {failing.why}"
             yield Trouble(Reason.LEDGER_UNAVAILABLE, state, detail, problem, self._clock() - failing.seconds)
 
@@ -174,7 +174,7 @@ class StatusDesk:
                 "reasons": [{"reason": reason, "count": count} for reason, count in self.refusals.top(_MOST_REASONS)],
             },
             "audit": _store(watched.trail.failing, watched.trail.failures),
-            "ledger": _store(watched.accounting.failing, watched.accounting.errors),
+            "ledger": _store(watched.accounting.health.failing, watched.accounting.health.errors),
             "version": __version__,
             "pid": os.getpid(),
             "generation": watched.generation(),

@@ -87,7 +87,7 @@ class Succession:
         """Raises PortguardError when the version that is installed now could not take over."""
         if self._is_ending() or self.under_way:
             raise Conflict("expected a gateway that goes on, got one that ends or is being replaced")
-        if self._trail.failing is not None or self._accounting.failing is not None:
+        if self._trail.failing is not None or self._accounting.health.failing is not None:
             # What waits to be written would be lost with this program.
             raise Conflict("expected an audit and a ledger that can be written, got one that cannot")
         self.under_way = True

@@ -6,128 +6,20 @@ from dataclasses import replace
 from datetime import UTC
 
 import pytest
-from msgspec.structs import astuple
 
 from portguard.errors import ConfigurationError, Refused
-from portguard.gateway import accounting
-from portguard.gateway.accounting import Accounting
-from portguard.gateway.admission import Account, Client, Session
-from portguard.gateway.messages import Leased, LeaseReturned, LeaseWanted, Regranted, ShareWanted, Ticket
-from portguard.gateway.slots import RECEIVED, SENT
-from portguard.identity.names import Namespace
+from portguard.gateway import accounting, leasing, ledger_health
+from portguard.gateway.admission import Session
+from portguard.gateway.messages import LeaseReturned, Regranted, ShareWanted, Ticket
 from portguard.limits.fleet import News, Others, OthersConnects
-from portguard.limits.leases import FIRST_BYTES, RECALL_TICKS
-from portguard.limits.ledger import Owner, RateRow, UsageRow
+from portguard.limits.leases import FIRST_BYTES
+from portguard.limits.ledger import RateRow, UsageRow
 from portguard.limits.periods import span_at
 from portguard.policy.quantities import Period
-from portguard.policy.read import read_policy
 from portguard.reasons import Reason
+from tests.books import ALICE, BOB, CLIENT, MB, Books, empty, leased, policy_with
 from tests.ledger_double import MemoryFleet, MemoryLedger
 from tests.patience import PATIENCE_S
-from tests.slots import Slots
-
-MB = 1_000_000
-ALICE, BOB = Owner("team", "local", "alice"), Owner("team", "local", "bob")
-CLIENT = Client((), "1f", "cd" * 32, None)
-
-
-def policy_with(limits):
-    text = f"""
-[[roles]]
-name = "team"
-members = ["alice", "bob"]
-services = ["*"]
-{limits}
-[services.db]
-upstream = ["10.0.0.1:1"]
-"""
-    return read_policy([("p.toml", text.encode())], Namespace({"local": "spiffe"}, "local", {}))
-
-
-class Books:
-    """An Accounting with sessions that move what the test says.
-
-    `sent` is what workers were sent, and by what name; a lease that a ticket brings stands there as one of its own.
-    """
-
-    def __init__(self, limits="", ledger=None, when_unavailable="refuse"):
-        self.ledger = MemoryLedger() if ledger is None else ledger
-        self.slots = Slots(8, *range(4))
-        self.sent = []
-        self.came = asyncio.Event()
-        self.warned = []
-        self.misconduct = []
-        self.accounting = Accounting(
-            policy_with(limits),
-            self.slots,
-            self.ledger,
-            when_unavailable=when_unavailable,
-            send=self._send,
-            on_misconduct=lambda worker, error: self.misconduct.append((worker, str(error))),
-            on_warned=self.warned.append,
-        )
-
-    def _send(self, worker, message):
-        self.sent.append((worker, type(message).__name__, *astuple(message)))
-        self.came.set()
-
-    def take_sent(self):
-        sent, self.sent = self.sent, []
-        return sent
-
-    async def open(self, owner=ALICE, worker=0):
-        """A session that was checked and let in, and all that follows from it."""
-        self.accounting.check(owner)
-        slot = self.slots.take(worker, 0)
-        session = Session("ab" * 16, slot, worker, owner, "db", CLIENT, (), 0)
-        self.ticket = self.accounting.open(7, session)
-        if self.ticket.lease_bytes:
-            self._send(worker, Leased(self.ticket.account, self.ticket.lease_bytes))
-        await asyncio.sleep(0)
-        return session
-
-    def move(self, session, received=0, sent=0):
-        cells = self.slots[session.slot]
-        cells[RECEIVED] += received
-        cells[SENT] += sent
-
-    def moved(self, session):
-        return self.slots.moved(session.slot)
-
-    def end(self, session):
-        self.accounting.ended(Account(session, *self.slots.free(session.slot), 1.0, 0.1, None))
-
-    async def say(self, worker, message):
-        self.accounting.on_message(worker, message)
-        await asyncio.sleep(0)
-
-    async def use_up(self, session):
-        """Move what is leased and ask for more, until something else is said; return that."""
-        for _ in range(100):
-            messages = self.take_sent()
-            if any(message[1] != "Leased" for message in messages):
-                return messages
-            self.move(session, sum(message[3] for message in messages if message[0] == session.worker))
-            await self.say(session.worker, empty())
-        raise AssertionError("expected an end, got leases only")
-
-    def refusal(self, owner=ALICE):
-        with pytest.raises(Refused) as caught:
-            self.accounting.check(owner)
-        return caught.value
-
-    def used(self, owner=ALICE, period=Period.DAY):
-        """What the ledger holds."""
-        return self.ledger.rows[owner, period].used_bytes
-
-
-def leased(worker, lease_bytes, account=0):
-    return worker, "Leased", account, lease_bytes
-
-
-def empty(account=0):
-    return LeaseWanted(account, empty=True)
-
 
 # Tickets and what comes with them.
 
@@ -212,13 +104,13 @@ async def test_a_ledger_that_fails_for_long_refuses_everybody_before_all_else():
     books.move(session, 1)
     books.end(session)
     books.ledger.trouble = "no space"
-    books.ledger.failing_for_s = accounting.PATIENCE_S
-    assert (books.refusal().reason, books.accounting.refuses) == (Reason.QUOTA_EXHAUSTED, None)
-    books.ledger.failing_for_s = accounting.PATIENCE_S + 0.1
-    assert (books.refusal().reason, books.accounting.refuses) == (Reason.LEDGER_UNAVAILABLE, "no space")
+    books.ledger.failing_for_s = ledger_health.PATIENCE_S
+    assert (books.refusal().reason, books.accounting.health.unavailable) == (Reason.QUOTA_EXHAUSTED, False)
+    books.ledger.failing_for_s = ledger_health.PATIENCE_S + 0.1
+    assert (books.refusal().reason, books.accounting.health.unavailable) == (Reason.LEDGER_UNAVAILABLE, True)
     assert books.refusal(BOB).reason is Reason.LEDGER_UNAVAILABLE
     books.ledger.trouble = None
-    assert (books.refusal().reason, books.accounting.refuses) == (Reason.QUOTA_EXHAUSTED, None)
+    assert (books.refusal().reason, books.accounting.health.unavailable) == (Reason.QUOTA_EXHAUSTED, False)
 
 
 async def test_with_allow_a_ledger_that_fails_for_long_lifts_quotas_and_rates():
@@ -227,255 +119,13 @@ async def test_with_allow_a_ledger_that_fails_for_long_lifts_quotas_and_rates():
     books.end(session)
     assert books.refusal().reason is Reason.QUOTA_EXHAUSTED
     books.ledger.trouble = "no space"
-    books.ledger.failing_for_s = accounting.PATIENCE_S
+    books.ledger.failing_for_s = ledger_health.PATIENCE_S
     assert books.refusal().reason is Reason.QUOTA_EXHAUSTED
-    books.ledger.failing_for_s = accounting.PATIENCE_S + 0.1
+    books.ledger.failing_for_s = ledger_health.PATIENCE_S + 0.1
     books.accounting.check(ALICE)
-    assert (books.accounting.unavailable, books.accounting.refuses) == (True, None)
+    assert books.accounting.health.unavailable
     books.ledger.trouble = None
     assert books.refusal().reason is Reason.QUOTA_EXHAUSTED
-
-
-# Leases.
-
-
-async def test_no_lease_is_given_before_the_ledger_has_it():
-    books = Books('quota = ["100MB/day"]', MemoryLedger(prompt=False))
-    await books.open()
-    assert books.sent == []
-    books.ledger.commit()
-    await asyncio.sleep(0)
-    assert books.sent == [leased(0, FIRST_BYTES)]
-    assert books.used() >= FIRST_BYTES
-
-
-async def test_what_the_ledger_holds_ahead_comes_with_the_ticket_and_nothing_else_does():
-    books = Books('quota = ["100MB/day"]', MemoryLedger(prompt=False))
-    await books.open(worker=0)
-    assert books.ticket.lease_bytes == 0
-    books.ledger.commit()
-    await asyncio.sleep(0)
-    assert books.take_sent() == [leased(0, FIRST_BYTES)]
-    assert books.used() == 2 * FIRST_BYTES
-    await books.open(worker=1)  # it uses up what the ledger holds
-    assert books.ticket.lease_bytes == FIRST_BYTES
-    await books.open(worker=0)  # which draws on what the first was leased
-    assert books.ticket.lease_bytes == 0
-    await books.open(BOB, worker=0)
-    assert books.ticket.lease_bytes == 0
-    assert books.take_sent() == [leased(1, FIRST_BYTES)]
-    assert books.accounting.is_securing
-
-
-async def test_a_lease_that_came_with_a_ticket_goes_to_another_once_it_is_given_back_or_its_worker_lost():
-    for is_lost in (False, True):
-        books = Books('quota = ["256KiB/day"]')
-        books.end(await books.open(worker=0))
-        await books.say(0, LeaseReturned(0, books.take_sent()[0][3]))
-        session, other = await books.open(worker=0), await books.open(worker=1)
-        held = books.ticket.lease_bytes
-        assert held > 0
-        assert await books.use_up(session) == [(1, "Recalled", 0)]
-        books.move(other, 1000)
-        books.end(other)
-        if is_lost:
-            books.accounting.lost(1)
-        else:
-            await books.say(1, LeaseReturned(0, held - 1000))
-        await asyncio.sleep(0)
-        assert books.take_sent() == [leased(0, held - 1000)]
-        books.move(session, held - 1000)
-        await books.say(0, empty())
-        assert books.take_sent() == [(0, "Closed", 0, "quota_exhausted")]
-        assert books.used() == 256 * 1024
-
-
-async def test_what_the_ledger_holds_ahead_is_given_at_once():
-    books = Books('quota = ["1MB/day"]', MemoryLedger(prompt=False))
-    session = await books.open()
-    kinds = []
-    for _ in range(3):
-        books.ledger.commit()
-        await asyncio.sleep(0)
-        while books.sent:
-            books.move(session, sum(message[3] for message in books.take_sent()))
-            await books.say(0, empty())
-            kinds.append("at once" if books.sent else "once it is written")
-    assert kinds[:3] == ["at once", "once it is written", "at once"]
-    books.ledger.commit()
-    assert books.used() >= books.moved(session)
-
-
-async def test_what_a_session_moved_is_in_the_ledger_to_the_byte_once_nobody_draws_on_the_account():
-    books = Books('quota = ["100MB/day"]')
-    session = await books.open()
-    books.move(session, 1000, 234)
-    books.end(session)
-    await books.say(0, LeaseReturned(0, FIRST_BYTES - 1234))
-    await books.accounting.stop()
-    assert [books.used(period=period) for period in Period] == [1234] * len(Period)
-    assert books.ledger.closed
-
-
-async def test_a_session_that_was_never_opened_ends_without_a_trace():
-    books = Books('quota = ["1MB/day"]')
-    slot = books.slots.take(0, 0)
-    books.end(Session("ab" * 16, slot, 0, ALICE, "db", CLIENT, (), 0))
-    await books.accounting.stop()
-    assert books.ledger.rows == {}
-
-
-async def test_a_worker_with_nothing_left_gets_what_another_gives_back():
-    books = Books('quota = ["256KiB/day"]')
-    session, _ = await books.open(worker=0), await books.open(worker=1)
-    held = books.sent[1][3]
-    assert await books.use_up(session) == [(1, "Recalled", 0)]
-    await books.say(1, LeaseReturned(0, held))
-    assert books.take_sent() == [leased(0, held)]
-    books.move(session, held)
-    await books.say(0, empty())
-    assert books.take_sent() == [(0, "Closed", 0, "quota_exhausted")]
-    assert books.used() == 256 * 1024
-
-
-async def test_a_worker_with_nothing_left_gets_what_one_that_is_lost_had():
-    books = Books('quota = ["256KiB/day"]')
-    session, other = await books.open(worker=0), await books.open(worker=1)
-    held = books.sent[1][3]
-    books.move(other, held - 1000)
-    assert await books.use_up(session) == [(1, "Recalled", 0)]
-    books.end(other)
-    books.accounting.lost(1)
-    await asyncio.sleep(0)
-    assert books.take_sent() == [leased(0, 1000)]
-
-
-async def test_a_worker_that_keeps_what_was_recalled_is_ended_for_it():
-    books = Books('quota = ["256KiB/day"]')
-    session, other = await books.open(worker=0), await books.open(worker=1)
-    assert await books.use_up(session) == [(1, "Recalled", 0)]
-    for _ in range(RECALL_TICKS):
-        await books.accounting.tick()
-        await books.say(1, LeaseReturned(0, 0))
-    assert books.misconduct == []
-    await books.accounting.tick()
-    assert books.misconduct == [(1, "account 0: expected what was recalled within 10 s, got less")]
-    held = books.take_sent()
-    assert {message[:2] for message in held} == {(1, "Recalled")}
-    books.end(other)
-    books.accounting.lost(1)
-    await asyncio.sleep(0)
-    assert [message[:2] for message in books.take_sent()] == [(0, "Leased")]
-
-
-async def test_a_worker_that_gives_back_what_was_recalled_is_not_ended():
-    books = Books('quota = ["256KiB/day"]')
-    session, _ = await books.open(worker=0), await books.open(worker=1)
-    held = books.sent[1][3]
-    await books.use_up(session)
-    await books.say(1, LeaseReturned(0, held))
-    for _ in range(2 * RECALL_TICKS):
-        await books.accounting.tick()
-    assert books.misconduct == []
-
-
-async def test_a_worker_is_not_ended_for_a_lease_of_which_the_ledger_has_kept_it_untold():
-    books = Books('quota = ["256KiB/day"]', MemoryLedger(prompt=False))
-    one, _ = await books.open(worker=0), await books.open(worker=1)
-    while not any(kind == "Recalled" for _, kind, *_ in books.sent):
-        books.accounting._leases.ask(0, ALICE, time.time(), empty=False)
-        books.move(one, 256 * 1024)
-        await books.say(0, empty())
-    for _ in range(2 * RECALL_TICKS):
-        await books.accounting.tick()
-    assert books.misconduct == []
-    books.ledger.commit()
-    await asyncio.sleep(0)
-    for _ in range(RECALL_TICKS + 2):
-        await books.accounting.tick()
-    assert {worker for worker, _ in books.misconduct} == {1}
-
-
-async def test_who_waits_gets_what_an_administrator_grants():
-    books = Books('quota = ["256KiB/day"]')
-    session, _ = await books.open(worker=0), await books.open(worker=1)
-    await books.use_up(session)
-    books.accounting.accounts.grant(ALICE, [Period.DAY], 5000, time.time())
-    books.accounting.serve_waiting("team")
-    await asyncio.sleep(0)
-    assert books.take_sent() == [leased(0, 5000)]
-    assert books.ledger.rows[ALICE, Period.DAY].granted_bytes == 5000
-
-
-# A ledger that fails.
-
-
-async def test_a_lease_that_could_not_be_written_comes_when_the_ledger_is_back():
-    books = Books('quota = ["100MB/day"]')
-    books.ledger.trouble = "no space"
-    books.ledger.failing_for_s = 0.1
-    await books.open()
-    await books.accounting.tick()
-    assert (books.sent, books.accounting.errors) == ([], 1)
-    books.ledger.trouble = None
-    await books.accounting.tick()
-    await asyncio.sleep(0)
-    assert [message[:2] for message in books.sent] == [(0, "Leased")]
-    await books.accounting.tick()
-    assert len(books.sent) == 1
-
-
-async def test_sessions_that_waited_for_the_ledger_too_long_end_for_it(monkeypatch):
-    books = Books('quota = ["100MB/day"]')
-    books.ledger.trouble = "no space"
-    books.ledger.failing_for_s = 0.1
-    await books.open()
-    await books.accounting.tick()
-    assert books.sent == []
-    monkeypatch.setattr(accounting, "_LEASE_PATIENCE_S", -1.0)
-    await books.accounting.tick()
-    await books.accounting.tick()
-    assert books.sent == [(0, "Closed", 0, "ledger_unavailable")]
-
-
-async def test_sessions_end_for_a_ledger_that_does_not_answer_at_all(monkeypatch):
-    books = Books('quota = ["100MB/day"]', MemoryLedger(prompt=False))
-    await books.open()
-    await books.accounting.tick()
-    assert books.sent == []
-    monkeypatch.setattr(accounting, "_LEASE_PATIENCE_S", -1.0)
-    await books.accounting.tick()
-    assert books.sent == [(0, "Closed", 0, "ledger_unavailable")]
-
-
-async def test_sessions_without_a_quota_go_on_whatever_the_ledger_does(monkeypatch):
-    monkeypatch.setattr(accounting, "_LEASE_PATIENCE_S", -1.0)
-    books = Books('bandwidth = "1MB/s"')
-    await books.open()
-    books.ledger.trouble = "no space"
-    await books.accounting.tick()
-    await books.say(0, ShareWanted(0, 0))
-    assert [message[1] for message in books.sent] == ["Share"]
-
-
-async def test_with_allow_leases_are_given_that_could_not_be_written():
-    books = Books('quota = ["256KiB/day"]', when_unavailable="allow")
-    books.ledger.trouble = "no space"
-    books.ledger.failing_for_s = 0.1
-    await books.open()
-    assert [message[:2] for message in books.sent] == [(0, "Leased")]
-
-
-async def test_with_allow_a_quota_that_is_used_up_ends_nothing_while_the_ledger_is_away():
-    books = Books('quota = ["256KiB/day"]', when_unavailable="allow")
-    session = await books.open()
-    books.ledger.trouble = "no space"
-    books.ledger.failing_for_s = accounting.PATIENCE_S + 0.1
-    with pytest.raises(AssertionError, match="got leases only"):
-        await books.use_up(session)
-    assert books.moved(session) > 256 * 1024
-    books.ledger.failing_for_s = accounting.PATIENCE_S
-    assert await books.use_up(session) == [(0, "Closed", 0, "quota_exhausted")]
 
 
 # Other limits for sessions that go on.
@@ -542,6 +192,16 @@ async def test_what_a_session_moved_before_it_went_to_another_role_stays_with_th
 # Bandwidth.
 
 
+async def test_sessions_without_a_quota_go_on_whatever_the_ledger_does(monkeypatch):
+    monkeypatch.setattr(leasing, "_PATIENCE_S", -1.0)
+    books = Books('bandwidth = "1MB/s"')
+    await books.open()
+    books.ledger.trouble = "no space"
+    await books.accounting.tick()
+    await books.say(0, ShareWanted(0, 0))
+    assert [message[1] for message in books.sent] == ["Share"]
+
+
 async def test_shares_of_a_bandwidth_go_to_who_asks_and_more_when_it_has_come_together():
     books = Books('bandwidth = "1MB/s"')
     await books.open(worker=0)
@@ -605,6 +265,25 @@ async def test_a_worker_that_is_lost_waits_for_no_share():
 
 
 # What is kept.
+
+
+async def test_what_a_session_moved_is_in_the_ledger_to_the_byte_once_nobody_draws_on_the_account():
+    books = Books('quota = ["100MB/day"]')
+    session = await books.open()
+    books.move(session, 1000, 234)
+    books.end(session)
+    await books.say(0, LeaseReturned(0, FIRST_BYTES - 1234))
+    await books.accounting.stop()
+    assert [books.used(period=period) for period in Period] == [1234] * len(Period)
+    assert books.ledger.closed
+
+
+async def test_a_session_that_was_never_opened_ends_without_a_trace():
+    books = Books('quota = ["1MB/day"]')
+    slot = books.slots.take(0, 0)
+    books.end(Session("ab" * 16, slot, 0, ALICE, "db", CLIENT, (), 0))
+    await books.accounting.stop()
+    assert books.ledger.rows == {}
 
 
 async def test_what_sessions_without_a_quota_move_is_noted_while_they_live(monkeypatch):
@@ -700,51 +379,12 @@ def elsewhere(used, granted=0, resets=0):
     return News(use=[Others(ALICE, Period.DAY, today(), used, granted, resets)])
 
 
-async def test_a_lease_is_claimed_before_it_is_used():
-    books = Books('quota = ["10MB/day"]', MemoryFleet())
-    session = await books.open()
-    [(_, _, _, first)] = books.take_sent()
-    assert books.ledger.claims
-    books.move(session, sent=first)
-    await books.say(0, empty())
-    assert [message[1] for message in books.take_sent()] == ["Leased"]
-
-
-async def test_what_others_have_used_meanwhile_is_not_leased_again():
-    books = Books('quota = ["10MB/day"]', MemoryFleet())
-    books.ledger.others_used = 9_900_000  # of which nobody has told
-    session = await books.open()
-    await books.came.wait()
-    leased = 0
-    while (messages := books.take_sent()) and messages[0][1] == "Leased":
-        leased += messages[0][3]
-        books.move(session, sent=messages[0][3])
-        await books.say(0, empty())
-        await asyncio.sleep(0)
-    assert leased == 100_000
-    assert messages[0][1] == "Closed"
-    books.end(session)
-    assert books.refusal().reason == "quota_exhausted"
-
-
 async def test_what_others_are_said_to_have_used_refuses_a_new_session():
     books = Books('quota = ["10MB/day"]', MemoryFleet())
     books.ledger.tell(elsewhere(10 * MB))
     assert books.refusal().reason == "quota_exhausted"
     books.ledger.tell(elsewhere(10 * MB, granted=1))
     books.accounting.check(ALICE)
-
-
-async def test_a_claim_that_cannot_be_made_waits_for_the_ledger():
-    books = Books('quota = ["10MB/day"]', MemoryFleet())
-    books.ledger.failing_for_s = 0.0
-    books.ledger.trouble = "away"
-    await books.open()
-    assert books.take_sent() == []
-    books.ledger.trouble = None
-    await books.accounting.tick()
-    await asyncio.sleep(0)
-    assert [message[1] for message in books.take_sent()] == ["Leased"]
 
 
 async def test_connects_are_written_at_once_and_those_elsewhere_count():

@@ -41,7 +41,7 @@ class Gateway:
             meter=meter,
             workers=SimpleNamespace(serving={0: "a worker", 1: "another"}),
             drain=SimpleNamespace(drained=None),
-            accounting=SimpleNamespace(accounts=accounts, errors=3),
+            accounting=SimpleNamespace(accounts=accounts, health=SimpleNamespace(errors=3)),
             reloader=SimpleNamespace(failed=None),
             trail=SimpleNamespace(failures=4),
             loaded=lambda: Loaded(5, (), {"gateway": NOW_S}, {}, NOW_S - 60, "ab" * 32),

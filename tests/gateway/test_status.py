@@ -38,7 +38,7 @@ class Desk:
         self.workers = Workers()
         self.acceptor = SimpleNamespace(active=True)
         self.admission = SimpleNamespace(sessions=dict.fromkeys(range(3)), load=lambda number: 10 + number)
-        self.accounting = SimpleNamespace(failing=None, refuses=None, errors=0)
+        self.ledger = SimpleNamespace(failing=None, refuses=False, errors=0)
         self.trail = SimpleNamespace(failing=None, refuses=False, failures=4)
         self.drain = SimpleNamespace(drained=None)
         self.reloader = SimpleNamespace(failed=None, loaded_by="uid 0 (root)", loaded_message="CHG-7", needs_restart=())
@@ -53,7 +53,7 @@ class Desk:
                 workers_wanted=2,
                 acceptor=self.acceptor,
                 admission=self.admission,
-                accounting=self.accounting,
+                accounting=SimpleNamespace(health=self.ledger),
                 trail=self.trail,
                 drain=self.drain,
                 reloader=self.reloader,
@@ -170,13 +170,13 @@ FULL = Failing(63.0, "no space left on device: /srv/audit.jsonl")
             "DEGRADED since 11:05: audit lines are not written: no space left on device: /srv/audit.jsonl",
         ),
         (
-            put("accounting", failing=FULL, refuses="why"),
+            put("ledger", failing=FULL, refuses=True),
             "ledger_unavailable",
             State.REFUSING,
             "REFUSING ALL since 11:05: ledger_unavailable (no space left on device: /srv/audit.jsonl)",
         ),
         (
-            put("accounting", failing=FULL),
+            put("ledger", failing=FULL),
             "ledger_unavailable",
             State.DEGRADED,
             "DEGRADED since 11:05: use is not written to the ledger: no space left on device: /srv/audit.jsonl",
@@ -229,7 +229,7 @@ def test_one_thing_that_is_wrong_is_told(desk, breaks, code, state, verdict):
     assert desk.verdict == verdict
 
 
-@pytest.mark.parametrize("part", ["trail", "accounting"])
+@pytest.mark.parametrize("part", ["trail", "ledger"])
 def test_a_disk_that_is_slow_for_a_moment_is_no_trouble(desk, part):
     put(part, failing=Failing(2.0, "slow"))(desk)
     assert desk.codes == []
