@@ -22,7 +22,7 @@ ALICE, BOB = Owner("team", "local", "alice"), Owner("team", "local", "bob")
 CLIENT = Client((), "1f", "cd" * 32, None)
 
 
-def policy_with(limits):
+def policy_with(limits, of_service=""):
     text = f"""
 [[roles]]
 name = "team"
@@ -31,6 +31,7 @@ services = ["*"]
 {limits}
 [services.db]
 upstream = ["10.0.0.1:1"]
+{of_service}
 """
     return read_policy([("p.toml", text.encode())], Namespace({"local": "spiffe"}, "local", {}))
 

@@ -63,6 +63,7 @@ class MemoryFleet(MemoryLedger):
         super().__init__()
         self.others_used = 0
         self.claims = []  # all that were made
+        self.sessions = {}  # how many others were told of
         self._listeners = []
 
     def listen(self, hear):
@@ -71,6 +72,9 @@ class MemoryFleet(MemoryLedger):
     def tell(self, news):
         for hear in self._listeners:
             hear(news)
+
+    def tell_sessions(self, rows):
+        self.sessions |= {row.counted: row.sessions for row in rows}
 
     def claim(self, claims, on_claimed):
         self.claims.append(claims)

@@ -26,7 +26,8 @@ from portguard.gateway.messages import (
 from portguard.gateway.shares import Shares
 from portguard.gateway.slot_tables import SlotTables
 from portguard.limits.accounts import Accounts, Warned
-from portguard.limits.fleet import Fleet, News
+from portguard.limits.fleet import Counted, Fleet, News
+from portguard.limits.fleet_sessions import FleetSessions
 from portguard.limits.leases import Leases
 from portguard.limits.ledger import Answers, Owner, Store
 from portguard.limits.rates import ConnectRates
@@ -67,6 +68,7 @@ class Accounting:
         contents = store.contents(now_s)
         self.locks = contents.locks  # that the ledger held; who is in charge of them takes them over
         self.accounts.load(contents.usage)
+        self._bounded_services = _bounded_services(policy)
         self._moved = slots.moved
         self._leases = Leases(self.accounts, self._moved)
         self._rates = ConnectRates()
@@ -96,6 +98,7 @@ class Accounting:
             send=send,
             on_misconduct=on_misconduct,
         )
+        self._counts = FleetSessions(self._is_bounded)
         self._shares = Shares(lambda role: self.accounts.limits(role).bandwidth, self._give_share)
         self._note_at_s = time.monotonic() + _NOTE_EVERY_S
 
@@ -103,6 +106,9 @@ class Accounting:
         """Go on with other limits, for live sessions too."""
         limits = {role.name: role.limits for role in policy.roles}
         self.accounts.configure(limits, policy.zone, time.time())
+        self._bounded_services = _bounded_services(policy)
+        self._counts.bounds_changed()
+        self._tell_counts()
         self.health.configure(when_unavailable)
         self._shares.configure()
         self._leasing.act(self._leases.recall_excess())
@@ -141,12 +147,24 @@ class Accounting:
             self._number(Owner(*owner))
         self._sessions = {slot: sessions[slot] for slot in state["sessions"]}
         self._drawing = Counter((session.worker, session.owner) for session in self._sessions.values())
+        for session in self._sessions.values():
+            self._counts.began(session.owner, session.service)
+        self._tell_counts()
         self._leasing.ask_again((worker, self._owners[number]) for worker, number in state["stalled"])
         for number, direction, workers in state["shares"]:
             for worker in workers:
                 self._shares.ask(worker, self._owners[number], direction)
 
     # Sessions.
+
+    def sessions_elsewhere(self, counted: Counted) -> int:
+        """How many sessions of an owner or a service there are at other gateways; 0 while nobody can know."""
+        return 0 if self.health.unavailable else self._counts.elsewhere(counted)
+
+    def _is_bounded(self, counted: Counted) -> bool:
+        if isinstance(counted, str):
+            return counted in self._bounded_services
+        return self.accounts.limits(counted.role).max_sessions is not None
 
     def check(self, owner: Owner, *, counts: bool = True) -> None:
         """Raise Refused when the role's limits, or the ledger, allow no further session now. *Fails closed*.
@@ -191,6 +209,8 @@ class Accounting:
         owner, slot = session.owner, session.slot
         self._sessions[slot] = session
         self._drawing[session.worker, owner] += 1
+        self._counts.began(owner, session.service)
+        self._tell_counts()
         leased_bytes = self._leasing.open(slot, session.worker, owner, moved_bytes)
         return (
             self._number(owner),
@@ -206,8 +226,10 @@ class Accounting:
             self._leave(session)
             self._leases.end(session.slot, account.received + account.sent, time.time())
             self._write_changed()
+            self._tell_counts()
 
     def _leave(self, session: Session) -> None:
+        self._counts.ended(session.owner, session.service)
         key = session.worker, session.owner
         self._drawing[key] -= 1
         if not self._drawing[key]:
@@ -248,6 +270,7 @@ class Accounting:
             self.accounts.load_late(news.own, now_s)
         roles = self.accounts.hear(news.use, now_s, all_there_is=news.all_there_is)
         self._rates.hear(news.connects, all_there_is=news.all_there_is)
+        self._counts.hear(news.sessions, news.gone, all_there_is=news.all_there_is)
         for role in roles:
             self._leasing.act(self._leases.serve_waiting(role, now_s))
         self._write_changed()
@@ -284,6 +307,11 @@ class Accounting:
         if rows := self.accounts.take_rows(time.time()):
             self._store.write(rows)
 
+    def _tell_counts(self) -> None:
+        rows = self._counts.take_rows()
+        if rows and self._fleet is not None:
+            self._fleet.tell_sessions(rows)
+
     async def stop(self) -> None:
         """All sessions have ended: write what is to be kept."""
         self._shares.stop()
@@ -306,6 +334,10 @@ class Accounting:
 def _answer(answers: Answers) -> None:
     for on_written, written in answers:
         on_written(written)
+
+
+def _bounded_services(policy: Policy) -> frozenset[str]:
+    return frozenset(service.name for service in policy.services.values() if service.max_sessions is not None)
 
 
 def _too_often(role: str, rate: Rate) -> str:

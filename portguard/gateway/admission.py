@@ -7,7 +7,7 @@ A connection is pending from accept() until it is a session or gone, so what wai
 answer is bounded too.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, TypedDict, TypeVar
@@ -172,17 +172,26 @@ class Admission:
         _add(self._per_worker, worker)
         return self._last_connection
 
-    def check_room(self, owner: Owner, service: str, *, most_of_owner: int | None, most_of_service: int | None) -> None:
+    def check_room(
+        self,
+        owner: Owner,
+        service: str,
+        *,
+        most_of_owner: int | None,
+        most_of_service: int | None,
+        elsewhere: Callable[[Owner | str], int],
+    ) -> None:
         """Raise Refused with `max_sessions` or `service_full` where there are as many sessions already; None: no bound.
 
-        `owner` is the identity in its role. *Fails closed*.
+        `owner` is the identity in its role; `elsewhere` tells how many it, or a service, has at other gateways.
+        *Fails closed*.
         """
-        if most_of_owner is not None and self._per_owner.get(owner, 0) >= most_of_owner:
+        if most_of_owner is not None and self._per_owner.get(owner, 0) + elsewhere(owner) >= most_of_owner:
             raise Refused(
                 Reason.MAX_SESSIONS,
                 f"role {owner.role} allows {_sessions(most_of_owner)} at once, and as many are open",
             )
-        if most_of_service is not None and self._per_service.get(service, 0) >= most_of_service:
+        if most_of_service is not None and self._per_service.get(service, 0) + elsewhere(service) >= most_of_service:
             raise Refused(
                 Reason.SERVICE_FULL,
                 f"service {service} allows {_sessions(most_of_service)} at once, and as many are open",

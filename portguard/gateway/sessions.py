@@ -139,6 +139,7 @@ class Sessions:
             service,
             most_of_owner=self._accounting.accounts.limits(owner.role).max_sessions,
             most_of_service=self._most_sessions_of(service),
+            elsewhere=self._accounting.sessions_elsewhere,
         )
         self._accounting.check(owner, counts=counts)
 

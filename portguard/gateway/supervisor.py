@@ -123,7 +123,10 @@ class Supervisor:
             on_misconduct=self._workers.disown,
             on_warned=self._on_warned,
         )
-        self._standings = Standings(self._accounting, self._admission.sessions_of)
+        self._standings = Standings(
+            self._accounting,
+            lambda owner: self._admission.sessions_of(owner) + self._accounting.sessions_elsewhere(owner),
+        )
         self._loaded = Loaded.of(snapshot, in_force.bundle.read_at)
         self._upstreams = _upstreams(snapshot)
         assigner = Assigner(

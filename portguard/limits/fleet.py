@@ -6,11 +6,11 @@ one row for all, and the newest wins, wherever and in whatever order they are he
 
 import json
 import re
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from portguard.limits.ledger import LockRow, LockTarget, Owner, Store, UsageRow
+from portguard.limits.ledger import LockRow, LockTarget, Owner, SessionsRow, Store, UsageRow
 from portguard.policy.quantities import Period
 
 MOST_LOCKS = 20_000
@@ -54,17 +54,31 @@ class OthersConnects(NamedTuple):
     connects: str
 
 
+Counted = Owner | str
+"""Of what sessions are counted: an identity in a role, or a service by its name."""
+
+
+class SessionsElsewhere(NamedTuple):
+    """How many sessions there are at another gateway."""
+
+    counted: Counted
+    gateway: str
+    sessions: int
+
+
 @dataclass(frozen=True, slots=True)
 class News:
-    """What others have written. `all_there_is`: of use and connects, what is not named is nothing.
+    """What others have written. `all_there_is`: of use, connects and sessions, what is not named is nothing.
 
     `own` is what this gateway had used before it started, when it learns that only now. A lock whose `until_s` is 0
-    was taken away.
+    was taken away. The gateways that are `gone` have no sessions any more.
     """
 
     use: Sequence[Others] = ()
     connects: Sequence[OthersConnects] = ()
     locks: Sequence[LockRow] = ()
+    sessions: Sequence[SessionsElsewhere] = ()
+    gone: Collection[str] = ()
     own: Sequence[UsageRow] = ()
     all_there_is: bool = False
 
@@ -79,6 +93,9 @@ class Fleet(Store, Protocol):
 
     def listen(self, hear: Callable[[News], None]) -> None:
         """Have `hear` called with what is new, in the event loop. To be called before that turns again."""
+
+    def tell_sessions(self, rows: Sequence[SessionsRow]) -> None:
+        """Have others know how many sessions there are here now. That is for as long as this gateway runs."""
 
     def claim(self, claims: Sequence[Claim], on_claimed: Claimed) -> None:
         """Put aside all that is claimed, or nothing. `on_claimed` comes in the event loop, after news of the same."""
@@ -138,6 +155,17 @@ def read_owner(text: str) -> Owner:
         case [str() as role, str() as trust, str() as name] if _are_texts(role, trust, name):
             return Owner(role, trust, name)
     raise ValueError(f"expected role, trust and name, got {text[:100]!a}")
+
+
+def written_counted(counted: Counted) -> str:
+    """The text that `read_counted` reads back."""
+    return json.dumps(counted) if isinstance(counted, str) else written_owner(counted)
+
+
+def read_counted(text: str) -> Counted:
+    """Raises ValueError for what is neither an owner nor a name."""
+    read = _read(text)
+    return read if isinstance(read, str) and _are_texts(read) else read_owner(text)
 
 
 def written_lock(lock: StampedLock) -> tuple[str, str]:

@@ -16,10 +16,21 @@ from typing import TYPE_CHECKING
 
 from portguard.errors import ConfigurationError, Problem
 from portguard.limits.attempts import Attempts
-from portguard.limits.fleet import Claim, Claimed, News, StampedLock, is_long_over
+from portguard.limits.fleet import Claim, Claimed, Counted, News, StampedLock, is_long_over
 from portguard.limits.fleet_folder import FleetFolder
 from portguard.limits.fleet_locks import FleetLocks
-from portguard.limits.ledger import LATEST_S, Answers, Contents, LockRow, LockTarget, Owner, RateRow, Row, UsageRow
+from portguard.limits.ledger import (
+    LATEST_S,
+    Answers,
+    Contents,
+    LockRow,
+    LockTarget,
+    Owner,
+    RateRow,
+    Row,
+    SessionsRow,
+    UsageRow,
+)
 from portguard.limits.redis_link import FAILURES, RedisSettings, because, connect, is_lasting
 from portguard.limits.redis_rows import Changes, FleetRows, Loaded, NotAFleet, Outcome
 from portguard.limits.writer_thread import WriterThread
@@ -46,6 +57,7 @@ class _Work:
 
     rows: dict[_Key, UsageRow | RateRow] = field(default_factory=dict)
     locks: dict[LockTarget, StampedLock] = field(default_factory=dict)
+    sessions: dict[Counted, SessionsRow] = field(default_factory=dict)
     claims: list[tuple[Sequence[Claim], Claimed]] = field(default_factory=list)
     waiting: list[Callable[[bool], None]] = field(default_factory=list)
 
@@ -71,6 +83,9 @@ class RedisStore:
         self._knows_own = False  # what this gateway had used before it started
         self._untold: set[_Key] = set()  # what of that the gateway has not been told yet, as it was learnt late
         self._own: dict[_Key, UsageRow | RateRow] = {}  # what Redis is to have of this gateway
+        self._sessions: dict[Counted, SessionsRow] = {}  # what others are to know of this gateway
+        self._sessions_stand = False  # there are no others there than these
+        self._counting: set[str] = set()  # the other gateways that have told of sessions
         self._loaded = Contents((), (), ())
         self._unheard: list[News] = []
         self._deliver: Callable[[Answers], None] = _discard
@@ -130,6 +145,11 @@ class RedisStore:
                 self._work.waiting.append(on_written)
             if notify:
                 self._wake.notify()
+
+    def tell_sessions(self, rows: Sequence[SessionsRow]) -> None:
+        """Have others know how many sessions there are here now; return at once. See `fleet.Fleet`."""
+        with self._wake:
+            self._work.sessions |= {row.counted: row for row in rows}
 
     def claim(self, claims: Sequence[Claim], on_claimed: Claimed) -> None:
         """Put aside all that is claimed, or nothing; return at once. See `fleet.Fleet`."""
@@ -256,6 +276,8 @@ class RedisStore:
             outcomes += claimed
         if others := [each for outcome in outcomes for each in outcome.others]:
             heard.news.append(News(use=others))
+        self._sessions |= work.sessions
+        rows_there.put_sessions(work.sessions.values())
         connects = [row for row in known if isinstance(row, RateRow)]
         rows_there.put_connects(connects)
         self._own |= {_key(row): row for row in connects}
@@ -263,7 +285,9 @@ class RedisStore:
     def _read_changes(self, heard: _Heard) -> None:
         rows_there = self._rows_there
         assert rows_there is not None
-        rows_there.hold(self._holder)
+        if not rows_there.hold(self._holder) or not self._sessions_stand:
+            # To others we were gone, and our sessions with us.
+            self._put_sessions(rows_there)
         changes = rows_there.changes(self._last)
         while True:
             if changes.missed:
@@ -271,17 +295,21 @@ class RedisStore:
                 heard.news.append(news)
                 break
             self._last = changes.last
-            if changes.others or changes.connects or changes.locks:
+            if changes.others or changes.connects or changes.locks or changes.sessions:
                 heard.news.append(self._news(changes))
             if not changes.more:
                 break
             changes = rows_there.changes(self._last)
+        if gone := rows_there.gone(self._counting):
+            self._counting -= gone
+            heard.news.append(News(gone=gone))
         self._poll_at_s = time.monotonic() + POLL_S
         if time.monotonic() >= self._tidy_at_s:
             self._tidy(rows_there)
 
     def _news(self, changes: Changes) -> News:
-        return News(changes.others, changes.connects, self._locks.merge(changes.locks))
+        self._counting |= {each.gateway for each in changes.sessions}
+        return News(changes.others, changes.connects, self._locks.merge(changes.locks), changes.sessions)
 
     def _join(self) -> tuple[Loaded, News]:
         """Connect if need be, put there what Redis is to have of this gateway, and read everything."""
@@ -297,12 +325,16 @@ class RedisStore:
         rows_there.put_use(sorted((row for row in own if isinstance(row, UsageRow)), key=lambda row: row[:2]))
         rows_there.put_connects(row for row in own if isinstance(row, RateRow))
         rows_there.put_locks(lock for lock in self._locks.all() if not is_long_over(lock, now_s))
+        if self._knows_own:  # else we may follow a program whose sessions go on, and do not know them yet
+            self._put_sessions(rows_there)
         loaded = rows_there.load(now_s)
+        self._counting = {each.gateway for each in loaded.sessions}
         late = [] if self._knows_own else loaded.own
         gateway = self._folder.gateway
         # Its own from before the start, when they are learnt late, are as those elsewhere: they count for their time.
         connects = [each for each in loaded.connects if each.gateway != gateway or not self._knows_own]
-        news = News(loaded.others, connects, self._locks.merge(loaded.locks), late, all_there_is=True)
+        locks = self._locks.merge(loaded.locks)
+        news = News(loaded.others, connects, locks, loaded.sessions, own=late, all_there_is=True)
         if not self._knows_own:
             self._own |= {_key(row): row for row in loaded.own}
             self._own |= {_key(row): row for row in loaded.own_connects}
@@ -310,6 +342,10 @@ class RedisStore:
         self._rows_there = rows_there
         self._poll_at_s = time.monotonic() + POLL_S
         return loaded, news
+
+    def _put_sessions(self, rows_there: FleetRows) -> None:
+        rows_there.put_sessions(self._sessions.values(), all_there_are=True)
+        self._sessions_stand = True
 
     def _because(self, error: Exception) -> str:
         return because(error, self._settings.secrets)
@@ -330,6 +366,7 @@ class RedisStore:
         rows_there.introduce(socket.gethostname(), now_s)
         rows_there.tidy(now_s)
         self._own = {key: row for key, row in self._own.items() if row.end_s > now_s}
+        self._sessions = {counted: row for counted, row in self._sessions.items() if row.sessions}
         self._locks.forget(now_s)
 
     def _put_back(self, work: _Work) -> None:
@@ -337,6 +374,7 @@ class RedisStore:
         with self._wake:
             self._work.rows = {**work.rows, **self._work.rows}
             self._work.locks = {**work.locks, **self._work.locks}
+            self._work.sessions = {**work.sessions, **self._work.sessions}
 
     def _answer(self, work: _Work, heard: _Heard, *, written: bool) -> None:
         """News first: who is told that nothing is left shall know why."""

@@ -8,6 +8,7 @@ All keys begin with `portguard:{FLEET}:`. The braces put them into one slot, as 
     spans           which periods there is use of: `day:START`, and when each ends
     usage:SPAN      `t OWNER`: the sum of an owner's rows; `g ID OWNER`: the row of one gateway.
                     Each says used, granted and after how many resets
+    sessions:ID     what has a bound: how many sessions there are now at that gateway, while it runs
     rates:HOUR      `ID OWNER`: connects to one gateway, that end within this hour since the epoch
     locks           target: the newest lock of it, or that it was taken away
     changes         a stream of what was written last, by which gateway
@@ -29,14 +30,17 @@ from portguard.limits.fleet import (
     Claim,
     Others,
     OthersConnects,
+    SessionsElsewhere,
     StampedLock,
     is_long_over,
+    read_counted,
     read_lock,
     read_owner,
+    written_counted,
     written_lock,
     written_owner,
 )
-from portguard.limits.ledger import Owner, RateRow, UsageRow
+from portguard.limits.ledger import Owner, RateRow, SessionsRow, UsageRow
 from portguard.limits.rates import Connects
 from portguard.policy.quantities import Period
 
@@ -85,6 +89,7 @@ class Loaded:
     others: list[Others]
     connects: list[OthersConnects]  # of all gateways
     locks: list[StampedLock]
+    sessions: list[SessionsElsewhere]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,7 @@ class Changes:
     others: list[Others]
     connects: list[OthersConnects]
     locks: list[StampedLock]
+    sessions: list[SessionsElsewhere]
     more: bool = False  # ask again
     missed: bool = False
 
@@ -143,11 +149,16 @@ class FleetRows:
         if found not in {FORMAT, None}:
             raise NotAFleet(f"a fleet of format {FORMAT}", f"format {str(found)[:40]!a}, of another portguard")
 
-    def hold(self, holder: str) -> None:
-        """Say that this gateway is there. Raises NotAFleet when another one has the same id."""
+    def hold(self, holder: str) -> bool:
+        """Say that this gateway is there; return whether it was, for all others could tell.
+
+        Raises NotAFleet when another one has the same id.
+        """
         key = self._key(f"gateway:{self._gateway}")
-        if not self._do("EVALSHA", redis_scripts.HOLD.digest, 1, key, holder, _GATEWAY_S):
+        before = self._do("EVALSHA", redis_scripts.HOLD.digest, 1, key, holder, _GATEWAY_S)
+        if not before:
             raise NotAFleet("an id of its own for each gateway", f"another gateway with {self._gateway} (state/fleet)")
+        return bool(before == 1)
 
     def introduce(self, host: str, now_s: float) -> None:
         """Have others know on which host this gateway is. Now and then."""
@@ -221,6 +232,36 @@ class FleetRows:
                 calls.append(["XADD", self._changes, "MAXLEN", "~", _CHANGES, "*", *words])
             self._do_all(calls)
 
+    # Sessions.
+
+    def put_sessions(self, rows: Iterable[SessionsRow], *, all_there_are: bool = False) -> None:
+        """Write how many sessions there are at this gateway; with `all_there_are`, what is not named is none."""
+        key = self._key(f"sessions:{self._gateway}")
+        counts = {written_counted(row.counted): row.sessions for row in rows}
+        if all_there_are:
+            counts = dict.fromkeys((counted for counted, _ in self._fields(key)), 0) | counts
+        for some in _in_pieces(counts.items()):
+            calls: list[list[object]] = []
+            for counted, count in some:
+                calls.append(["HSET", key, counted, count] if count else ["HDEL", key, counted])
+                words = ("by", self._gateway, "what", "sessions", "of", counted, "is", count)
+                calls.append(["XADD", self._changes, "MAXLEN", "~", _CHANGES, "*", *words])
+            self._do_all([*calls, ["EXPIRE", key, _GRACE_S]])
+
+    def _all_sessions(self) -> Iterator[SessionsElsewhere]:
+        for member in self.members():
+            if member.runs and member.gateway != self._gateway:
+                for counted, count in self._fields(self._key(f"sessions:{member.gateway}")):
+                    yield _sessions(counted, member.gateway, count)
+
+    def gone(self, gateways: Iterable[str]) -> set[str]:
+        """Return those that do not run."""
+        found = set()
+        for some in _in_pieces(gateways):
+            holders = self._do_all([["GET", self._key(f"gateway:{gateway}")] for gateway in some])
+            found |= {gateway for gateway, holder in zip(some, holders, strict=True) if holder is None}
+        return found
+
     # Locks.
 
     def put_locks(self, locks: Iterable[StampedLock]) -> list[StampedLock]:
@@ -263,15 +304,15 @@ class FleetRows:
             for owner, gateway, text in connects
             if gateway == self._gateway
         ]
-        return Loaded(list(own.values()), own_connects, others, connects, self._all_locks())
+        return Loaded(list(own.values()), own_connects, others, connects, self._all_locks(), list(self._all_sessions()))
 
     def changes(self, last: str) -> Changes:
         """Return what others have written after `last`, a place that `begin` or this has answered."""
         entries = self._do("XRANGE", self._changes, last, "+", "COUNT", _AT_A_TIME)
         if not entries or entries[0][0] != last:
-            return Changes(last, [], [], [], missed=True)
+            return Changes(last, [], [], [], [], missed=True)
         use: dict[tuple[str, str], None] = {}
-        connects, locks = [], []
+        connects, locks, sessions = [], [], []
         for _, words in entries[1:]:
             if words.get("by") == self._gateway:
                 continue
@@ -282,6 +323,8 @@ class FleetRows:
                     connects.append(_connects(owner, str(words.get("by")), text))
                 case "lock", str() as target, str() as rest:
                     locks.append(_lock(target, rest))
+                case "sessions", str() as counted, str() as count:
+                    sessions.append(_sessions(counted, str(words.get("by")), count))
         others = []
         wanted = list(use)
         calls = [
@@ -290,7 +333,7 @@ class FleetRows:
         for (owner, span), (total, mine) in zip(wanted, self._do_all(calls), strict=True):
             if total is not None:
                 others.append(_others(owner, span, total, mine))
-        return Changes(entries[-1][0], others, connects, locks, more=len(entries) == _AT_A_TIME)
+        return Changes(entries[-1][0], others, connects, locks, sessions, more=len(entries) == _AT_A_TIME)
 
     def tidy(self, now_s: float) -> None:
         """Drop what is over and has no end of its own, and put off the end of what is in use. Now and then."""
@@ -341,6 +384,7 @@ class FleetRows:
     def _stay(self) -> None:
         for name in ("format", "gateways", "spans", "locks", "changes"):
             self._do("EXPIRE", self._key(name), _FORGOTTEN_S)
+        self._do("EXPIRE", self._key(f"sessions:{self._gateway}"), _GRACE_S)
 
     def _key(self, name: str) -> str:
         return self._prefix + name
@@ -422,6 +466,16 @@ def _connects(owner: str, gateway: str, text: str) -> OthersConnects:
     except ValueError:
         raise NotAFleet("connects as portguard writes them", f"{text[:100]!a}") from None
     return OthersConnects(_owner(owner), gateway, text)
+
+
+def _sessions(counted: str, gateway: str, text: str) -> SessionsElsewhere:
+    count = _number(text)
+    try:
+        if not 0 <= count <= _MOST_FIELDS:
+            raise ValueError
+        return SessionsElsewhere(read_counted(counted), gateway, count)
+    except ValueError:
+        raise NotAFleet("sessions as portguard writes them", f"{counted[:100]!a}") from None
 
 
 def _lock(target: str, rest: str) -> StampedLock:

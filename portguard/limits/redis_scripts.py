@@ -93,7 +93,7 @@ HOLD = Script("""
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-return 1
+return holder and 1 or 2
 """)
 
 # Nobody may have locked again since it was looked at.

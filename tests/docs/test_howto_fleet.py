@@ -12,7 +12,7 @@ from portguard.errors import ConfigurationError
 from portguard.gateway.configuration import read_configuration
 from portguard.gateway.redis_diagnosis import diagnose_redis
 from portguard.limits.fleet import Claim
-from portguard.limits.ledger import LockRow, LockTarget, Owner, RateRow, UsageRow
+from portguard.limits.ledger import LockRow, LockTarget, Owner, RateRow, SessionsRow, UsageRow
 from portguard.limits.redis import RedisStore
 from portguard.limits.redis_link import RedisSettings
 from portguard.observe.findings import Level
@@ -68,6 +68,8 @@ def test_the_user_can_do_all_that_a_gateway_does(server, make_user, tmp_path):
     a = _open(server, tmp_path / "a")
     a.start(lambda answers: done.extend(written for _, written in answers))
     a.write([row, RateRow(_OWNER, f"60:{now_s * 1000}:0", now_s + 60), lock])
+    for sessions in (1, 0):
+        a.tell_sessions([SessionsRow(_OWNER, sessions)])
     a.claim([Claim(row._replace(used_bytes=9), 9, 10)], lambda _: None)
     assert a.flush_and_close(PATIENCE_S)
     b = _open(server, tmp_path / "b")

@@ -168,6 +168,16 @@ def wait_s(gateway):
     return max(service["limits"]["connect_rate"]["retry_after_s"] for service in document["services"])
 
 
+def test_sessions_are_bounded_over_all_gateways(start_fleet):
+    a, b = start_fleet("max_sessions = 1")
+    with held(a):
+        wait_until_refused(b, "max_sessions")
+        assert reason(b, "bob") is None
+        document = json.loads(curl(b, "alice", "https://gw.localhost:{port}/v1/services").stdout)
+        assert {service["limits"]["max_sessions"]["open"] for service in document["services"]} == {1}
+    b.program.wait_until(lambda: reason(b) is None, "a session once the other one has ended")
+
+
 def test_what_is_reset_and_granted_at_one_gateway_is_so_at_the_other(start_fleet, sink):
     a, b = start_fleet('quota = ["200kB/day"]')
     upload(a, QUOTA)

@@ -11,7 +11,7 @@ from portguard.errors import ConfigurationError, Refused
 from portguard.gateway import accounting, leasing, ledger_health
 from portguard.gateway.admission import Session
 from portguard.gateway.messages import LeaseReturned, Regranted, ShareWanted, Ticket
-from portguard.limits.fleet import News, Others, OthersConnects
+from portguard.limits.fleet import News, Others, OthersConnects, SessionsElsewhere
 from portguard.limits.leases import FIRST_BYTES
 from portguard.limits.ledger import RateRow, UsageRow
 from portguard.limits.periods import span_at
@@ -395,6 +395,38 @@ async def test_connects_are_written_at_once_and_those_elsewhere_count():
     assert books.refusal().reason == "connect_rate"
     assert books.accounting.connect_wait_s(ALICE) > 0
     assert books.accounting.connect_wait_s(BOB) == 0
+
+
+async def test_sessions_that_have_a_bound_are_told_and_those_elsewhere_count():
+    books = Books("max_sessions = 3", MemoryFleet())
+    session = await books.open()
+    assert books.ledger.sessions == {ALICE: 1}
+    books.ledger.tell(News(sessions=[SessionsElsewhere(ALICE, "other", 2), SessionsElsewhere("db", "other", 5)]))
+    assert [books.accounting.sessions_elsewhere(each) for each in (ALICE, BOB, "db")] == [2, 0, 5]
+    books.end(session)
+    assert books.ledger.sessions == {ALICE: 0}
+    books.ledger.tell(News(gone={"other"}))
+    assert books.accounting.sessions_elsewhere(ALICE) == 0
+
+
+async def test_sessions_elsewhere_are_not_known_while_the_ledger_is_away():
+    books = Books("max_sessions = 3", MemoryFleet())
+    books.ledger.tell(News(sessions=[SessionsElsewhere(ALICE, "other", 2)]))
+    books.ledger.trouble = "gone"
+    assert books.accounting.sessions_elsewhere(ALICE) == 0
+    books.ledger.trouble = None
+    assert books.accounting.sessions_elsewhere(ALICE) == 2
+
+
+async def test_sessions_without_a_bound_are_told_once_there_is_one():
+    books = Books("", MemoryFleet())
+    session = await books.open()
+    assert books.ledger.sessions == {}
+    books.accounting.configure(policy_with("max_sessions = 3", "max_sessions = 9"), "refuse")
+    assert books.ledger.sessions == {ALICE: 1, "db": 1}
+    after = Books("max_sessions = 3", MemoryFleet())
+    after.accounting.restore(books.accounting.state(), {session.slot: session})
+    assert after.ledger.sessions == {ALICE: 1}
 
 
 async def test_a_reset_elsewhere_is_one_here_and_the_ledger_is_told():

@@ -118,8 +118,15 @@ def test_an_identitys_sessions_are_counted_per_role_and_nobody_elses_with_them(a
     assert admission.sessions_of(ALICE) == 0
 
 
-def check_room(admission, owner=ALICE, service="db", most_of_owner=None, most_of_service=None):
-    admission.check_room(owner, service, most_of_owner=most_of_owner, most_of_service=most_of_service)
+def check_room(admission, owner=ALICE, service="db", most_of_owner=None, most_of_service=None, elsewhere=None):
+    """`elsewhere`: sessions at other gateways."""
+    admission.check_room(
+        owner,
+        service,
+        most_of_owner=most_of_owner,
+        most_of_service=most_of_service,
+        elsewhere=lambda counted: (elsewhere or {}).get(counted, 0),
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -148,6 +155,16 @@ def test_a_service_has_only_so_many_sessions_of_all_together(admission):
     check_room(admission, service="web", most_of_service=1)
     admission.end(session.slot, SECOND_NS)
     check_room(admission, BOB, most_of_service=1)
+
+
+def test_sessions_at_other_gateways_count_too(admission):
+    admit(admission, admission.begin(0, HERE))
+    for bound, reason in (("most_of_owner", Reason.MAX_SESSIONS), ("most_of_service", Reason.SERVICE_FULL)):
+        with pytest.raises(Refused) as caught:
+            check_room(admission, **{bound: 3}, elsewhere={ALICE: 2, "db": 2})
+        assert caught.value.reason is reason
+        check_room(admission, **{bound: 4}, elsewhere={ALICE: 2, "db": 2, BOB: 9, "web": 9})
+        check_room(admission, elsewhere={ALICE: 9, "db": 9})
 
 
 def test_of_both_the_identitys_own_bound_is_told(admission):

@@ -8,8 +8,10 @@ from portguard.limits.fleet import (
     is_long_over,
     is_newer,
     merge_locks,
+    read_counted,
     read_lock,
     read_owner,
+    written_counted,
     written_lock,
     written_owner,
 )
@@ -57,14 +59,16 @@ def test_what_is_written_is_read_back_and_is_ascii(name):
     owner = Owner("dba", "staff", name)
     lock = StampedLock(LockRow(LockTarget("identity", "staff", name), name, "user:root", 7, 8), 1000)
     assert read_owner(written_owner(owner)) == owner
+    assert [read_counted(written_counted(each)) for each in (owner, name)] == [owner, name]
     assert read_lock(*written_lock(lock)) == lock
     assert all(text.isascii() and text.isprintable() for text in (written_owner(owner), *written_lock(lock)))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '["a","b"]', '["a","b",1]', "null"])
 def test_what_is_no_owner_is_not_read(text):
-    with pytest.raises(ValueError, match=r"."):
-        read_owner(text)
+    for read in (read_owner, read_counted):
+        with pytest.raises(ValueError, match=r"."):
+            read(text)
 
 
 @pytest.mark.parametrize(

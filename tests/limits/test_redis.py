@@ -14,7 +14,7 @@ import portguard.limits.redis
 from portguard.errors import ConfigurationError
 from portguard.limits import attempts, redis_rows
 from portguard.limits.fleet import Claim, News
-from portguard.limits.ledger import LockRow, LockTarget, Owner, RateRow, UsageRow
+from portguard.limits.ledger import LockRow, LockTarget, Owner, RateRow, SessionsRow, UsageRow
 from portguard.limits.redis import RedisStore
 from portguard.limits.redis_link import RedisSettings
 from portguard.limits.redis_rows import FleetRows
@@ -140,7 +140,7 @@ def test_another_fleet_in_the_same_redis_hears_of_nothing(start):
     a = start("a")
     a.write(used(100), LOCK)
     b = start("b", fleet="other")
-    assert b.first == News([], [], (), (), all_there_is=True)
+    assert b.first == News([], [], (), [], all_there_is=True)
     assert b.contents.locks == ()
 
 
@@ -365,6 +365,90 @@ def test_a_lock_that_is_heard_of_just_before_redis_goes_is_not_lost(start, monke
     a.write(LOCK)
     assert b.hear_of_lock() == LOCK
     assert failing.wait(PATIENCE_S)
+
+
+# How many sessions there are.
+
+
+def hear_of_sessions(gateway):
+    return {each.counted: each.sessions for each in gateway.hear(lambda news: news.sessions).sessions}
+
+
+def test_sessions_at_one_gateway_are_heard_of_at_the_others_and_by_who_starts_later(start):
+    a, b = start("a"), start("b")
+    a.store.tell_sessions([SessionsRow(ANNA, 2), SessionsRow("db", 3), SessionsRow(BEN, 1)])
+    assert hear_of_sessions(b) == {ANNA: 2, "db": 3, BEN: 1}
+    a.store.tell_sessions([SessionsRow(ANNA, 1), SessionsRow(BEN, 0)])
+    assert hear_of_sessions(b) == {ANNA: 1, BEN: 0}
+    assert {each.counted: each.sessions for each in start("c").first.sessions} == {ANNA: 1, "db": 3}
+    assert a.first.sessions == []
+
+
+def test_sessions_of_a_gateway_that_is_gone_are_gone_until_it_is_back(start, server):
+    a, b = start("a"), start("b")
+    a.store.tell_sessions([SessionsRow(ANNA, 2)])
+    assert hear_of_sessions(b) == {ANNA: 2}
+    id_ = (a.folder / "id").read_text().strip()
+    with server.client() as client:
+        while not client.delete(f"portguard:{{test}}:gateway:{id_}"):
+            pass
+        again = b.hear(lambda news: news.gone or news.sessions)
+        if again.gone:  # or it said in time that it was there
+            assert again.gone == {id_}
+            again = b.hear(lambda news: news.sessions)
+    assert [tuple(each) for each in again.sessions] == [(ANNA, id_, 2)]
+
+
+def test_who_told_of_sessions_and_does_not_run_is_gone(start, server):
+    b = start("b")
+    with server.client() as client:
+        client.xadd("portguard:{test}:changes", {"by": "x", "what": "sessions", "of": ANNA_TEXT, "is": "2"})
+    assert hear_of_sessions(b) == {ANNA: 2}
+    assert b.hear(lambda news: news.gone).gone == {"x"}
+
+
+def test_sessions_from_before_a_crash_are_none_when_the_gateway_starts_again(start, server):
+    a, b = start("a"), start("b")
+    a.store.tell_sessions([SessionsRow(ANNA, 2)])
+    assert hear_of_sessions(b) == {ANNA: 2}
+    assert a.close()
+    start("a")
+    assert hear_of_sessions(b) == {ANNA: 0}
+
+
+def test_sessions_are_not_none_before_a_program_that_follows_another_can_tell_of_them(start, server):
+    a, b = start("a"), start("b")
+    a.store.tell_sessions([SessionsRow(ANNA, 2)])
+    assert hear_of_sessions(b) == {ANNA: 2}
+    assert a.close()
+    after = RedisStore.open(RedisSettings(server.url, "test"), str(a.folder))
+    with server.client() as client:
+        assert client.hgetall(f"portguard:{{test}}:sessions:{(a.folder / 'id').read_text().strip()}") == {
+            ANNA_TEXT: "2"
+        }
+    assert after.flush_and_close(PATIENCE_S)
+
+
+def test_sessions_are_told_again_when_redis_is_back_without_what_it_had(start, server):
+    a, b = start("a"), start("b")
+    a.store.tell_sessions([SessionsRow(ANNA, 2)])
+    assert hear_of_sessions(b) == {ANNA: 2}
+    with server.client() as client:
+        client.flushall()
+    assert hear_of_sessions(b) == {ANNA: 2}
+
+
+@pytest.mark.parametrize(
+    ("counted", "sessions"),
+    [("anna", "1"), (f'"{"x" * 3000}"', "1"), ('"db"', "many"), ('"db"', "-1"), ('"db"', str(10**15))],
+)
+def test_sessions_that_portguard_has_not_written_hinder_a_gateway_for_a_while(start, server, counted, sessions):
+    a = start("a")
+    with server.client() as client:
+        client.xadd("portguard:{test}:changes", {"by": "0", "what": "sessions", "of": counted, "is": sessions})
+        assert re.search("expected .* as portguard writes (it|them), got ", wait_for_trouble(a))
+        client.flushall()
+    wait_until_well(a)
 
 
 # Who is there.
