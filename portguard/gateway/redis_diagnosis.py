@@ -14,7 +14,8 @@ import redis
 
 from portguard.limits.redis_link import FAILURES, RedisSettings, because, connect, is_untrusted
 from portguard.limits.redis_rights import missing_rights
-from portguard.limits.redis_rows import FleetRows, Member, NotAFleet
+from portguard.limits.redis_rows import FleetRows, Member
+from portguard.limits.redis_texts import NotAFleet
 from portguard.observe.findings import Finding, failed, ok, warning
 
 _OLDEST = (6, 2)

@@ -32,7 +32,8 @@ from portguard.limits.ledger import (
     UsageRow,
 )
 from portguard.limits.redis_link import FAILURES, RedisSettings, because, connect, is_lasting
-from portguard.limits.redis_rows import Changes, FleetRows, Loaded, NotAFleet, Outcome
+from portguard.limits.redis_rows import Changes, FleetRows, Loaded, Outcome
+from portguard.limits.redis_texts import NotAFleet
 from portguard.limits.writer_thread import WriterThread
 from portguard.observe import log
 from portguard.policy.quantities import Period

@@ -9,7 +9,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from portguard.limits.redis_rows import NotAFleet
+from portguard.limits.redis_texts import NotAFleet
 
 TIMEOUT_S = 2.0
 """For how long to wait for a connection, and for an answer."""

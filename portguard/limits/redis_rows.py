@@ -14,10 +14,9 @@ All keys begin with `portguard:{FLEET}:`. The braces put them into one slot, as 
     changes         a stream of what was written last, by which gateway
 
 What is said of a method's errors holds for all: it raises redis.RedisError, OSError, and NotAFleet for rows that
-portguard has not written.
+portguard has not written (`redis_texts`).
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -33,15 +32,23 @@ from portguard.limits.fleet import (
     SessionsElsewhere,
     StampedLock,
     is_long_over,
-    read_counted,
-    read_lock,
-    read_owner,
     written_counted,
     written_lock,
     written_owner,
 )
 from portguard.limits.ledger import Owner, RateRow, SessionsRow, UsageRow
 from portguard.limits.rates import Connects
+from portguard.limits.redis_texts import (
+    NotAFleet,
+    connects_from,
+    host_from,
+    lock_from,
+    others_from,
+    own_from,
+    read_number,
+    read_span,
+    sessions_from,
+)
 from portguard.policy.quantities import Period
 
 T = TypeVar("T")
@@ -56,18 +63,7 @@ _FORGOTTEN_S = 400 * 86_400  # a fleet of which nobody has been heard for so lon
 _LONGEST_WINDOW_S = 86_400  # of a rate
 _ABSENT_S = 30 * 86_400  # after which a gateway that was not heard of is none of the fleet's any more
 _HOUR_S = 3600
-_LAST_S = 10**11  # no period ends later, and nobody was heard of then
 _MOST_FIELDS = 1_000_000  # of one key: whoever else can write there shall not fill our memory
-_NUMBER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
-
-
-class NotAFleet(Exception):
-    """What is there cannot be used. `expected` and `found` complete "expected …, got …"."""
-
-    def __init__(self, expected: str, found: str):
-        super().__init__(f"expected {expected}, got {found}")
-        self.expected = expected
-        self.found = found
 
 
 class Outcome(NamedTuple):
@@ -175,11 +171,7 @@ class FleetRows:
     def _introduced(self) -> Iterator[tuple[str, str, int]]:
         """Which gateway, on which host, and when it was last heard of."""
         for gateway, text in self._fields(self._key("gateways")):
-            heard_text, _, host = text.partition(" ")
-            heard_s = _number(heard_text)
-            if not 0 <= heard_s < _LAST_S:
-                raise NotAFleet("gateways as portguard writes them", f"{text[:100]!a}")
-            yield gateway, host, heard_s
+            yield gateway, *host_from(text)
 
     def eviction(self) -> str | None:
         """What Redis does when its memory is full; None if it does not say."""
@@ -252,7 +244,7 @@ class FleetRows:
         for member in self.members():
             if member.runs and member.gateway != self._gateway:
                 for counted, count in self._fields(self._key(f"sessions:{member.gateway}")):
-                    yield _sessions(counted, member.gateway, count)
+                    yield sessions_from(counted, member.gateway, count)
 
     def gone(self, gateways: Iterable[str]) -> set[str]:
         """Return those that do not run."""
@@ -275,11 +267,11 @@ class FleetRows:
                 for lock in some
             ]
             for lock, rest in zip(some, self._do_all(calls), strict=True):
-                found.append(_lock(written_lock(lock)[0], rest))
+                found.append(lock_from(written_lock(lock)[0], rest))
         return found
 
     def _all_locks(self) -> list[StampedLock]:
-        return [_lock(target, rest) for target, rest in self._fields(self._key("locks"))]
+        return [lock_from(target, rest) for target, rest in self._fields(self._key("locks"))]
 
     # All, and what is new.
 
@@ -293,9 +285,9 @@ class FleetRows:
                 kind, _, owner = field.partition(" ")
                 if kind == "t":
                     mine = fields.get(f"g {self._gateway} {owner}")
-                    others.append(_others(owner, span, total, mine))
+                    others.append(others_from(owner, span, total, mine))
                     if mine is not None:
-                        row = _own(others[-1], end_s, mine)
+                        row = own_from(others[-1], end_s, mine)
                         # There are two where the time zone has changed. The larger one has all.
                         own[row[:2]] = max(row, own.get(row[:2], row), key=lambda row: row.used_bytes)
         connects = list(self._all_connects(now_s))
@@ -320,11 +312,11 @@ class FleetRows:
                 case "use", str() as owner, str() as spans:
                     use |= dict.fromkeys((owner, span) for span in spans.split(" "))
                 case "connects", str() as owner, str() as text:
-                    connects.append(_connects(owner, str(words.get("by")), text))
+                    connects.append(connects_from(owner, str(words.get("by")), text))
                 case "lock", str() as target, str() as rest:
-                    locks.append(_lock(target, rest))
+                    locks.append(lock_from(target, rest))
                 case "sessions", str() as counted, str() as count:
-                    sessions.append(_sessions(counted, str(words.get("by")), count))
+                    sessions.append(sessions_from(counted, str(words.get("by")), count))
         others = []
         wanted = list(use)
         calls = [
@@ -332,14 +324,14 @@ class FleetRows:
         ]
         for (owner, span), (total, mine) in zip(wanted, self._do_all(calls), strict=True):
             if total is not None:
-                others.append(_others(owner, span, total, mine))
+                others.append(others_from(owner, span, total, mine))
         return Changes(entries[-1][0], others, connects, locks, sessions, more=len(entries) == _AT_A_TIME)
 
     def tidy(self, now_s: float) -> None:
         """Drop what is over and has no end of its own, and put off the end of what is in use. Now and then."""
         spans = self._key("spans")
         for span, end_text in list(self._fields(spans)):
-            _, _, end_s = _span(span, end_text)
+            _, _, end_s = read_span(span, end_text)
             if end_s + _GRACE_S <= now_s:
                 self._do("HDEL", spans, span)
         for lock in self._all_locks():
@@ -352,7 +344,7 @@ class FleetRows:
 
     def _spans(self, now_s: float) -> Iterator[tuple[str, int]]:
         for span, end_text in self._fields(self._key("spans")):
-            _, _, end_s = _span(span, end_text)
+            _, _, end_s = read_span(span, end_text)
             if end_s > now_s:
                 yield span, end_s
 
@@ -377,7 +369,7 @@ class FleetRows:
                 gateway, _, owner = field.partition(" ")
                 newest[gateway, owner] = text
         for (gateway, owner), text in newest.items():
-            yield _connects(owner, gateway, text)
+            yield connects_from(owner, gateway, text)
 
     # Redis.
 
@@ -403,86 +395,12 @@ class FleetRows:
 
 def _outcome(claims: Sequence[Claim], answer: Sequence[str]) -> Outcome:
     rows, others = [], []
-    for (row, _, _), numbers in zip(claims, _in_pieces(map(_number, answer[1:]), 4), strict=True):
+    for (row, _, _), numbers in zip(claims, _in_pieces(map(read_number, answer[1:]), 4), strict=True):
         used, granted, resets, written = numbers
         others.append(Others(row.owner, row.period, row.start_s, max(0, used), max(0, granted), resets))
         if answer[0] == "1" and resets == row.resets:
             rows.append(row._replace(used_bytes=written))
     return Outcome(rows, others)
-
-
-def _numbers(text: str) -> tuple[int, int, int]:
-    numbers = [_number(each) for each in text.split(" ", 3)]
-    if len(numbers) != 3 or min(numbers) < 0:
-        raise NotAFleet("use as portguard writes it", f"{text[:100]!a}")
-    used, granted, resets = numbers
-    return used, granted, resets
-
-
-def _number(text: str) -> int:
-    """Read what a script or a row says. A script makes `inf` and `nan` of numbers that are none of ours."""
-    if _NUMBER.fullmatch(text) is None:
-        raise NotAFleet("use as portguard writes it", f"{text[:100]!a}")
-    return int(text)
-
-
-def _span(span: str, end_text: str = "0") -> tuple[Period, int, int]:
-    """Read a period: which kind, when it begins, and when it ends."""
-    try:
-        period, start_text = span.split(":")
-        whole = Period(period), int(start_text), int(end_text)
-    except ValueError:
-        raise NotAFleet("periods as portguard writes them", f"{span[:100]!a}") from None
-    if not (0 <= whole[1] < _LAST_S and 0 <= whole[2] < _LAST_S):
-        raise NotAFleet("periods as portguard writes them", f"{span[:100]!a}")
-    return whole
-
-
-def _others(owner: str, span: str, total: str, mine: str | None) -> Others:
-    """What others have: all, less what this gateway has of it."""
-    used, granted, resets = _numbers(total)
-    own_used, own_granted, own_resets = _numbers(mine) if mine is not None else (0, 0, resets)
-    period, start_s, _ = _span(span)
-    others_used = used - (own_used if own_resets == resets else 0)
-    return Others(_owner(owner), period, start_s, max(0, others_used), max(0, granted - own_granted), resets)
-
-
-def _own(others: Others, end_s: int, mine: str) -> UsageRow:
-    used, granted, resets = _numbers(mine)
-    used = used if resets == others.resets else 0  # it was reset since
-    return UsageRow(others.owner, others.period, others.start_s, end_s, used, granted, others.resets)
-
-
-def _owner(text: str) -> Owner:
-    try:
-        return read_owner(text)
-    except ValueError:
-        raise NotAFleet("an owner as portguard writes it", f"{text[:100]!a}") from None
-
-
-def _connects(owner: str, gateway: str, text: str) -> OthersConnects:
-    try:
-        Connects.from_text(text)
-    except ValueError:
-        raise NotAFleet("connects as portguard writes them", f"{text[:100]!a}") from None
-    return OthersConnects(_owner(owner), gateway, text)
-
-
-def _sessions(counted: str, gateway: str, text: str) -> SessionsElsewhere:
-    count = _number(text)
-    try:
-        if not 0 <= count <= _MOST_FIELDS:
-            raise ValueError
-        return SessionsElsewhere(read_counted(counted), gateway, count)
-    except ValueError:
-        raise NotAFleet("sessions as portguard writes them", f"{counted[:100]!a}") from None
-
-
-def _lock(target: str, rest: str) -> StampedLock:
-    try:
-        return read_lock(target, rest)
-    except ValueError:
-        raise NotAFleet("locks as portguard writes them", f"{target[:100]!a}") from None
 
 
 def _in_pieces(items: Iterable[T], size: int = _AT_A_TIME) -> Iterator[list[T]]:

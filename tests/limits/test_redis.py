@@ -438,14 +438,10 @@ def test_sessions_are_told_again_when_redis_is_back_without_what_it_had(start, s
     assert hear_of_sessions(b) == {ANNA: 2}
 
 
-@pytest.mark.parametrize(
-    ("counted", "sessions"),
-    [("anna", "1"), (f'"{"x" * 3000}"', "1"), ('"db"', "many"), ('"db"', "-1"), ('"db"', str(10**15))],
-)
-def test_sessions_that_portguard_has_not_written_hinder_a_gateway_for_a_while(start, server, counted, sessions):
+def test_sessions_that_portguard_has_not_written_hinder_a_gateway_for_a_while(start, server):
     a = start("a")
     with server.client() as client:
-        client.xadd("portguard:{test}:changes", {"by": "0", "what": "sessions", "of": counted, "is": sessions})
+        client.xadd("portguard:{test}:changes", {"by": "0", "what": "sessions", "of": ANNA_TEXT, "is": "many"})
         assert re.search("expected .* as portguard writes (it|them), got ", wait_for_trouble(a))
         client.flushall()
     wait_until_well(a)
