@@ -7,6 +7,7 @@ from portguard.cli.control import control_client, understanding
 from portguard.errors import ConfigurationError, PortguardError, Problem, Unreachable
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.configuration import Configuration
+from portguard.gateway.confinement import Landlock, landlock
 from portguard.gateway.diagnosis import diagnose_listening, diagnose_names, diagnose_services
 from portguard.gateway.fleet_ledger import redis_settings
 from portguard.gateway.host import host_problems, host_warnings
@@ -55,6 +56,9 @@ def _gateway(configuration_path: str, snapshot: Snapshot | None) -> Iterator[Fin
         status = control_client(configuration_path).get("/v1/status")
         with understanding():
             verdict, serving, revision = str(status["verdict"]), status["state"] == _SERVING, str(status["policy"])
+            # A gateway of the version before has not the field.
+            told = status.get("confinement")
+            confinement = Landlock(told["abi"], str(told["message"])) if told else None
     except ConfigurationError:
         return  # told already
     except Unreachable as error:
@@ -62,6 +66,7 @@ def _gateway(configuration_path: str, snapshot: Snapshot | None) -> Iterator[Fin
         if snapshot is not None:
             everywhere = listeners(snapshot.configuration, snapshot.policy)
             yield from diagnose_listening([*(one.address for one in everywhere), snapshot.configuration.metrics.listen])
+        yield _confinement(landlock())
         return
     except PortguardError as error:
         yield failed("gateway", str(error))
@@ -69,6 +74,15 @@ def _gateway(configuration_path: str, snapshot: Snapshot | None) -> Iterator[Fin
     yield ok("gateway", verdict) if serving else failed("gateway", verdict, "`portguard status` tells more")
     if snapshot is not None and revision != snapshot.revision:
         yield warning("gateway", "it does not work by what its files say now", "`portguard reload` has it work by them")
+    if confinement is not None:
+        yield _confinement(confinement)
+
+
+def _confinement(offered: Landlock) -> Finding:
+    if offered.abi is not None:
+        return ok("confinement", f"{offered} keeps workers from the host")
+    text = f"workers are not kept from the host: {offered.missing}"
+    return warning("confinement", text, "who takes one over reads what the gateway's user can read; see SECURITY.md")
 
 
 def _ledger(configuration: Configuration) -> Sequence[Finding]:

@@ -49,6 +49,7 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     rows = [
         ("sessions", f"{document['sessions']} of {document['sessions_limit']}"),
         *_workers(document),
+        *_confinement(document),
         ("policy", f"{document['policy'][:_SHOWN_DIGITS]}, {_loaded(document['loaded'])}"),
         *_waiting_for_a_restart(document),
         ("expires first", _expires(document["expires"])),
@@ -75,6 +76,13 @@ def _workers(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         word = "" if each["serving"] else " (retiring)" if each["retiring"] else " (starting)"
         up = written_age(each["uptime"])
         yield f"{_GAP}worker {each['worker']}", f"pid {each['pid']}, {each['connections']} connections, up {up}{word}"
+
+
+def _confinement(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    # A gateway of the version before has not the field.
+    if confinement := document.get("confinement"):
+        by = f"Landlock (ABI {confinement['abi']})" if confinement["by"] else f"NONE: {confinement['message']}"
+        yield f"{_GAP}confined by", by
 
 
 def _waiting_for_a_restart(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

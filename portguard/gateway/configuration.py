@@ -60,6 +60,7 @@ class GatewaySettings:
     workers: int  # 0: one per CPU
     accept_proxy_protocol_from: tuple[Network, ...]
     watch: bool  # reload when files change
+    confinement: Literal["auto", "required"]  # of workers; "auto": as far as the kernel knows how to
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +224,7 @@ def _gateway(table: Table, folder: str) -> GatewaySettings:
         workers=table.get("workers", integer(0, 256), 0),
         accept_proxy_protocol_from=table.array("accept_proxy_protocol_from", NETWORK),
         watch=table.get("watch", BOOLEAN, False),
+        confinement=table.get("confinement", _CONFINEMENT, "auto"),
     )
 
 
@@ -431,6 +433,7 @@ def _kind(parse: Callable[[str], str], expected: str) -> Kind[str]:
 
 _BOTH_FAMILIES = (ListenAddress("0.0.0.0", 8443), ListenAddress("::", 8443))  # noqa: S104 - the gateway is for outside
 _IDENTITY: Kind[Source | None] = or_none(choice(*SOURCES))
+_CONFINEMENT: Kind[Literal["auto", "required"]] = choice("auto", "required")
 _CRL_EXPIRED: Kind[Literal["refuse", "accept"]] = choice("refuse", "accept")
 _WHEN_UNAVAILABLE: Kind[Literal["refuse", "allow"]] = choice("refuse", "allow")
 _SYNC: Kind[Literal["written", "disk"]] = choice("written", "disk")

@@ -15,6 +15,7 @@ from portguard.control.listening import check_place
 from portguard.errors import ConfigurationError, Problem
 from portguard.gateway.bundle import Bundle
 from portguard.gateway.configuration import DEFAULT_ADMINS, DEFAULT_OPERATORS, Configuration, read_configuration
+from portguard.gateway.confinement import landlock
 from portguard.gateway.descriptors import descriptor_problem
 from portguard.gateway.fleet_ledger import ledger_password, require_redis
 
@@ -35,6 +36,7 @@ def host_problems(bundle: Bundle) -> list[Problem]:
     too_many = descriptor_problem(configuration.capacity, configuration.path)
     problems += [too_many] if too_many is not None else []
     checks: tuple[Callable[[], object], ...] = (
+        lambda: require_confinement(configuration),
         lambda: check_place(configuration.gateway.control, configuration.path),
         lambda: require_redis(configuration),
         lambda: ledger_password(configuration),
@@ -45,6 +47,14 @@ def host_problems(bundle: Bundle) -> list[Problem]:
         except ConfigurationError as error:
             problems += error.problems
     return problems
+
+
+def require_confinement(configuration: Configuration) -> None:
+    """Raise ConfigurationError where workers are to be confined and the kernel does not know how to."""
+    offered = landlock()
+    if configuration.gateway.confinement == "required" and offered.abi is None:
+        expected = 'a host with Landlock, as it is "required"'
+        raise ConfigurationError([Problem(configuration.path, "gateway.confinement", expected, offered.missing)])
 
 
 def host_warnings(configuration: Configuration) -> Iterator[str]:

@@ -18,6 +18,7 @@ from portguard.errors import ConfigurationError, PortguardError
 from portguard.gateway.audit_trail import AuditTrail, Loading
 from portguard.gateway.bundle import Bundle, read_bundle
 from portguard.gateway.configuration import Configuration
+from portguard.gateway.host import require_confinement
 from portguard.gateway.listeners import Binding, Listener, listeners, written_address
 from portguard.gateway.notify import Notifier
 from portguard.gateway.snapshot import Snapshot, build
@@ -180,6 +181,7 @@ class Reloader:
         before = self.in_force
         self.last_read = bundle = await asyncio.to_thread(read_bundle, before.bundle.configuration_path)
         snapshot = await asyncio.to_thread(build, bundle)
+        require_confinement(snapshot.configuration)
         kept, needs_restart = _keep_what_needs_a_restart(before.snapshot.configuration, snapshot.configuration)
         if snapshot.revision == before.snapshot.revision:
             return Reloaded(snapshot.revision, False, 0, needs_restart, snapshot.warnings)

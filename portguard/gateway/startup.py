@@ -12,10 +12,11 @@ from portguard.gateway.activation import receive
 from portguard.gateway.audit_trail import AuditTrail, open_recorder
 from portguard.gateway.bundle import read_bundle
 from portguard.gateway.configuration import Configuration
+from portguard.gateway.confinement import landlock
 from portguard.gateway.descriptors import raise_descriptor_limit
 from portguard.gateway.fleet_ledger import open_ledger
 from portguard.gateway.handover import Handover
-from portguard.gateway.host import host_warnings
+from portguard.gateway.host import host_warnings, require_confinement
 from portguard.gateway.listeners import listen, listeners
 from portguard.gateway.notify import Notifier
 from portguard.gateway.reexec import keep_name
@@ -47,6 +48,7 @@ def _begin(configuration_path: str) -> int:
     log.configure(json_lines=configuration.log.format == "json", level=configuration.log.level)
     for warning in (*snapshot.warnings, *host_warnings(configuration)):
         log.event("warning", "configuration.warning", message=warning)
+    require_confinement(configuration)
     raise_descriptor_limit(configuration.capacity, configuration_path)
     bound, metrics = listen(configuration, snapshot.policy, handed_over)
     slots = SlotTables(configuration.capacity.max_sessions)
@@ -83,6 +85,11 @@ def _serve(in_force: InForce, slots: SlotTables, notifier: Notifier, handover: H
     ledger = open_ledger(configuration)
     recorder = open_recorder(configuration)
     control = _control_socket(configuration) if handover is None else handover.control_socket()
+    offered = landlock()
+    if offered.abi is not None:
+        log.event("info", "workers.confined", message=str(offered))
+    else:
+        log.event("warning", "workers.unconfined", message=offered.missing)
     floods = log.Floods()
     Faults(floods).watch_process()
 

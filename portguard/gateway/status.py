@@ -14,6 +14,7 @@ from portguard.gateway.accounting import Accounting
 from portguard.gateway.admission import Admission
 from portguard.gateway.audit_trail import AuditTrail
 from portguard.gateway.condition import Condition, Failing, State, Trouble, Troubles
+from portguard.gateway.confinement import Landlock
 from portguard.gateway.draining import DrainDesk
 from portguard.gateway.ledger_health import PATIENCE_S
 from portguard.gateway.meter import Loaded, Meter
@@ -35,6 +36,7 @@ class Watched:
 
     workers: Workers
     workers_wanted: int
+    confinement: Landlock
     acceptor: Acceptor
     admission: Admission
     accounting: Accounting
@@ -161,6 +163,11 @@ class StatusDesk:
             "workers": self._workers(),
             "workers_wanted": watched.workers_wanted,
             "worker_restarts": watched.meter.totals.worker_restarts,
+            "confinement": {
+                "by": "landlock" if watched.confinement.abi is not None else None,
+                "abi": watched.confinement.abi,
+                "message": watched.confinement.missing or None,
+            },
             "policy": loaded.revision,
             "loaded": {
                 "at": _time(loaded.loaded_s),

@@ -23,6 +23,7 @@ from portguard.gateway.admission import Admission, PendingBounds
 from portguard.gateway.assigning import Assigner
 from portguard.gateway.audit_trail import AuditTrail, Loading
 from portguard.gateway.configuration import Configuration
+from portguard.gateway.confinement import landlock
 from portguard.gateway.draining import DrainDesk
 from portguard.gateway.ending import Ending
 from portguard.gateway.handover import Handover
@@ -175,6 +176,7 @@ class Supervisor:
         watched = Watched(
             workers=self._workers,
             workers_wanted=_workers_wanted(snapshot),
+            confinement=landlock(),
             acceptor=self._acceptor,
             admission=self._admission,
             accounting=self._accounting,

@@ -22,6 +22,7 @@ from portguard.errors import Refused
 from portguard.gateway.allowances import Allowances
 from portguard.gateway.bundle import Bundle
 from portguard.gateway.channel import Channel
+from portguard.gateway.confinement import NotConfined, confine, landlock, needed_files
 from portguard.gateway.connection import Connection
 from portguard.gateway.dial import Dialer
 from portguard.gateway.gates import Gate
@@ -464,6 +465,17 @@ async def _main(channel: socket.socket, slots: SlotTable, floods: log.Floods) ->
     await worker.run()
 
 
+def _confine() -> None:
+    """Give up what is not needed, where the kernel knows how to. *Fails closed*: else the process ends."""
+    if (abi := landlock().abi) is None:
+        return  # the supervisor has said so in the log, or does not serve without
+    try:
+        confine(abi, needed_files())
+    except NotConfined as error:
+        log.event("error", "worker.start_failed", message=str(error))
+        sys.exit(1)
+
+
 def main() -> None:
     """Entry point: `channel descriptor, slot table descriptor, capacity`."""
     channel, slots, capacity = map(int, sys.argv[1:])
@@ -475,6 +487,7 @@ def main() -> None:
     log.configure(json_lines=False, level="info")  # until the configuration says how
     floods = log.Floods()
     Faults(floods).watch_process()
+    _confine()  # before a word of the supervisor's, a byte of a client's, and any thread
     count_unreadable_names(
         lambda: floods.event(
             time.monotonic(), "warning", "handshake.server_name", message="expected a server name in ASCII, got another"

@@ -130,6 +130,7 @@ async def test_a_gateway_that_does_not_run_is_looked_at_all_the_same(folder):
         "ok    listen: 127.0.0.1:0 is free",
         "ok    listen: 127.0.0.1:0 is free",
     ]
+    assert "confinement: " in lines[5]  # of this host, whatever it has
 
 
 @pytest.mark.parametrize(
@@ -139,15 +140,29 @@ async def test_a_gateway_that_does_not_run_is_looked_at_all_the_same(folder):
         ("refusing", "REFUSING ALL since 02:51", "FAIL  gateway: REFUSING ALL since 02:51"),
     ],
 )
-async def test_a_gateway_that_runs_says_how_it_is(folder, state, verdict, line):
+@pytest.mark.parametrize(
+    ("confinement", "confined"),
+    [
+        (
+            {"by": "landlock", "abi": 2, "message": None},
+            "ok    confinement: Landlock (ABI 2) keeps workers from the host",
+        ),
+        (
+            {"by": None, "abi": None, "message": "no\x1b"},
+            "warn  confinement: workers are not kept from the host: no\\x1b",
+        ),
+    ],
+)
+async def test_a_gateway_that_runs_says_how_it_is(folder, state, verdict, line, confinement, confined):
     revision = read_bundle(folder.configuration, now()).revision
 
     async def status(_peer, _given):
-        return {"verdict": verdict, "state": state, "policy": revision}
+        return {"verdict": verdict, "state": state, "policy": revision, "confinement": confinement}
 
     with ControlDouble(folder.path / "c.sock", [Route("GET", "/v1/status", Level.VIEWER, status)]):
         code, output, _ = await portguard("doctor", "-c", folder.configuration)
         assert line in output.splitlines()
+        assert confined in output.splitlines()
         assert code == (0 if state == "serving" else 1)
         assert "listen: " not in output
         assert "reload" not in output

@@ -22,6 +22,7 @@ WELL = {
     ],
     "workers_wanted": 2,
     "worker_restarts": 0,
+    "confinement": {"by": "landlock", "abi": 7, "message": None},
     "policy": "5f2c0b91e7aa" + "0" * 52,
     "loaded": {"at": "2026-11-20T15:40:00Z", "by": None, "message": None},
     "needs_restart": [],
@@ -42,6 +43,7 @@ ILL = {
         {"code": "workers_missing", "state": "degraded", "detail": "1 of 2 serve", "since": "2026-11-24T02:52:00Z"},
     ],
     "worker_restarts": 3,
+    "confinement": {"by": None, "abi": None, "message": "the kernel has none\x1b[2J"},
     "loaded": {"at": "2026-11-20T15:40:00Z", "by": "uid 1001 (anna)", "message": "CHG-123"},
     "expires": {"use": "crl:local", "at": "2026-11-01T00:00:00Z", "seconds": -5},
     "refusals": {
@@ -101,6 +103,7 @@ def test_that_all_is_well_is_the_first_word_and_the_exit_code(gateway, portguard
         "workers         1 of 2\n"
         "  worker 3      pid 4712, 104 connections, up 1d02h\n"
         "  worker 1      pid 4700, 2 connections, up 12s (retiring)\n"
+        "  confined by   Landlock (ABI 7)\n"
         "policy          5f2c0b91e7aa, loaded 2026-11-20 15:40\n"
         "expires first   gateway, 2027-02-01 11:00 (in 68d10h)\n"
         "audit           ok\n"

@@ -3,10 +3,15 @@
 import contextlib
 import json
 import re
+import socket
 import sys
+from pathlib import Path
 
 import pytest
 
+from portguard.gateway.confinement import landlock
+from tests import breaking_out
+from tests.breaking_out import refusable, refused, refused_anyway
 from tests.e2e import conftest
 from tests.held import portguard
 from tests.unharmed import echoes, workers
@@ -162,3 +167,83 @@ def test_a_worker_that_moves_its_sessions_over_and_over_does_not_fill_the_audit(
     assert gateway.program.stop() == 0
     held_back = sum(line.get("held_back", 0) for line in told + audited(gateway, "session.regrant.flood"))
     assert len(told) + held_back == 2000
+
+
+# Executed in the worker when its first session begins.
+BREAKS_OUT = """
+{breaking_out}
+import json, sys
+
+def began(self, live, setup, original=Worker.began):
+    original(self, live, setup)
+    print("tried", json.dumps(tried(supervisor=os.getppid(), **{given!r})), file=sys.stderr, flush=True)
+
+Worker.began = began
+{more}
+"""
+
+
+@pytest.fixture
+def break_out(start_with, tmp_path):
+    """`break_out(more)` has a worker, that has executed `more`, try to leave it; what came of each attempt."""
+    folder, gateway_folder = tmp_path / "folder", tmp_path / "gateway"
+    folder.mkdir()
+    for name in ("old", "gone"):
+        (folder / name).touch()
+    secrets = ["ca/ca.key", "ca/certificates.db", "gateway.key", "state/ledger.db", "state/audit/audit.key"]
+    with contextlib.ExitStack() as sockets:
+        tcp = sockets.enter_context(socket.create_server(("127.0.0.1", 0)))
+        unix, abstract = (sockets.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2))
+        unix.bind(str(tmp_path / "unix"))
+        abstract.bind("")  # the kernel picks a name, unix(7)
+        unix.listen()
+        abstract.listen()
+        given = {
+            "folder": str(folder),
+            "secrets": [str(gateway_folder / path) for path in (*secrets, "state/audit/audit.jsonl")],
+            "unix": str(tmp_path / "unix"),
+            "abstract": abstract.getsockname(),
+            "port": tcp.getsockname()[1],
+        }
+
+        def run(more):
+            text = Path(breaking_out.__file__).read_text()
+            gateway = start_with(BREAKS_OUT.format(breaking_out=text, given=given, more=more), workers=1)
+            echoes(gateway)
+            gateway.wait_for_log("^tried ")
+            assert all(Path(path).exists() for path in given["secrets"])
+            return json.loads(re.search("^tried (.*)$", gateway.log, re.MULTILINE)[1])
+
+        yield run
+
+
+@pytest.mark.skipif(landlock().abi is None, reason=str(landlock()))
+def test_a_worker_in_the_hands_of_somebody_stays_within_what_it_has(break_out):
+    answers = break_out("")
+    assert refused(answers) == refusable(answers, landlock().abi)
+    assert {"read ca.key", "read ledger.db", "memory", "environment", "make"} <= refused(answers)
+
+
+def test_without_its_confinement_it_would_not(break_out):
+    answers = break_out("worker._confine = lambda: None")
+    assert refused(answers) == refused_anyway()
+
+
+@pytest.mark.skipif(landlock().abi is None, reason=str(landlock()))
+def test_a_worker_that_cannot_be_confined_does_not_serve(start_with):
+    # As many domains within each other as the kernel allows: one more is too much.
+    code = """
+from portguard.gateway import confinement
+
+def stack(real=confinement.confine):
+    while True:
+        real(1, ("/",))
+
+worker.confine = lambda abi, readable: stack()
+"""
+    gateway = start_with(code)
+    gateway.wait_for_log(
+        "worker.start_failed message=.confinement: expected Landlock to confine, got Argument list too"
+    )
+    gateway.wait_for_log("worker.exit worker=0 .* status=1")
+    echoes(gateway)  # by the others

@@ -40,6 +40,7 @@ state = "state"
 control = "control.sock"
 workers = 4
 watch = true
+confinement = "required"
 accept_proxy_protocol_from = ["10.0.0.0/8", "2001:db8::7"]
 [trusts.local]
 ca = "ca.crt"
@@ -122,6 +123,7 @@ def test_the_least_configuration_has_the_documented_defaults():
     assert gateway.policy == "/etc/portguard/policy.toml"
     assert (gateway.state, gateway.control) == ("/var/lib/portguard", "/run/portguard/control.sock")
     assert (gateway.workers, gateway.accept_proxy_protocol_from, gateway.watch) == (0, (), False)
+    assert gateway.confinement == "auto"
     assert configuration.trusts == (
         TrustSettings(
             name="local",
@@ -172,7 +174,7 @@ def test_every_key_is_read():
     assert (gateway.certificate, gateway.key) == ("/tls/a.crt", "/etc/portguard/a.key")
     assert gateway.policy == "/etc/portguard/policy.d"
     assert (gateway.state, gateway.control) == ("/etc/portguard/state", "/etc/portguard/control.sock")
-    assert (gateway.workers, gateway.watch) == (4, True)
+    assert (gateway.workers, gateway.watch, gateway.confinement) == (4, True, "required")
     assert gateway.accept_proxy_protocol_from == (ip_network("10.0.0.0/8"), ip_network("2001:db8::7/128"))
     local, corp = configuration.trusts
     assert (local.default, corp.default) == (True, False)
@@ -432,6 +434,7 @@ def test_a_wrong_addition_is_one_problem(addition, problem):
         ('listen = ["127.0.0.1:1", "0.0.0.0:1"]', "gateway.listen[1]: expected an address that no other one overlaps"),
         ('control = "/run/%s"' % ("x" * 103), "gateway.control: expected a path of at most 107 bytes"),
         ("workers = 257", "gateway.workers: expected 0 to 256, got 257"),
+        ('confinement = "off"', 'gateway.confinement: expected "auto" or "required", got "off"'),
         ('accept_proxy_protocol_from = ["10.0.0.1/8"]', "gateway.accept_proxy_protocol_from[0]: expected a network wi"),
     ],
 )

@@ -9,8 +9,10 @@ from datetime import UTC, datetime
 
 import pytest
 
+from portguard.gateway import host
 from portguard.gateway.bundle import Bundle
 from portguard.gateway.configuration import read_configuration
+from portguard.gateway.confinement import Landlock
 from portguard.gateway.host import host_problems, host_warnings
 
 PATH = "/etc/portguard/portguard.toml"
@@ -33,8 +35,9 @@ def found(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "there").mkdir()
 
-    def look(*, state="state", control="run/c.sock", audit="audit/audit.jsonl", more=""):
+    def look(*, state="state", control="run/c.sock", audit="audit/audit.jsonl", more="", gateway=""):
         text = LEAST.format(folder=tmp_path, state=state, control=control, audit=audit) + more
+        text = text.replace("[gateway]", gateway or "[gateway]", 1)
         bundle = Bundle(PATH, {PATH: text.encode()}, datetime.now(UTC))
         before = sorted(tmp_path.rglob("*"))
         told = [str(problem).replace(f"{tmp_path}/", "") for problem in host_problems(bundle)]
@@ -71,6 +74,16 @@ def test_an_audit_that_cannot_be_a_file_is_told(found, audit, problem):
 def test_a_configuration_that_is_wrong_by_itself_is_not_looked_at_further(found):
     assert found(state="file", more="[log]\nlevel = 1\n") == []
     assert host_problems(Bundle(PATH, {}, datetime.now(UTC))) == []
+
+
+def test_a_confinement_that_is_required_is_a_problem_where_the_kernel_has_none(found, monkeypatch):
+    required = '[gateway]\nconfinement = "required"'
+    monkeypatch.setattr(host, "landlock", lambda: Landlock(None, "no kernel"))
+    assert found(state="there", gateway="") == []
+    [problem] = found(state="there", gateway=required)
+    assert problem == f'{PATH}: gateway.confinement: expected a host with Landlock, as it is "required", got no kernel'
+    monkeypatch.setattr(host, "landlock", lambda: Landlock(1))
+    assert found(state="there", gateway=required) == []
 
 
 @pytest.mark.parametrize("control", ["c.sock", "there/c.sock", "missing/c.sock"])

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from portguard.errors import ConfigurationError
+from portguard.gateway import host
 from portguard.gateway.bundle import read_bundle
+from portguard.gateway.confinement import Landlock
 from portguard.gateway.listeners import listen
 from portguard.gateway.notify import Notifier
 from portguard.gateway.reloading import InForce, Reloader
@@ -320,6 +322,17 @@ async def test_all_that_is_wrong_is_told_and_workers_hear_nothing_of_it(stage, f
     folder.write("policy.toml", "")
     await stage.reload()
     assert stage.reloader.failed is None
+
+
+async def test_a_confinement_that_is_required_and_cannot_be_had_does_not_come_into_force(stage, folder, monkeypatch):
+    monkeypatch.setattr(host, "landlock", lambda: Landlock(None, "no kernel"))
+    configure(folder, 'confinement = "required"')
+    assert await fails(stage) == (
+        f"{folder.configuration}: gateway.confinement: "
+        'expected a host with Landlock, as it is "required", got no kernel'
+    )
+    monkeypatch.setattr(host, "landlock", lambda: Landlock(1))
+    assert (await stage.reload()).changed
 
 
 async def test_files_as_they_were_end_a_failure(stage, folder):

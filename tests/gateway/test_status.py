@@ -10,6 +10,7 @@ import pytest
 from portguard.control.access import Level, Peer
 from portguard.control.routes import BadArgument
 from portguard.gateway.condition import Failing, State
+from portguard.gateway.confinement import Landlock
 from portguard.gateway.draining import Drained
 from portguard.gateway.meter import Loaded
 from portguard.gateway.reloading import FailedReload
@@ -51,6 +52,7 @@ class Desk:
             Watched(
                 workers=self.workers,
                 workers_wanted=2,
+                confinement=Landlock(None, "no kernel"),
                 acceptor=self.acceptor,
                 admission=self.admission,
                 accounting=SimpleNamespace(health=self.ledger),
@@ -108,6 +110,7 @@ async def test_viewers_see_it_all(desk):
         ],
         "workers_wanted": 2,
         "worker_restarts": 0,
+        "confinement": {"by": None, "abi": None, "message": "no kernel"},
         "policy": "ab" * 32,
         "loaded": {"at": "2026-11-18T11:05:40Z", "by": "uid 0 (root)", "message": "CHG-7"},
         "needs_restart": [],

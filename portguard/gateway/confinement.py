@@ -1,0 +1,200 @@
+"""What a worker takes from itself before it hears of anybody: Landlock, landlock(7) and landlock.rst of the kernel.
+
+A worker parses what strangers send. It has what it needs from the supervisor, in memory, and needs next to nothing of
+the host. So it gives up, for ever and for all threads and processes that come after it: to write, make, remove or
+execute any file; to read any but those of Python, and those by which names are resolved and certificates verified; to
+bind TCP ports; to send signals to processes that are not its own. The kernel keeps it, then, from looking into the
+memory of others, too. What it holds already stays usable, and so do connections, as services change.
+
+Each version of the kernel's interface (ABI) can do more than the one before. What a kernel cannot do is left out:
+
+ABI 1, Linux 5.13: files                     ABI 4, Linux 6.7: TCP ports
+ABI 2, Linux 5.19: move between folders      ABI 5, Linux 6.10: ioctl(2) of devices
+ABI 3, Linux 6.2: truncate(2)                ABI 6, Linux 6.12: signals, abstract unix sockets
+"""
+
+import ctypes
+import errno
+import os
+import ssl
+import stat
+import struct
+import sys
+import zoneinfo
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from portguard.errors import PortguardError
+
+# The same on every architecture but alpha, which Python's packages are not built for.
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_CREATE_RULESET_VERSION = 1
+_RULE_PATH_BENEATH = 1
+_PR_SET_NO_NEW_PRIVS = 38
+
+# <linux/landlock.h>: struct landlock_ruleset_attr, and landlock_path_beneath_attr, which is packed.
+_RULESET = struct.Struct("=QQQ")
+_PATH_BENEATH = struct.Struct("=Qi")
+_READ_FILE, _READ_DIR = 1 << 2, 1 << 3
+_EVERY_FILE_RIGHT = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}  # from that ABI on
+_BIND_TCP = 1 << 0
+_ABSTRACT_UNIX_SOCKET, _SIGNAL = 1 << 0, 1 << 1
+
+# Parts of the C library that resolve names are loaded with the first name that they are asked for.
+_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
+# Certificates of authorities, and what their folders link to.
+_AUTHORITIES = (
+    "/usr/share/ca-certificates",
+    "/usr/local/share/ca-certificates",
+    "/etc/pki/ca-trust/extracted",
+    "/etc/ca-certificates",
+    "/var/lib/ca-certificates",
+)
+_RESOLVER = ("/etc/resolv.conf", "/etc/hosts", "/etc/host.conf", "/etc/nsswitch.conf", "/etc/gai.conf")
+# Where resolv.conf leads to on many hosts. As folders: the file there is replaced whenever the network changes.
+_RESOLVER_FOLDERS = ("/run/systemd/resolve", "/run/resolvconf")
+
+
+class NotConfined(PortguardError):
+    """The kernel offers Landlock, and yet it could not be used. The text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Landlock:
+    """What the kernel offers: `abi` is the version of the interface, 1 or more; None: none, as `missing` says."""
+
+    abi: int | None
+    missing: str = ""
+
+    def __str__(self) -> str:
+        return self.missing if self.abi is None else f"Landlock (ABI {self.abi})"
+
+
+def landlock() -> Landlock:
+    """Ask the kernel what it offers to this process."""
+    try:
+        return Landlock(_call(_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION))
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return Landlock(None, "Landlock is not enabled on this host (kernel parameter lsm=)")
+        if error.errno == errno.ENOSYS:
+            return Landlock(None, "the kernel has no Landlock, or a filter of system calls hides it")
+        return Landlock(None, f"a filter of system calls forbids Landlock ({error.strerror})")
+
+
+def confine(abi: int, readable: Iterable[str]) -> None:
+    """Give up all but to read files at or below `readable`, as far as `abi` can say it; for good.
+
+    Paths that are missing are left out. To be called before there are other threads, which would stay as they are.
+
+    *Fails closed*: raises NotConfined, and the process may have lost some rights, or none.
+    """
+    try:
+        threads = len(os.listdir("/proc/self/task"))
+        if threads != 1:
+            raise NotConfined(f"confinement: expected one thread, got {threads}")
+        ruleset = _ruleset(abi)
+        try:
+            for path in readable:
+                _allow(ruleset, path)
+            _call_prctl(_PR_SET_NO_NEW_PRIVS, 1)  # which the kernel wants first
+            _call(_RESTRICT_SELF, ruleset, 0)
+        finally:
+            os.close(ruleset)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename is not None else ""
+        raise NotConfined(f"confinement: expected Landlock to confine, got {error.strerror}{where}") from error
+
+
+def needed_files() -> tuple[str, ...]:
+    """Files and folders that a worker may come to read after its start, none within another. Some may be missing.
+
+    Never the folder that programs are started in, nor that of a checkout: keys may lie there.
+    """
+    verify = ssl.get_default_verify_paths()
+    authorities = (verify.cafile, verify.capath, verify.openssl_cafile, verify.openssl_capath)
+    found = {
+        *_LIBRARIES,
+        *_python(),
+        *(path for path in authorities if path),
+        *_AUTHORITIES,
+        *_RESOLVER,
+        *_RESOLVER_FOLDERS,
+        *zoneinfo.TZPATH,
+        "/etc/localtime",
+        "/dev/urandom",
+    }
+    outermost: list[str] = []
+    for path in sorted(map(os.path.realpath, found)):
+        if not (outermost and f"{path}/".startswith(f"{outermost[-1]}/")):
+            outermost.append(path)
+    return tuple(outermost)
+
+
+def _python() -> Iterator[str]:
+    """Where modules may yet be imported from: Python's own, what is installed beside it, and packages in use."""
+    yield os.path.dirname(os.__file__)
+    for path in sys.path:
+        if os.path.basename(path) in {"site-packages", "dist-packages", "lib-dynload"}:
+            yield path
+    # As from a checkout. Not by getattr(): some modules import others when they are looked at.
+    for name, module in list(sys.modules.items()):
+        found = getattr(module, "__dict__", {})
+        if "." not in name:
+            yield from (path for path in found.get("__path__", ()) if os.path.isabs(path))
+
+
+def _ruleset(abi: int) -> int:
+    """Return the descriptor of a ruleset without rules, which forbids all that `abi` knows of and we do not need."""
+    files = next(rights for since, rights in reversed(_EVERY_FILE_RIGHT.items()) if abi >= since)
+    ports = _BIND_TCP if abi >= 4 else 0  # see above
+    if abi >= 6:
+        try:
+            return _create(files, ports, _ABSTRACT_UNIX_SOCKET | _SIGNAL)
+        except OSError as error:
+            # Kernels of Red Hat Enterprise Linux 9 say 6, and know of unix sockets but not of signals.
+            if error.errno != errno.EINVAL:
+                raise
+            return _create(files, ports, _ABSTRACT_UNIX_SOCKET)
+    return _create(files, ports, 0)
+
+
+def _create(files: int, ports: int, scoped: int) -> int:
+    attributes = _RULESET.pack(files, ports, scoped)
+    return _call(_CREATE_RULESET, attributes, len(attributes), 0)
+
+
+def _allow(ruleset: int, path: str) -> None:
+    """Let a file, or what is in a folder, be read."""
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return  # it could not be read before either
+    try:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        rule = _PATH_BENEATH.pack(_READ_FILE | (_READ_DIR if is_folder else 0), descriptor)
+        _call(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0)
+    finally:
+        os.close(descriptor)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def _call(number: int, *arguments: int | bytes | None) -> int:
+    """Make a system call. Raises OSError."""
+    # A Python integer would be passed as an int, where the kernel takes the whole of a register.
+    words = (ctypes.c_long(each) if isinstance(each, int) else each for each in arguments)
+    return _checked(_libc.syscall(ctypes.c_long(number), *words))
+
+
+def _call_prctl(option: int, value: int) -> None:
+    _checked(_libc.prctl(option, *(ctypes.c_ulong(each) for each in (value, 0, 0, 0))))
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
