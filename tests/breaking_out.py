@@ -54,10 +54,25 @@ def _trace(pid):
         raise OSError(ctypes.get_errno(), "")
 
 
-def tried(*, folder, secrets, supervisor, unix, abstract, port):
+def _ask(control):
+    """Ask the gateway for its status, as an operator would."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10.0)
+        sock.connect(control)
+        try:
+            sock.sendall(b"GET /v1/status HTTP/1.1\r\nHost: portguard\r\n\r\n")
+            answer = sock.recv(12)
+        except (BrokenPipeError, ConnectionResetError):
+            answer = b""
+    if answer != b"HTTP/1.1 200":
+        raise PermissionError(errno.EACCES, "")
+
+
+def tried(*, folder, secrets, supervisor, unix, abstract, port, control=None):
     """Each attempt by its name, with "done" or the name of the error. `folder` has the files `old` and `gone`.
 
-    `supervisor` is a process; `unix` a path, `abstract` an address and `port` one of 127.0.0.1 where somebody listens.
+    `supervisor` is a process, and `control` the path of its control socket. Somebody listens at `unix`, a path, at
+    `abstract`, an address, and at `port` of 127.0.0.1.
     """
     attempts = {
         **{f"read {os.path.basename(secret)}": partial(_read, secret) for secret in secrets},
@@ -81,6 +96,9 @@ def tried(*, folder, secrets, supervisor, unix, abstract, port):
         "connect": lambda: _connect(socket.AF_INET, ("127.0.0.1", port)),
         "unix": lambda: _connect(socket.AF_UNIX, unix),
     }
+    if control is not None:
+        attempts["control"] = lambda: _ask(control)
+        attempts["control, by a child"] = lambda: _in_a_child(lambda: _ask(control))
     answers = {}
     for name, attempt in attempts.items():
         try:

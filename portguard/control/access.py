@@ -52,7 +52,8 @@ class Account:
 class Access:
     """The levels as `[control]` gives them out. The user that the gateway runs as, `own_uid`, is an admin anyway.
 
-    That user could read and change the process itself: to refuse it here would protect nothing.
+    That user could read and change the process itself: to refuse it here would protect nothing. Of its processes those
+    that cannot, confined workers, are no callers; see `ControlServer`.
     """
 
     own_uid: int

@@ -108,7 +108,10 @@ class _Connection(web.RequestHandler):
 
 
 class ControlServer:
-    """The server. Belongs to one event loop."""
+    """The server. Belongs to one event loop.
+
+    `is_welcome(uid, pid)` tells of a process, as soon as it has connected, whether it may ask anything.
+    """
 
     def __init__(
         self,
@@ -118,12 +121,14 @@ class ControlServer:
         faults: Faults,
         on_act: OnAct,
         accounts: HostAccounts | None = None,
+        is_welcome: Callable[[int, int], bool] = lambda _uid, _pid: True,
     ):
         self._access = access
         self._routes = {(route.path, str(route.method)): route for route in routes}
         self._faults = faults
         self._on_act = on_act
         self._accounts = accounts or HostAccounts(access.groups)
+        self._is_welcome = is_welcome
         self._loop = asyncio.get_running_loop()
         self._server = web.Server(self._answer)
         self._listening: ControlSocket | None = None
@@ -186,6 +191,9 @@ class ControlServer:
     async def _welcome(self, sock: socket.socket) -> None:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid, uid, gid = _CREDENTIALS.unpack(credentials)
+        if not self._is_welcome(uid, pid):
+            sock.close()
+            return
         if self._by_user[uid] >= _MOST_CONNECTIONS_PER_USER or self._by_user.total() >= _MOST_CONNECTIONS:
             sock.close()
             return

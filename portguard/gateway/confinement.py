@@ -3,8 +3,9 @@
 A worker parses what strangers send. It has what it needs from the supervisor, in memory, and needs next to nothing of
 the host. So it gives up, for ever and for all threads and processes that come after it: to write, make, remove or
 execute any file; to read any but those of Python, and those by which names are resolved and certificates verified; to
-bind TCP ports; to send signals to processes that are not its own. The kernel keeps it, then, from looking into the
-memory of others, too. What it holds already stays usable, and so do connections, as services change.
+bind TCP ports; to send signals to processes that are not its own; to use root's powers, should it be root. By that the
+kernel keeps it from looking into the memory of others, too. What it holds already stays usable, and it still connects
+to where it likes, as services change.
 
 Each version of the kernel's interface (ABI) can do more than the one before. What a kernel cannot do is left out:
 
@@ -16,6 +17,7 @@ ABI 3, Linux 6.2: truncate(2)                ABI 6, Linux 6.12: signals, abstrac
 import ctypes
 import errno
 import os
+import resource
 import ssl
 import stat
 import struct
@@ -27,7 +29,7 @@ from dataclasses import dataclass
 from portguard.errors import PortguardError
 
 # The same on every architecture but alpha, which Python's packages are not built for.
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_NUMBERS = {"landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446}
 _CREATE_RULESET_VERSION = 1
 _RULE_PATH_BENEATH = 1
 _PR_SET_NO_NEW_PRIVS = 38
@@ -39,6 +41,16 @@ _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
 _EVERY_FILE_RIGHT = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}  # from that ABI on
 _BIND_TCP = 1 << 0
 _ABSTRACT_UNIX_SOCKET, _SIGNAL = 1 << 0, 1 << 1
+
+# <linux/capability.h>: effective, permitted and inheritable ones, the lower 32 bits of each before the upper.
+_CAPABILITY_VERSION = 0x20080522
+_CAPABILITY_HEADER = struct.Struct("=Ii")
+_CAPABILITIES = struct.Struct("=6I")
+_KEPT_CAPABILITIES = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: sockets and modules that others own
+
+# A limit that does nothing since Linux 2.4 (getrlimit(2)), that children get, and that is not to be raised again: by it
+# those who have confined themselves are known from outside. Python has no name for it.
+_RLIMIT_LOCKS = 10
 
 # Parts of the C library that resolve names are loaded with the first name that they are asked for.
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
@@ -73,7 +85,7 @@ class Landlock:
 def landlock() -> Landlock:
     """Ask the kernel what it offers to this process."""
     try:
-        return Landlock(_call(_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION))
+        return Landlock(_call("landlock_create_ruleset", None, 0, _CREATE_RULESET_VERSION))
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:
             return Landlock(None, "Landlock is not enabled on this host (kernel parameter lsm=)")
@@ -97,13 +109,29 @@ def confine(abi: int, readable: Iterable[str]) -> None:
         try:
             for path in readable:
                 _allow(ruleset, path)
+            resource.setrlimit(_RLIMIT_LOCKS, (0, 0))
+            _drop_capabilities()  # one of root's lifts limits
             _call_prctl(_PR_SET_NO_NEW_PRIVS, 1)  # which the kernel wants first
-            _call(_RESTRICT_SELF, ruleset, 0)
+            _call("landlock_restrict_self", ruleset, 0)
         finally:
             os.close(ruleset)
     except OSError as error:
         where = f" ({error.filename})" if error.filename is not None else ""
-        raise NotConfined(f"confinement: expected Landlock to confine, got {error.strerror}{where}") from error
+        raise NotConfined(
+            f"confinement: expected to give up what is not needed, got {error.strerror}{where}"
+        ) from error
+
+
+def is_confined(pid: int) -> bool:
+    """Whether a process of this user has confined itself, or comes from one that has.
+
+    *Fails closed*: also when the kernel does not say, as of a process that is no more. 0 stands for one that has no
+    number here, SO_PEERCRED of unix(7): it is no descendant of this process.
+    """
+    try:
+        return pid != 0 and resource.prlimit(pid, _RLIMIT_LOCKS)[1] == 0
+    except OSError:
+        return True
 
 
 def needed_files() -> tuple[str, ...]:
@@ -161,7 +189,7 @@ def _ruleset(abi: int) -> int:
 
 def _create(files: int, ports: int, scoped: int) -> int:
     attributes = _RULESET.pack(files, ports, scoped)
-    return _call(_CREATE_RULESET, attributes, len(attributes), 0)
+    return _call("landlock_create_ruleset", attributes, len(attributes), 0)
 
 
 def _allow(ruleset: int, path: str) -> None:
@@ -173,28 +201,39 @@ def _allow(ruleset: int, path: str) -> None:
     try:
         is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
         rule = _PATH_BENEATH.pack(_READ_FILE | (_READ_DIR if is_folder else 0), descriptor)
-        _call(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0)
+        _call("landlock_add_rule", ruleset, _RULE_PATH_BENEATH, rule, 0)
     finally:
         os.close(descriptor)
+
+
+def _drop_capabilities() -> None:
+    """Keep of root's powers, if there are any, only those over files: others are no file's, and not Landlock's."""
+    header = ctypes.create_string_buffer(_CAPABILITY_HEADER.pack(_CAPABILITY_VERSION, 0))
+    data = ctypes.create_string_buffer(_CAPABILITIES.size)
+    _checked("capget", _libc.capget(header, data))
+    _, permitted, _, _, permitted_above, _ = _CAPABILITIES.unpack(data.raw)
+    if permitted | permitted_above:
+        kept = permitted & _KEPT_CAPABILITIES
+        _checked("capset", _libc.capset(header, _CAPABILITIES.pack(kept, kept, 0, 0, 0, 0)))
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
-def _call(number: int, *arguments: int | bytes | None) -> int:
-    """Make a system call. Raises OSError."""
+def _call(name: str, *arguments: int | bytes | None) -> int:
+    """Make a system call that the C library has no function for. Raises OSError, as the two below, with its name."""
     # A Python integer would be passed as an int, where the kernel takes the whole of a register.
     words = (ctypes.c_long(each) if isinstance(each, int) else each for each in arguments)
-    return _checked(_libc.syscall(ctypes.c_long(number), *words))
+    return _checked(name, _libc.syscall(ctypes.c_long(_NUMBERS[name]), *words))
 
 
 def _call_prctl(option: int, value: int) -> None:
-    _checked(_libc.prctl(option, *(ctypes.c_ulong(each) for each in (value, 0, 0, 0))))
+    _checked("prctl", _libc.prctl(option, *(ctypes.c_ulong(each) for each in (value, 0, 0, 0))))
 
 
-def _checked(result: int) -> int:
+def _checked(name: str, result: int) -> int:
     if result < 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise OSError(number, os.strerror(number), name)
     return result

@@ -23,7 +23,7 @@ from portguard.gateway.admission import Admission, PendingBounds
 from portguard.gateway.assigning import Assigner
 from portguard.gateway.audit_trail import AuditTrail, Loading
 from portguard.gateway.configuration import Configuration
-from portguard.gateway.confinement import landlock
+from portguard.gateway.confinement import is_confined, landlock
 from portguard.gateway.draining import DrainDesk
 from portguard.gateway.ending import Ending
 from portguard.gateway.handover import Handover
@@ -229,6 +229,7 @@ class Supervisor:
             ],
             faults=faults,
             on_act=self._on_act,
+            is_welcome=self._is_welcome,
         )
         self._floods = floods
 
@@ -340,6 +341,14 @@ class Supervisor:
         level: log.Level = "warning" if outcome == Forbidden.code else "info"
         log.event(level, "control.act", uid=peer.uid, user=peer.name, act=f"{method} {path}", outcome=outcome)
         self._trail.acted(peer, method, path, given, outcome, now_s=time.monotonic())
+
+    def _is_welcome(self, uid: int, pid: int) -> bool:
+        """Whether a process may ask for acts. *Fails closed*: workers are of this user, and have their channel."""
+        if uid != os.getuid() or not is_confined(pid):
+            return True
+        message = "expected no worker, got one that somebody has taken over, or another group than the gateway's"
+        self._floods.event(time.monotonic(), "error", "control.refuse", pid=pid, message=message)
+        return False
 
     # Reload.
 

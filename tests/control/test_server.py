@@ -151,6 +151,16 @@ async def test_without_the_hosts_word_nobody_but_the_gateways_user_gets_in(contr
     assert message == f"uid {os.getuid()}: expected the host to say who this is, got Input/output error"
 
 
+async def test_a_process_that_is_not_welcome_is_asked_nothing(control):
+    running = control(ROUTES)
+    asked = []
+    running.server._is_welcome = lambda *who: asked.append(who)
+    assert await running.raw(b"") == b""
+    assert asked == [(os.getuid(), os.getpid())]
+    running.server._is_welcome = lambda *_who: True
+    assert (await running.ask("GET", "/v1/look"))[0] == 200
+
+
 async def test_a_request_with_an_origin_is_refused(control):
     running = control(ROUTES)
     for value in ("http://evil.example", "null", ""):

@@ -237,7 +237,7 @@ def test_the_gateway_may_call_what_it_needs_and_not_what_it_does_not(real_progra
     allowed = filtered(real_program, unit("portguard.service")["SystemCallFilter"])
     # In turn: to give the control socket to its group, the limit of descriptors, bundles, another program in its place.
     assert {"fchownat", "prlimit64", "memfd_create", "execve"} <= allowed
-    assert {"landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"} <= allowed
+    assert {"landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self", "capset"} <= allowed
     assert allowed.isdisjoint({"setuid", "mount", "ptrace", "bpf", "init_module", "reboot"})
 
 

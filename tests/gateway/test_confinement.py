@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from portguard.gateway import confinement
-from portguard.gateway.confinement import landlock
+from portguard.gateway.confinement import is_confined, landlock
 from tests import breaking_out
 from tests.breaking_out import refusable, refused, refused_anyway
 from tests.certificates import Authority
@@ -168,6 +168,69 @@ print(json.dumps([*confinement.needed_files(), confinement.__file__]))
         assert [path for path in paths if f"{kept}/".startswith(f"{path}/")] == []
 
 
+# What root may do by its powers alone, a limit that it may lift, and a file of somebody else's that it still reads.
+POWERS = """
+import json, os, resource, socket
+from portguard.gateway import confinement
+{confine}
+tried = {{}}
+for name, attempt in {{
+    "groups": lambda: os.setgroups([]),
+    "root": lambda: os.chroot("/"),
+    "limit": lambda: resource.setrlimit(10, (1, 1)),
+    "connect": lambda: socket.socket(socket.AF_UNIX).connect({unix!r}),
+}}.items():
+    try:
+        attempt()
+        tried[name] = "done"
+    except (OSError, ValueError):  # ValueError: a limit is not to be raised
+        tried[name] = "refused"
+print(json.dumps(tried))
+"""
+
+
+@needs_landlock
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root")
+@pytest.mark.parametrize(
+    ("confine", "others"),
+    [("confinement.confine(1, ())", "refused"), ("resource.setrlimit(10, (0, 0))", "done")],
+)
+def test_a_confined_root_has_the_powers_over_files_and_no_other(tmp_path, confine, others):
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "unix"))
+        unix.listen()
+        os.chmod(tmp_path / "unix", 0o600)
+        os.chown(tmp_path / "unix", 12345, 12345)
+        tried = run(POWERS.format(confine=confine, unix=str(tmp_path / "unix")))
+    if others == "done":
+        tried["limit"] = "done"  # a container's root may be refused that anyway
+    assert tried == {"groups": others, "root": others, "limit": others, "connect": "done"}
+
+
+@needs_landlock
+def test_who_has_confined_itself_is_known_by_it_and_so_are_its_children():
+    code = """
+import os, sys
+from portguard.gateway import confinement
+{confine}
+print(os.getpid())
+if not (child := os.fork()):
+    sys.stdin.read()
+    os._exit(0)
+print(child, flush=True)
+os.waitpid(child, 0)
+"""
+    for confine, confined in (("confinement.confine(1, ())", True), ("", False)):
+        with subprocess.Popen(
+            [sys.executable, "-P", "-c", code.format(confine=confine)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            pids = [int(process.stdout.readline()) for _ in range(2)]
+            assert [is_confined(pid) for pid in pids] == [confined, confined]
+            process.stdin.close()
+    assert is_confined(pids[1])  # it is no more
+    assert not is_confined(0)
+
+
 @needs_landlock
 def test_a_process_with_another_thread_is_not_confined_as_the_other_would_stay_free():
     code = """
@@ -198,7 +261,9 @@ try:
 except confinement.NotConfined as error:
     print(f'"{error}"')
 """
-    assert run(code) == "confinement: expected Landlock to confine, got Argument list too long"
+    assert run(code) == (
+        "confinement: expected to give up what is not needed, got Argument list too long (landlock_restrict_self)"
+    )
 
 
 @needs_landlock
