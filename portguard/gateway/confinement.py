@@ -159,6 +159,27 @@ def needed_files() -> tuple[str, ...]:
     return tuple(outermost)
 
 
+def resolver_files() -> tuple[object, ...]:
+    """Which files names are resolved by, as far as a confined process is bound to the very ones that were there.
+
+    A rule is about a file, not about its path: who confined itself when this was another answer does not see what took
+    a file's place. What is replaced within a folder that may be read is no change.
+    """
+    folders = [os.path.realpath(folder) for folder in _RESOLVER_FOLDERS]
+    files = (os.path.realpath(path) for path in _RESOLVER)
+    bound = (path for path in files if os.path.dirname(path) not in folders)
+    return tuple(map(_identity, (*folders, *bound)))
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    # No other file gets that number while there is a rule: it keeps the inode.
+    return status.st_dev, status.st_ino
+
+
 def _python() -> Iterator[str]:
     """Where modules may yet be imported from: Python's own, what is installed beside it, and packages in use."""
     yield os.path.dirname(os.__file__)

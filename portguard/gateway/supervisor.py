@@ -23,7 +23,7 @@ from portguard.gateway.admission import Admission, PendingBounds
 from portguard.gateway.assigning import Assigner
 from portguard.gateway.audit_trail import AuditTrail, Loading
 from portguard.gateway.configuration import Configuration
-from portguard.gateway.confinement import is_confined, landlock
+from portguard.gateway.confinement import is_confined, landlock, resolver_files
 from portguard.gateway.draining import DrainDesk
 from portguard.gateway.ending import Ending
 from portguard.gateway.handover import Handover
@@ -99,6 +99,7 @@ class Supervisor:
         self._trail = trail
         self._notifier = notifier
         self._slots = slots
+        offered = landlock()
         self._workers = Workers(
             in_force.bundle,
             self._slots,
@@ -107,6 +108,7 @@ class Supervisor:
             on_gone=self._on_worker_gone,
             on_exit=lambda worker, status: trail.worker_exited(worker.number, worker.process.pid, status),
             greeting=lambda: self._lock_desk.greeting(),  # noqa: PLW0108  # it is made below
+            resolver=resolver_files if offered.abi is not None else tuple,  # who is not confined sees what is new
         )
         self._admission = Admission(self._slots, **_pending_bounds(configuration))
         self._meter = Meter(
@@ -176,7 +178,7 @@ class Supervisor:
         watched = Watched(
             workers=self._workers,
             workers_wanted=_workers_wanted(snapshot),
-            confinement=landlock(),
+            confinement=offered,
             acceptor=self._acceptor,
             admission=self._admission,
             accounting=self._accounting,

@@ -34,6 +34,8 @@ _BACK_OFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)  # before a dead worker's replacement, b
 _PROVEN_S = 30.0  # a worker that lived so long starts a new row
 _HUNG_S = 30.0  # without a beat; reading a very large policy takes a good part of it
 _UNHEARD_S = 5.0  # between two ticks: the supervisor itself was stopped
+_SETTLED_S = 2.0  # what was changed on the host may change once more
+_MOST_GENERATIONS = 3  # of workers that finish their sessions
 _FRESH_S = 5.0  # a beat comes every second
 _ANSWER_S = 120.0  # to a configuration to make ready, or sessions to look at
 _LONGEST_FAILURE = 1000
@@ -60,7 +62,8 @@ class Worker:
         self.reload = 0  # about which it was asked
         self.greeted = False  # it has said hello
         self.disowned = False  # what it says counts no more
-        self.retiring = False  # it is another program's: it serves until ours do, and ends with its last session
+        self.retiring = False  # it serves until those after it do, and ends with its last session
+        self.resolver: object = None  # by which files it resolves names
         self.channel: Channel  # set right after
 
 
@@ -70,7 +73,8 @@ class Workers:
     `on_message(worker, message)` gets what is not about the process itself. `on_ready()` is called when a worker has
     begun to serve, `on_gone(worker)` when one is no more, after its last message; its slots can be read until that
     returns. `on_exit(worker, status)` has the exit status of one that ended unasked, negative for a signal.
-    `greeting()` is what each is told before all else.
+    `greeting()` is what each is told before all else. When the answer of `resolver()` has changed, those that were
+    started before are replaced: they could not resolve names any more.
 
     A worker parses what strangers send, and may come into the hands of one. Of whom `on_message` raises Misconduct, or
     that says nonsense or is disowned, nothing is heard any more: it is killed, and its sessions are lost with it.
@@ -86,6 +90,7 @@ class Workers:
         on_gone: Callable[[Worker], None],
         on_exit: Callable[[Worker, int], None],
         greeting: Callable[[], Iterable[Message]] = tuple,
+        resolver: Callable[[], object] = tuple,
     ):
         self.serving: dict[int, Worker] = {}  # by number, those that have said that they work by the configuration
         self._bundle = bundle
@@ -95,6 +100,10 @@ class Workers:
         self._on_gone = on_gone
         self._on_exit = on_exit
         self._greeting = greeting
+        self._resolver = resolver
+        self._resolver_now: object = None  # its last answer
+        self._resolver_since_s = 0.0  # since when it is that
+        self._outdated_told: object = None  # the answer for which it was said that too many workers are left
         self._loop = asyncio.get_running_loop()
         self._all: dict[int, Worker] = {}  # by number
         self._next_number = 0
@@ -162,7 +171,7 @@ class Workers:
                 worker.channel.send(Drain())
 
     def _retire(self) -> None:
-        """Once enough of ours serve, let those of the other program end."""
+        """Once enough of those after them serve, let those of the other program, or of before, end."""
         if sum(not worker.retiring for worker in self.serving.values()) < self.wanted:
             return
         for worker in list(self.serving.values()):
@@ -290,7 +299,11 @@ class Workers:
         self.tell(Drain())
 
     def tick(self, now_s: float) -> None:
-        """Kill the workers that hang. To be called about once a second with time.monotonic()."""
+        """Kill the workers that hang, and replace those that the host has left behind.
+
+        To be called about once a second with time.monotonic().
+        """
+        self._replace_outdated(now_s)
         # Who has been stopped itself finds the beats of that time still unread.
         heard = now_s - self._ticked_s < _UNHEARD_S
         self._ticked_s = now_s
@@ -334,8 +347,31 @@ class Workers:
         if not self._draining:
             self._start_one_or_try_later()
 
+    def _replace_outdated(self, now_s: float) -> None:
+        """Have others take the place of those that resolve names by files that are there no more."""
+        resolver = self._resolver()
+        if resolver != self._resolver_now:
+            self._resolver_now, self._resolver_since_s = resolver, now_s
+        outdated = [worker for worker in self if not worker.retiring and worker.resolver != resolver]
+        if not outdated or self._draining or now_s - self._resolver_since_s < _SETTLED_S:
+            return
+        # Or a host that changes all the time would fill up with workers that have a long session each.
+        if sum(worker.retiring for worker in self) >= _MOST_GENERATIONS * len(outdated):
+            if self._outdated_told != resolver:
+                self._outdated_told = resolver
+                message = "expected workers of before to have ended, got too many: names may not resolve until they do"
+                log.event("warning", "worker.outdated", message=message)
+            return
+        message = "files that names are resolved by were replaced, which those that run cannot read"
+        log.event("info", "worker.replace", workers=len(outdated), message=message)
+        for worker in outdated:
+            worker.retiring = True
+        for _ in outdated:
+            self._start_one_or_try_later()
+
     def _start_one(self) -> None:
         """Start one more. Raises OSError."""
+        resolver = self._resolver()  # before the process can confine itself to what is there then
         table = self._slots.add(self._next_number)
         try:
             ours, theirs = Channel.pair()
@@ -349,7 +385,7 @@ class Workers:
         except OSError:
             self._slots.drop(self._next_number)
             raise
-        self._add(Worker(self._next_number, process), ours)
+        self._add(Worker(self._next_number, process), ours).resolver = resolver
         self._next_number += 1
 
     def _add(self, worker: Worker, sock: socket.socket) -> Worker:

@@ -282,6 +282,31 @@ confinement._create = create
     assert refused(answers) == refusable(answers, 6) - {"signal"}
 
 
+def test_a_file_that_takes_the_place_of_another_is_told_from_what_its_folder_lets_be_read(tmp_path, monkeypatch):
+    file, folder = tmp_path / "resolv.conf", tmp_path / "resolve"
+    folder.mkdir()
+
+    def replace(path):
+        (tmp_path / "new").write_text("nameserver 192.0.2.1")
+        (tmp_path / "new").rename(path)
+        return confinement.resolver_files()
+
+    monkeypatch.setattr(confinement, "_RESOLVER", (str(file),))
+    monkeypatch.setattr(confinement, "_RESOLVER_FOLDERS", (str(folder), str(tmp_path / "missing")))
+    answers = [confinement.resolver_files(), replace(file), replace(file)]
+    assert len(set(answers)) == 3
+    file.write_text("nameserver 192.0.2.2")  # which those who could read it still can
+    assert confinement.resolver_files() == answers[-1]
+    file.unlink()
+    file.symlink_to(folder / "stub")
+    answers.append(replace(folder / "stub"))
+    assert replace(folder / "stub") == answers[-1]
+    folder.rename(tmp_path / "old")  # a rule would keep its inode, too, and the number
+    folder.mkdir()
+    answers.append(replace(folder / "stub"))
+    assert len(set(answers)) == 5
+
+
 @pytest.mark.parametrize(
     ("number", "missing"),
     [

@@ -711,3 +711,65 @@ async def test_the_workers_of_another_program_are_as_old_as_they_are(workers):
         workers.adopt(json.loads(json.dumps(state)))
         assert [worker.started_s for worker in workers] == [12.5]
         assert workers.state() == state
+
+
+# What the host replaces.
+
+
+async def see(workers, resolver):
+    """Have the host's files be others, and look until they have settled."""
+    workers._resolver = lambda: resolver
+    began_s = time.monotonic()
+    for now_s in (began_s, began_s + workers_module._SETTLED_S, began_s + workers_module._SETTLED_S + 1.0):
+        workers.tick(now_s)
+
+
+async def test_workers_that_cannot_resolve_names_any_more_serve_until_others_do(workers, processes, told, lines):
+    workers.start(2)
+    for process in list(processes):
+        await make_ready(process, told)
+    workers._resolver = lambda: "other files"
+    workers.tick(time.monotonic())
+    assert len(processes) == 2  # they may change once more
+    await see(workers, "other files")
+    assert (len(processes), list(workers.serving)) == (4, [0, 1])
+    await make_ready(processes[2], told)
+    assert processes[0].heard == []
+    await make_ready(processes[3], told)
+    for old in processes[:2]:
+        assert await heard(old, 1) == [Drain()]
+        old.channel.close()
+    await told.until(lambda: len(told.all("gone")) == 2)
+    assert (numbers(workers), list(workers.serving), workers.wanted) == ([2, 3], [2, 3], 2)
+    await see(workers, "other files")
+    assert len(processes) == 4
+    assert len(lines("worker.replace")) == 1
+    assert lines("worker.exit") == []
+
+
+async def test_workers_for_whom_nothing_has_changed_stay(workers, processes, told):
+    workers.start(1)
+    await make_ready(processes[0], told)
+    await see(workers, ())
+    assert len(processes) == 1
+
+
+async def test_a_host_that_changes_all_the_time_does_not_fill_up_with_workers(workers, processes, told, lines):
+    workers.start(1)
+    for change in range(5):
+        await make_ready(processes[-1], told)  # and the one before goes on, for a session
+        await see(workers, change)
+    assert len(processes) == 4
+    assert len(lines("worker.outdated")) == 2  # once for each change that was too much
+    processes[0].channel.close()
+    await told.until(lambda: told.all("gone"))
+    await see(workers, 4)
+    assert len(processes) == 5
+
+
+async def test_workers_that_are_to_end_are_not_replaced_for_what_the_host_has_changed(workers, processes, told):
+    workers.start(1)
+    await make_ready(processes[0], told)
+    workers.drain()
+    await see(workers, "other files")
+    assert len(processes) == 1
