@@ -20,7 +20,7 @@ from portguard.client.gateway import Gateway
 from portguard.client.key_pair import PrivateKey
 from portguard.errors import Unreachable
 from portguard.identity.authorities import UNREADABLE
-from portguard.pki.proof import make_proof
+from portguard.pki.proof import Purpose, make_proof
 
 _LEAST_RSA_BITS, _MOST_RSA_BITS = 2048, 4096
 
@@ -46,7 +46,7 @@ async def renew(gateway: Gateway, credentials: Credentials, *, keep_key: bool, a
     proof = None
     if not keep_key:
         old = credentials.certificate.public_bytes(Encoding.DER)
-        proof = make_proof(old_key, old, request, int(time.time()))
+        proof = make_proof(Purpose.RENEWAL, old_key, old, request, int(time.time()))
     pem = await gateway.renew(request, proof)
     try:
         chain = x509.load_pem_x509_certificates(pem)

@@ -39,7 +39,7 @@ from portguard.limits.rates import ConnectRates
 from portguard.observe import log
 from portguard.pki.errors import NotRenewed, PkiError
 from portguard.pki.issued import SignedCertificate
-from portguard.pki.proof import check_proof
+from portguard.pki.proof import Purpose, check_proof
 from portguard.pki.renewal import renew
 from portguard.pki.request import read_request
 from portguard.policy.quantities import Rate, format_duration
@@ -217,7 +217,7 @@ def _check(trusts: Trusts, wanted: RenewalWanted, at: datetime) -> _Asked:
         if request.public_key != certificate.public_key():
             if wanted.proof is None:
                 raise PkiError("request", "the key of the certificate, or a proof by it", "another key without one")
-            check_proof(wanted.proof, leaf, request.der, at.timestamp())
+            check_proof(Purpose.RENEWAL, wanted.proof, leaf, request.der, at.timestamp())
     except PkiError as error:
         raise Refused(Reason.BAD_REQUEST, str(error)) from None
     return _Asked(caller, certificate, request.public_key)

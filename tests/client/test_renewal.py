@@ -11,7 +11,7 @@ from portguard.client.credentials import read_credentials
 from portguard.client.profile import read_profile
 from portguard.client.renewal import renew
 from portguard.errors import ConfigurationError, Unreachable
-from portguard.pki.proof import check_proof
+from portguard.pki.proof import Purpose, check_proof
 from portguard.pki.request import read_request
 from tests.certificates import Authority, spiffe
 
@@ -80,7 +80,8 @@ async def test_a_new_key_is_of_the_same_type_and_the_old_one_proves_it(gateway, 
     assert getattr(new.key, "key_size", 0) == getattr(old, "key_size", 0)
     assert new.certificate.public_key() == new.key.public_key()
     [(request, proof)] = gateway.asked
-    check_proof(proof, mine.certificate.public_bytes(Encoding.DER), request, datetime.now(UTC).timestamp())
+    old = mine.certificate.public_bytes(Encoding.DER)
+    check_proof(Purpose.RENEWAL, proof, old, request, datetime.now(UTC).timestamp())
 
 
 @pytest.mark.parametrize("kind", KEYS)

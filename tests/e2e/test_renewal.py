@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from portguard.pki.authority import Authority
-from portguard.pki.proof import make_proof
+from portguard.pki.proof import Purpose, make_proof
 from tests.certificates import Authority as Holders
 from tests.curl import curl
 from tests.e2e.conftest import PORTGUARD
@@ -70,7 +70,8 @@ def certificate_of(gateway, name):
 
 def proof_of(gateway, name, wanted, at_s=None):
     certificate = certificate_of(gateway, name).public_bytes(Encoding.DER)
-    return make_proof(key_of(gateway, name), certificate, wanted, int(time.time()) if at_s is None else at_s)
+    at_s = int(time.time()) if at_s is None else at_s
+    return make_proof(Purpose.RENEWAL, key_of(gateway, name), certificate, wanted, at_s)
 
 
 def post(gateway, name, body, *options):

@@ -18,7 +18,7 @@ from portguard.gateway.snapshot import build
 from portguard.limits.ledger import LockRow, LockTarget
 from portguard.limits.locks import Locks
 from portguard.pki.authority import Authority
-from portguard.pki.proof import make_proof
+from portguard.pki.proof import Purpose, make_proof
 from portguard.pki.revocation import revoke
 from portguard.reasons import Reason
 from tests.certificates import Authority as Strangers
@@ -136,12 +136,12 @@ async def test_a_worker_cannot_have_one_for_a_key_that_the_client_does_not_vouch
     mine = ec.generate_private_key(ec.SECP256R1())
     bob = Client(folder.ca, "bob")
     now = int(datetime.now(UTC).timestamp())
-    earlier = make_proof(alice.key, alice.der, request(alice.key), now)
+    earlier = make_proof(Purpose.RENEWAL, alice.key, alice.der, request(alice.key), now)
     for proof in (
         None,
         earlier,
-        make_proof(mine, alice.der, request(mine), now),
-        make_proof(bob.key, bob.der, b"", now),
+        make_proof(Purpose.RENEWAL, mine, alice.der, request(mine), now),
+        make_proof(Purpose.RENEWAL, bob.key, bob.der, b"", now),
     ):
         refusal = await refused(desk, alice.wanted(key=mine, proof=proof))
         assert refusal.reason is Reason.BAD_REQUEST
@@ -149,7 +149,7 @@ async def test_a_worker_cannot_have_one_for_a_key_that_the_client_does_not_vouch
     assert (await refused(desk, alice.wanted(key=bob.key))).reason is Reason.BAD_REQUEST
     assert len(folder.ca.store.records()) == 2
     wanted = request(mine)
-    proof = make_proof(alice.key, alice.der, wanted, now)
+    proof = make_proof(Purpose.RENEWAL, alice.key, alice.der, wanted, now)
     mixed = RenewalWanted(1, SESSION, None, alice.chain, wanted, proof)
     [certificate] = await renewed(desk, mixed)
     assert certificate.public_key() == mine.public_key()

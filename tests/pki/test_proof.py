@@ -2,7 +2,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 
 from portguard.pki.errors import PkiError
-from portguard.pki.proof import LONGEST, PATIENCE_S, check_proof, make_proof
+from portguard.pki.proof import LONGEST, PATIENCE_S, Purpose, check_proof, make_proof
 from tests.certificates import Authority
 
 AT = 1_795_478_400
@@ -11,8 +11,8 @@ HOLDER = ROOT.issue("alice")
 REQUEST = b"a request"
 
 
-def proof(holder=HOLDER, request=REQUEST, at_s=AT):
-    return make_proof(holder.key, holder.der, request, at_s)
+def proof(holder=HOLDER, request=REQUEST, at_s=AT, purpose=Purpose.RENEWAL):
+    return make_proof(purpose, holder.key, holder.der, request, at_s)
 
 
 @pytest.mark.parametrize(
@@ -28,17 +28,17 @@ def test_a_proof_by_the_key_of_the_certificate_is_taken(make):
     holder = ROOT.issue("alice", key=make())
     made = proof(holder)
     assert len(made) <= LONGEST
-    check_proof(made, holder.der, REQUEST, AT)
+    check_proof(Purpose.RENEWAL, made, holder.der, REQUEST, AT)
 
 
 @pytest.mark.parametrize("skew_s", [-PATIENCE_S, PATIENCE_S])
 def test_clocks_may_differ_by_so_much(skew_s):
-    check_proof(proof(), HOLDER.der, REQUEST, AT + skew_s)
+    check_proof(Purpose.RENEWAL, proof(), HOLDER.der, REQUEST, AT + skew_s)
 
 
-def refused(made, certificate=HOLDER.der, request=REQUEST, now_s=AT):
+def refused(made, certificate=HOLDER.der, request=REQUEST, now_s=AT, purpose=Purpose.RENEWAL):
     with pytest.raises(PkiError, match=r"^proof: expected "):
-        check_proof(made, certificate, request, now_s)
+        check_proof(purpose, made, certificate, request, now_s)
 
 
 @pytest.mark.parametrize("skew_s", [-PATIENCE_S - 1, PATIENCE_S + 1])
@@ -52,6 +52,13 @@ def test_a_proof_is_for_one_request_one_certificate_and_one_time():
     refused(proof(), certificate=again.der)
     refused(proof(ROOT.issue("alice")), certificate=HOLDER.der)
     refused(proof().replace(str(AT), str(AT + 1)))
+
+
+def test_a_proof_is_for_one_purpose():
+    enrolling = proof(purpose=Purpose.ENROLMENT)
+    check_proof(Purpose.ENROLMENT, enrolling, HOLDER.der, REQUEST, AT)
+    refused(enrolling)
+    refused(proof(), purpose=Purpose.ENROLMENT)
 
 
 @pytest.mark.parametrize(
