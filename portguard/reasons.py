@@ -16,6 +16,7 @@ class Reason(StrEnum):
     CRL_EXPIRED = "crl_expired"
     AMBIGUOUS_IDENTITY = "ambiguous_identity"
     NO_IDENTITY = "no_identity"
+    INVITATION_USED = "invitation_used"
     # The identity is known, and the policy says no.
     LOCKED = "locked"
     DENIED = "denied"
@@ -75,6 +76,7 @@ _SENTENCES = {
     Reason.CRL_EXPIRED: "the revocation list of the certificate's issuer is out of date",
     Reason.AMBIGUOUS_IDENTITY: "the client certificate could stand for more than one identity",
     Reason.NO_IDENTITY: "the client certificate carries no usable name",
+    Reason.INVITATION_USED: "the invitation was used already, for another key",
     Reason.LOCKED: "the identity is locked",
     Reason.DENIED: "a deny entry of the policy forbids it",
     Reason.NO_ROLE: "no role has this identity as a member",

@@ -86,6 +86,7 @@ def recorded(record: Record, standing: "Standing") -> Fields:
         "issued_at": time_text(record.issued_at),
         "status": str(standing.status),
         **revocation_fields(standing),
+        "used_for": None if record.used_for is None else serial_text(record.used_for),
     }
 
 

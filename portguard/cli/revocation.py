@@ -31,11 +31,13 @@ from portguard.pki import files
 from portguard.pki.authority import LIST_VALID_FOR, Authority
 from portguard.pki.errors import PkiError
 from portguard.pki.files import PUBLIC, NewFile
-from portguard.pki.profiles import RevocationReason
+from portguard.pki.profiles import Kind, RevocationReason
 from portguard.pki.revocation import WrittenLists, write_lists
 from portguard.pki.revocation import revoke as revoke_certificates
 from portguard.pki.standing import Standings, left_to_clients
 from portguard.pki.store import Record
+
+_LEFT = {Kind.CLIENT: "other certificate", Kind.INVITATION: "open invitation"}
 
 _REASONS = tuple(reason for reason in RevocationReason if reason is not RevocationReason.CA_COMPROMISE)
 
@@ -57,7 +59,7 @@ def _reason(_context: click.Context, _parameter: click.Parameter, given: str | N
     "identities",
     multiple=True,
     metavar="NAME",
-    help="Revoke all certificates of this client that are not expired; may be repeated.",
+    help="Revoke all certificates of this client that are not expired, and its invitations; may be repeated.",
 )
 @click.option(
     "--reason",
@@ -78,8 +80,8 @@ def revoke(
 ) -> None:
     """Revoke certificates for good, all that are named or none, and write a new ca.crl.
 
-    FILE is a certificate that the authority issued, SERIAL its number in hex, or as many of its first digits as no
-    other begins with.
+    FILE is a certificate that the authority issued, or an invitation; SERIAL its number in hex, or as many of its first
+    digits as no other begins with.
 
     Gateways refuse the certificate, and end its sessions, once they have the new list.
     """
@@ -107,9 +109,10 @@ def revoke(
             **told,
         }
     print_fields(fields, as_json)
-    for name, count in left_to_clients(authority, (*revoked.now, *revoked.before), now).items():
-        other = counted(count, "other certificate")
-        note(f"client {name} has {other} that {'is' if count == 1 else 'are'} good; --identity {name} revokes all")
+    for name, counts in left_to_clients(authority, (*revoked.now, *revoked.before), now).items():
+        others = " and ".join(counted(counts[kind], noun) for kind, noun in _LEFT.items() if counts[kind])
+        are = "is" if counts.total() == 1 else "are"
+        note(f"client {name} has {others} that {are} good; --identity {name} revokes all")
 
 
 @click.command("crl", short_help="Sign a new revocation list.")

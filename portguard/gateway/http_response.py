@@ -46,6 +46,7 @@ _STATUSES = {
             Reason.CRL_EXPIRED,
             Reason.AMBIGUOUS_IDENTITY,
             Reason.NO_IDENTITY,
+            Reason.INVITATION_USED,
             Reason.LOCKED,
             Reason.DENIED,
             Reason.NO_ROLE,

@@ -46,6 +46,7 @@ STORE = "certificates.db"
 AUTHORITY_VALID_FOR = timedelta(days=3650)
 CLIENT_VALID_FOR = timedelta(days=30)
 GATEWAY_VALID_FOR = timedelta(days=365)
+INVITATION_VALID_FOR = timedelta(days=3)
 # As openssl's default_crl_days. A list that ends keeps everybody out, so a weekly renewal may fail three times.
 LIST_VALID_FOR = timedelta(days=30)
 
@@ -272,6 +273,17 @@ class Authority:
         key = self._new_key(key_type)
         return _with_key(self.sign_gateway(key.public_key(), gateway_names, at=at, valid_for=valid_for), key)
 
+    def invite(self, name: str, *, at: datetime, valid_for: timedelta = INVITATION_VALID_FOR) -> IssuedCertificate:
+        """Issue a certificate, without a name, by which `enrolment.enroll` issues one for the identity `name`, once.
+
+        Raises as `issue_client` does.
+        """
+        names.client(name)
+        key = keys.generate(KeyType.EC)
+        validity, issuer = self._prepare(key.public_key(), at, valid_for)
+        certificate = profiles.invitation(key.public_key(), validity, issuer)
+        return _with_key(self._signed(Kind.INVITATION, name, certificate, at), key)
+
     def sign_client(
         self,
         public_key: CertificatePublicKeyTypes,
@@ -280,10 +292,12 @@ class Authority:
         at: datetime,
         valid_for: timedelta = CLIENT_VALID_FOR,
         renews: x509.Certificate | None = None,
+        invitation: x509.Certificate | None = None,
     ) -> SignedCertificate:
         """Issue a client certificate for the identity `name` and a key of its own. Raises as `issue_client` does.
 
-        `renews` is the certificate whose successor it is: raises NotRenewed as `Store.add` does.
+        `renews` is the certificate whose successor it is: raises NotRenewed as `Store.add` does. `invitation` is what
+        it is issued by, and issued by once: answers and raises Refused as `Store.enroll` does.
 
         That whoever asks has the private key is for the caller to find out, as `request.read_request` does. *Fails
         closed*: raises PkiError for a key of a kind that it does not take.
@@ -291,7 +305,7 @@ class Authority:
         spiffe = names.spiffe_id(self.trust_domain, names.client(name))
         validity, issuer = self._prepare(public_key, at, valid_for)
         certificate = profiles.client(public_key, spiffe, name, validity, issuer)
-        return self._signed(Kind.CLIENT, name, certificate, at, renews)
+        return self._signed(Kind.CLIENT, name, certificate, at, renews, invitation)
 
     def sign_gateway(
         self,
@@ -306,6 +320,11 @@ class Authority:
         validity, issuer = self._prepare(public_key, at, valid_for)
         certificate = profiles.gateway(public_key, general_names, validity, issuer)
         return self._signed(Kind.GATEWAY, str(general_names[0].value), certificate, at)
+
+    def issuer_of(self, certificate: x509.Certificate) -> x509.Certificate | None:
+        """Return which of this authority's CAs issued a certificate, by its name; None: none that is still there."""
+        every = (self.issuer, *self.anchors, *self.retired)
+        return next((each for each in every if each.subject == certificate.issuer), None)
 
     def _new_key(self, key_type: KeyType | None) -> keys.PrivateKey:
         return keys.generate(key_type or keys.type_of(self.signer().key))
@@ -323,6 +342,7 @@ class Authority:
         certificate: x509.Certificate,
         at: datetime,
         renews: x509.Certificate | None = None,
+        invitation: x509.Certificate | None = None,
     ) -> SignedCertificate:
         record = Record(
             serial=certificate.serial_number,
@@ -334,8 +354,12 @@ class Authority:
             der=certificate.public_bytes(serialization.Encoding.DER),
         )
         # First the record, then the certificate: one that nobody recorded could never be revoked.
-        self.store.add(record, renews=renews)
-        chain = pem(certificate, self.issuer) if self.two_tier else pem(certificate)
+        if invitation is None:
+            self.store.add(record, renews=renews)
+        elif (record := self.store.enroll(invitation, record)).serial != certificate.serial_number:
+            certificate = x509.load_der_x509_certificate(record.der)  # that of the first time
+        issuer = self.issuer_of(certificate)
+        chain = pem(certificate) if issuer is None or issuer in self.anchors else pem(certificate, issuer)
         return SignedCertificate(record, chain, self.certificate_pem)
 
 

@@ -1,4 +1,4 @@
-"""What the authority signs, field by field: certificates of root, issuing CA, client and gateway, revocation lists.
+"""What the authority signs, field by field: certificates of all kinds, revocation lists.
 
 Profiles follow RFC 5280 sections 4.2 and 5, and the SPIFFE X.509-SVID standard. There are no name constraints: a
 gateway compares the trust domain itself, and TLS libraries that know no URI constraints would refuse the whole chain.
@@ -31,6 +31,11 @@ class Kind(StrEnum):
 
     CLIENT = "client"
     GATEWAY = "gateway"
+    INVITATION = "invitation"
+
+
+OF_CLIENTS = frozenset({Kind.CLIENT, Kind.INVITATION})
+"""What is in the hands of the client whose name the record has."""
 
 
 class RevocationReason(StrEnum):
@@ -122,6 +127,16 @@ def gateway(
     return _leaf(public_key, str(names[0].value), names, ExtendedKeyUsageOID.SERVER_AUTH, validity, issuer)
 
 
+def invitation(public_key: CertificatePublicKeyTypes, validity: Validity, issuer: Issuer) -> x509.Certificate:
+    """Make the certificate of an invitation, by which a client asks for its own. It names nobody.
+
+    What its subject says is no name to any trust. An empty one would need an alternative name beside it (RFC 5280
+    section 4.1.2.6), and strict verifiers ask for that.
+    """
+    subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "portguard invitation")])
+    return _signed(_end_entity(public_key, subject, ExtendedKeyUsageOID.CLIENT_AUTH, validity), issuer)
+
+
 def revocation_list(
     revoked: Iterable[tuple[int, Revocation]], number: int, validity: Validity, issuer: Issuer
 ) -> x509.CertificateRevocationList:
@@ -158,14 +173,19 @@ def _leaf(
     # A CN cut to fit could be somebody else's name. Without a CN the subject is empty, and SAN must be critical then.
     fits = len(common_name) <= ATTRIBUTE_MAX
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)] if fits else [])
-    builder = (
+    builder = _end_entity(public_key, subject, usage, validity)
+    return _signed(builder.add_extension(x509.SubjectAlternativeName(san), critical=not fits), issuer)
+
+
+def _end_entity(
+    public_key: CertificatePublicKeyTypes, subject: x509.Name, usage: x509.ObjectIdentifier, validity: Validity
+) -> x509.CertificateBuilder:
+    return (
         _builder(public_key, subject, validity)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(digital_signature=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-        .add_extension(x509.SubjectAlternativeName(san), critical=not fits)
     )
-    return _signed(builder, issuer)
 
 
 def _ca(

@@ -28,13 +28,13 @@ def renew(
     *Fails closed*: raises NotRenewed for one that is revoked, itself or with the CA that issued it, and for one that is
     not in the record, such as after a backup was put back. Raises as `Authority.sign_client` does.
     """
-    _expect_good_issuer(authority, certificate)
+    expect_good_issuer(authority, certificate)
     return authority.sign_client(public_key, name, at=at, valid_for=valid_for, renews=certificate)
 
 
-def _expect_good_issuer(authority: Authority, certificate: x509.Certificate) -> None:
-    every = (authority.issuer, *authority.anchors, *authority.retired)
-    issuer = next((each for each in every if each.subject == certificate.issuer), None)
+def expect_good_issuer(authority: Authority, certificate: x509.Certificate) -> None:
+    """Raise NotRenewed for a certificate of a CA that is revoked, or gone; PkiError. *Fails closed*."""
+    issuer = authority.issuer_of(certificate)
     if issuer is None:
         raise NotRenewed(certificate.serial_number, "one of a CA that was replaced", revoked=False)
     path = authority.root_crl_path

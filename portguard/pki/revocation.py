@@ -24,8 +24,8 @@ from portguard.pki import files
 from portguard.pki.authority import LIST_VALID_FOR, Authority, list_pem
 from portguard.pki.errors import MALFORMED, PkiError
 from portguard.pki.files import PUBLIC, NewFile
-from portguard.pki.profiles import CLOCK_SKEW, Issuer, Kind, Revocation, RevocationReason, Validity
-from portguard.pki.store import Record, Status
+from portguard.pki.profiles import CLOCK_SKEW, OF_CLIENTS, Issuer, Revocation, RevocationReason, Validity
+from portguard.pki.store import Record
 
 _ROOT_LIST = "the revocation list that the root signed"
 
@@ -79,7 +79,8 @@ def revoke(
 ) -> Revoked:
     """Record that certificates are revoked, all or none, and write the lists anew.
 
-    `identities` stand for all certificates of these clients that are neither revoked nor expired. `reason` None is
+    `identities` stand for all certificates of these clients that are neither revoked nor expired, and for their
+    invitations that were not used, or they would enroll anew. `reason` None is
     unspecified, and leaves the reason of what is revoked already alone.
 
     Raises PkiError when a serial or an identity was never issued, or was revoked for another reason; WrongPassphrase
@@ -170,11 +171,11 @@ def _chosen(
             raise PkiError(f"serial {serial:x}", expected, "none")
         chosen[serial] = record
     for identity in dict.fromkeys(identities):
-        issued = [each for each in authority.store.records() if (each.kind, each.name) == (Kind.CLIENT, identity)]
+        issued = [each for each in authority.store.records() if each.kind in OF_CLIENTS and each.name == identity]
         if not issued:
             expected = f"a client to whom the authority in {authority.directory} issued a certificate"
             raise PkiError(f"identity {identity}", expected, "none of this name")
-        chosen |= {each.serial: each for each in issued if each.status(at) in {Status.VALID, Status.NOT_YET_VALID}}
+        chosen |= {each.serial: each for each in issued if each.is_good(at)}
     return chosen.values()
 
 

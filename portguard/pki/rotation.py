@@ -45,7 +45,7 @@ from portguard.pki.revocation import (
     read_root_list,
     write_lists_locked,
 )
-from portguard.pki.store import Record, Status
+from portguard.pki.store import Record
 
 
 class Stage(StrEnum):
@@ -123,8 +123,7 @@ def still_good(authority: Authority, at: datetime) -> list[Record]:
     if stage(authority) is None:
         return []
     old = min(authority.anchors, key=lambda root: root.not_valid_before_utc)
-    good = {Status.VALID, Status.NOT_YET_VALID}
-    return [each for each in authority.store.records() if each.status(at) in good and is_issued_by(each, old)]
+    return [each for each in authority.store.records() if each.is_good(at) and is_issued_by(each, old)]
 
 
 def replace_issuing(

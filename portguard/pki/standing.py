@@ -11,7 +11,7 @@ from datetime import datetime
 from cryptography import x509
 
 from portguard.pki.authority import Authority
-from portguard.pki.profiles import Kind, Revocation
+from portguard.pki.profiles import OF_CLIENTS, Kind, Revocation
 from portguard.pki.revocation import revoked_issuers
 from portguard.pki.store import Record, Status
 
@@ -40,10 +40,12 @@ class Standings:
         return Standing(record.status(at), record.revocation, None)
 
 
-def left_to_clients(authority: Authority, revoked: Iterable[Record], at: datetime) -> dict[str, int]:
-    """Count what the clients of these certificates have beside them, neither revoked nor expired; by name, no zeros."""
-    names = dict.fromkeys(record.name for record in revoked if record.kind is Kind.CLIENT)
-    good, standings = {Status.VALID, Status.NOT_YET_VALID}, Standings(authority)
-    clients = (each for each in authority.store.records() if each.kind is Kind.CLIENT)
-    left = Counter(each.name for each in clients if standings.of(each, at).status in good)
-    return {name: left[name] for name in names if left[name]}
+def left_to_clients(authority: Authority, revoked: Iterable[Record], at: datetime) -> dict[str, Counter[Kind]]:
+    """Count what the clients of these certificates have beside them that is good, by name and kind; no zeros."""
+    names = {record.name for record in revoked if record.kind in OF_CLIENTS}
+    standings = Standings(authority)
+    left: dict[str, Counter[Kind]] = {}
+    for each in authority.store.records():
+        if each.kind in OF_CLIENTS and each.name in names and standings.of(each, at).status.is_good:
+            left.setdefault(each.name, Counter())[each.kind] += 1
+    return left

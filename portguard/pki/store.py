@@ -16,9 +16,12 @@ from typing import Literal
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from portguard.errors import Refused
+from portguard.identity.validity import written
 from portguard.pki import files
 from portguard.pki.errors import NotRenewed, PkiError
 from portguard.pki.profiles import Kind, Revocation, RevocationReason
+from portguard.reasons import Reason
 
 # "PGCA": tells this file from any other SQLite file before a row is read.
 _APPLICATION_ID = 0x50474341
@@ -29,8 +32,8 @@ _STEPS = (
         """
         CREATE TABLE certificates (
             serial     TEXT PRIMARY KEY,  -- lower-case hex, without leading zeros
-            kind       TEXT NOT NULL,     -- client, gateway
-            name       TEXT NOT NULL,     -- of a gateway, the first of its names
+            kind       TEXT NOT NULL,     -- client, gateway, invitation
+            name       TEXT NOT NULL,     -- of a gateway, the first of its names; of an invitation, whom it is for
             not_before INTEGER NOT NULL,  -- seconds since 1970, as all other times
             not_after  INTEGER NOT NULL,
             issued_at  INTEGER NOT NULL,
@@ -55,17 +58,27 @@ _STEPS = (
         )
         """,
     ),
+    (
+        """
+        CREATE TABLE enrolments (
+            invitation  TEXT PRIMARY KEY REFERENCES certificates (serial),
+            certificate TEXT NOT NULL UNIQUE REFERENCES certificates (serial)  -- what was issued for it
+        )
+        """,
+    ),
 )
 """Each step makes the version that is its place, counted from 1, out of the one before."""
 
 _COLUMNS = "serial, kind, name, not_before, not_after, issued_at, der"
-_RECORDS = f"SELECT {_COLUMNS}, revoked_at, reason FROM certificates LEFT JOIN revocations USING (serial)"  # noqa: S608 constant
-_GOOD_OF_CLIENT = """
-    SELECT serial FROM certificates LEFT JOIN revocations USING (serial)
-    WHERE kind = ? AND name = ? AND not_after >= ? AND revoked_at IS NULL ORDER BY certificates.rowid
-"""
+_JOINED = "certificates LEFT JOIN revocations USING (serial) LEFT JOIN enrolments ON invitation = serial"
+_RECORDS = f"SELECT {_COLUMNS}, revoked_at, reason, certificate FROM {_JOINED}"  # noqa: S608 constant
+_GOOD_OF_CLIENT = f"""
+    SELECT serial FROM {_JOINED}
+    WHERE kind IN (?, ?) AND name = ? AND not_after >= ? AND revoked_at IS NULL AND certificate IS NULL
+    ORDER BY certificates.rowid
+"""  # noqa: S608 constant
 
-_Row = tuple[str, str, str, int, int, int, bytes, int | None, str | None]
+_Row = tuple[str, str, str, int, int, int, bytes, int | None, str | None, str | None]
 
 
 class Status(StrEnum):
@@ -75,6 +88,13 @@ class Status(StrEnum):
     EXPIRED = "expired"
     NOT_YET_VALID = "not_yet_valid"
     REVOKED = "revoked"
+    OPEN = "open"  # an invitation that may still be used
+    USED = "used"  # an invitation by which a certificate was issued
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it is worth something now, or will be."""
+        return self in {Status.VALID, Status.OPEN, Status.NOT_YET_VALID}
 
 
 def status(not_before: datetime, not_after: datetime, at: datetime) -> Status:
@@ -96,12 +116,21 @@ class Record:
     issued_at: datetime
     der: bytes = field(repr=False)
     revocation: Revocation | None = None
+    used_for: int | None = None
+    """Of an invitation, the serial of what was issued by it; None as long as nothing was."""
 
     def status(self, at: datetime) -> Status:
-        """Say what the certificate is worth at `at`. One that is revoked stays so, also past its end."""
+        """Say what the certificate is worth at `at`. One that is revoked, or used, stays so, also past its end."""
         if self.revocation is not None:
             return Status.REVOKED
-        return status(self.not_before, self.not_after, at)
+        if self.used_for is not None:
+            return Status.USED
+        by_dates = status(self.not_before, self.not_after, at)
+        return Status.OPEN if self.kind is Kind.INVITATION and by_dates is Status.VALID else by_dates
+
+    def is_good(self, at: datetime) -> bool:
+        """Say whether it is worth something at `at`, or will be."""
+        return self.status(at).is_good
 
 
 class Store:
@@ -127,17 +156,39 @@ class Store:
         `renews` is the certificate whose successor it is. *Fails closed*: raises NotRenewed for one that is revoked, or
         that is not in the record under the same name. That is one step: nothing can be revoked in between.
         """
-        row = (
-            _hex(record.serial),
-            record.kind,
-            record.name,
-            *map(_seconds, (record.not_before, record.not_after, record.issued_at)),
-            record.der,
-        )
         with self._transaction("IMMEDIATE") as connection:
             if renews is not None:
                 self._expect_renewable(connection, renews, record)
-            connection.execute(f"INSERT INTO certificates ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)  # noqa: S608 constant
+            _insert(connection, record)
+
+    def enroll(self, invitation: x509.Certificate, record: Record) -> Record:
+        """Write `record`, issued now by an invitation to its name, and that this is used; on return it is on the disk.
+
+        One that was used before, for the same key, is used no second time: return the record of then.
+
+        *Fails closed*: raises Refused where it is none of this record's to this name, is revoked or expired, or was
+        used for another key, or for a certificate that is good no more. That is one step: of two that use it at once,
+        one is refused.
+        """
+        with self._transaction("IMMEDIATE") as connection:
+            invited = self._one(connection, invitation.serial_number)
+            if (
+                invited is None
+                or invited.der != invitation.public_bytes(Encoding.DER)
+                or (invited.kind, invited.name) != (Kind.INVITATION, record.name)
+            ):
+                raise Refused(Reason.CERTIFICATE_UNTRUSTED, "the authority has no record of the invitation")
+            _expect_good(invited, "the invitation", record.issued_at)
+            if invited.used_for is not None:
+                earlier = self._one(connection, invited.used_for)
+                if earlier is None or not _are_for_one_key(earlier, record):
+                    raise Refused(Reason.INVITATION_USED)
+                _expect_good(earlier, "the certificate that the invitation was used for", record.issued_at)
+                return earlier
+            _insert(connection, record)
+            row = _hex(invited.serial), _hex(record.serial)
+            connection.execute("INSERT INTO enrolments (invitation, certificate) VALUES (?, ?)", row)
+        return record
 
     def records(self) -> list[Record]:
         """Return all records, in the order of issue."""
@@ -159,13 +210,14 @@ class Store:
         """Record that the certificates are revoked, all or none; on return it is on the disk. Return which those are.
 
         `clients` stand for all their certificates that are neither revoked nor expired then, also one that was issued a
-        moment ago. Raises PkiError when one of `serials` is revoked already, or was not issued here.
+        moment ago, and for their invitations that were not used. Raises PkiError when one of `serials` is revoked
+        already, or was not issued here.
         """
         chosen = [_hex(serial) for serial in serials]
         at_s = _seconds(revocation.at)
         with self._transaction("IMMEDIATE") as connection:
             for name in clients:
-                rows = connection.execute(_GOOD_OF_CLIENT, (Kind.CLIENT, name, at_s))
+                rows = connection.execute(_GOOD_OF_CLIENT, (Kind.CLIENT, Kind.INVITATION, name, at_s))
                 chosen += [serial for (serial,) in rows]
             chosen = list(dict.fromkeys(chosen))
             connection.executemany(
@@ -263,9 +315,12 @@ class Store:
                 self.path, f"a store of version {len(_STEPS)} or earlier", f"version {version}, of a later portguard"
             )
 
+    def _one(self, connection: sqlite3.Connection, serial: int) -> Record | None:
+        rows = connection.execute(f"{_RECORDS} WHERE serial = ?", (_hex(serial),))
+        return next(map(self._record, rows), None)
+
     def _expect_renewable(self, connection: sqlite3.Connection, renews: x509.Certificate, successor: Record) -> None:
-        rows = connection.execute(f"{_RECORDS} WHERE serial = ?", (_hex(renews.serial_number),))
-        before = next(map(self._record, rows), None)
+        before = self._one(connection, renews.serial_number)
         # Whoever has got the key of an issuing CA chooses serials.
         if (
             before is None
@@ -277,7 +332,7 @@ class Store:
             raise NotRenewed(renews.serial_number, "one that is revoked", revoked=True)
 
     def _record(self, row: _Row) -> Record:
-        serial, kind, name, not_before, not_after, issued_at, der, revoked_at, reason = row
+        serial, kind, name, not_before, not_after, issued_at, der, revoked_at, reason, used_for = row
         try:
             revocation = None
             if revoked_at is not None and reason is not None:
@@ -291,9 +346,34 @@ class Store:
                 _time(issued_at),
                 der,
                 revocation,
+                None if used_for is None else int(used_for, 16),
             )
         except (TypeError, ValueError, OverflowError, OSError) as error:
             raise PkiError(self.path, "a readable record", f"a damaged one, serial {serial!r}") from error
+
+
+def _insert(connection: sqlite3.Connection, record: Record) -> None:
+    row = (
+        _hex(record.serial),
+        record.kind,
+        record.name,
+        *map(_seconds, (record.not_before, record.not_after, record.issued_at)),
+        record.der,
+    )
+    connection.execute(f"INSERT INTO certificates ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row)  # noqa: S608 constant
+
+
+def _expect_good(record: Record, what: str, at: datetime) -> None:
+    """Raise Refused unless it may be used at `at`. *Fails closed*."""
+    if record.revocation is not None:
+        raise Refused(Reason.CERTIFICATE_REVOKED, f"{what} is revoked")
+    if status(record.not_before, record.not_after, at) is not Status.VALID:
+        raise Refused(Reason.CERTIFICATE_EXPIRED, f"{what} is valid until {written(record.not_after)}")
+
+
+def _are_for_one_key(one: Record, other: Record) -> bool:
+    keys = (x509.load_der_x509_certificate(each.der).public_key() for each in (one, other))
+    return next(keys) == next(keys)
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -34,6 +34,7 @@ def test_list_in_json_and_as_a_table(made: Portguard) -> None:
         "revoked_at",
         "reason",
         "revoked_issuer",
+        "used_for",
     }
     header, *rows = made("cert", "list").out.splitlines()
     assert header.split() == ["NAME", "KIND", "STATUS", "NOT", "BEFORE", "NOT", "AFTER", "SERIAL"]

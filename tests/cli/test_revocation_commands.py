@@ -66,6 +66,24 @@ def test_who_revokes_one_is_told_of_others_that_the_client_could_go_on_with(made
     assert made("cert", "revoke", "--identity", "alice").err == ""
 
 
+def test_who_revokes_one_is_told_of_invitations_too_and_takes_them_back_by_name(made: Portguard) -> None:
+    for _ in range(2):
+        Authority.open("ca").invite("bob", at=datetime.now(UTC))
+    *_, bob, first, second = _serials(made)
+    told = "portguard: client bob has 2 open invitations that are good; --identity bob revokes all\n"
+    assert made("cert", "revoke", bob).err == told
+    one = made("cert", "revoke", first)
+    assert one.err == "portguard: client bob has 1 open invitation that is good; --identity bob revokes all\n"
+    assert made("cert", "issue", "bob", "--out", "again").code == 0
+    both = "1 other certificate and 1 open invitation"
+    told = f"portguard: client bob has {both} that are good; --identity bob revokes all\n"
+    assert made("cert", "revoke", first).err == told
+    done = made("cert", "revoke", "--identity", "bob")
+    assert f"revoked      invitation bob, serial {second}\n             client bob, serial " in done.out
+    assert done.err == ""
+    assert set(_statuses(made)[2:]) == {"revoked"}
+
+
 def test_all_certificates_of_an_identity_are_revoked(made: Portguard) -> None:
     done = made("cert", "revoke", "--identity", "alice", "--reason", "affiliation-changed", "--json")
     assert [(row["name"], row["status"], row["reason"]) for row in done.json["revoked"]] == [

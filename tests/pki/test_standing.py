@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from portguard.pki.authority import Authority
-from portguard.pki.profiles import RevocationReason
+from portguard.pki.profiles import Kind, RevocationReason
 from portguard.pki.revocation import revoke
 from portguard.pki.rotation import replace_issuing
 from portguard.pki.standing import Standings, left_to_clients
@@ -35,7 +35,7 @@ def test_a_certificate_falls_with_its_issuer_and_keeps_its_own_reason(
     assert fallen.revoked_issuer == two_tiers.issuer.subject
     good = standings.of(third, now)
     assert (good.status, good.revocation, good.revoked_issuer) == (Status.VALID, None, None)
-    assert left_to_clients(replaced, [first], now) == {"alice": 1}
+    assert left_to_clients(replaced, [first], now) == {"alice": {Kind.CLIENT: 1}}
 
 
 def test_under_a_root_that_issues_itself_the_record_is_all(authority: Authority, now: datetime) -> None:

@@ -2,6 +2,7 @@ import os
 import sqlite3
 import stat
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -109,23 +110,30 @@ def test_another_programs_database_is_an_error(store: Store) -> None:
 
 
 def test_a_store_of_a_later_version_is_an_error(store: Store) -> None:
-    _alter(store, "PRAGMA user_version = 3")
-    with pytest.raises(PkiError, match="expected a store of version 2 or earlier, got version 3, of a later portguard"):
+    _alter(store, "PRAGMA user_version = 4")
+    with pytest.raises(PkiError, match="expected a store of version 3 or earlier, got version 4, of a later portguard"):
         store.add(_record(1))
+
+
+_FIRST_VERSION = f"""
+    PRAGMA application_id = {0x50474341};
+    PRAGMA user_version = 1;
+    CREATE TABLE certificates (serial TEXT PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL,
+        not_before INTEGER NOT NULL, not_after INTEGER NOT NULL, issued_at INTEGER NOT NULL, der BLOB NOT NULL);
+"""
+_SECOND_VERSION = """
+    PRAGMA user_version = 2;
+    CREATE TABLE revocations (serial TEXT PRIMARY KEY REFERENCES certificates (serial), revoked_at INTEGER NOT NULL,
+        reason TEXT NOT NULL, settled_in INTEGER);
+    CREATE TABLE lists (number INTEGER PRIMARY KEY, made_at INTEGER NOT NULL, valid_for INTEGER NOT NULL);
+"""
 
 
 @pytest.fixture
 def first_version(tmp_path: Path) -> Store:
     """A store as it was before it knew of revocations, with one certificate."""
     connection = sqlite3.connect(tmp_path / "certificates.db")
-    connection.executescript(
-        f"""
-        PRAGMA application_id = {0x50474341};
-        PRAGMA user_version = 1;
-        CREATE TABLE certificates (serial TEXT PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL,
-            not_before INTEGER NOT NULL, not_after INTEGER NOT NULL, issued_at INTEGER NOT NULL, der BLOB NOT NULL);
-        """
-    )
+    connection.executescript(_FIRST_VERSION)
     times = [int(time.timestamp()) for time in (_TIME, _TIME + _DAY, _TIME)]
     connection.execute("INSERT INTO certificates VALUES ('1', 'client', 'alice', ?, ?, ?, ?)", [*times, b"der"])
     connection.commit()
@@ -143,6 +151,21 @@ def test_a_store_of_the_first_version_becomes_one_of_this_when_it_is_written(fir
     first_version.add(_record(2))
     assert first_version.unsettled() == []
     assert first_version.begin_list(_TIME, _DAY) == 1
+
+
+def test_a_store_of_the_second_version_becomes_one_of_this_and_keeps_what_it_has(first_version: Store) -> None:
+    connection = sqlite3.connect(first_version.path)
+    connection.executescript(_SECOND_VERSION)
+    at_s = int(_TIME.timestamp())
+    connection.execute("INSERT INTO revocations VALUES ('1', ?, 'keyCompromise', NULL)", [at_s])
+    connection.execute("INSERT INTO lists VALUES (7, ?, 3600)", [at_s])
+    connection.commit()
+    connection.close()
+    assert first_version.records() == [_record(1, revocation=_REVOKED)]
+    first_version.add(replace(_record(2), kind=Kind.INVITATION))
+    first_version.revoke([], _REVOKED, ["alice"])
+    assert [record.serial for record in first_version.unsettled()] == [1, 2]
+    assert first_version.begin_list(_TIME, _DAY) == 8
 
 
 def test_two_that_find_the_first_version_make_one_of_this(
