@@ -96,6 +96,7 @@ class AuditTrail:
         self._writer = Writer(recorder, self._deliver)
         self._gates = RefusalGates()
         self._refused_acts = RefusalGates()  # by user
+        self._refused_invitations = RefusalGates()  # by whom they are for
         self._regrants = RefusalGates()  # by worker, of more than are always recorded
         self._regranted: dict[str, tuple[int, float]] = {}  # by session: at which load, and when
         self._loads = 0  # how many policies have come into force
@@ -364,10 +365,19 @@ class AuditTrail:
     def refused(self, refusal: TurnedAway, now_s: float) -> None:
         """Record that somebody was refused, unless too many were of late."""
         if refusal.name is None:
-            self._refuse("handshake.fail", refusal, None, {}, now_s)
+            self._refuse("handshake.fail", refusal, self._gates, now_s)
         else:
-            about = {"trust": refusal.trust, "identity": refusal.name}
-            self._refuse("session.refuse", refusal, (refusal.trust, refusal.name), about, now_s)
+            self._refuse("session.refuse", refusal, self._gates, now_s)
+
+    def invitation_refused(self, refusal: TurnedAway, now_s: float) -> None:
+        """Record that somebody who was invited was refused a certificate, unless too many were of late.
+
+        That an invitation was stolen comes to light here. So neither strangers nor sessions can have it held back.
+        """
+        if refusal.name is None:
+            self.refused(refusal, now_s)
+        else:
+            self._refuse("certificate.refuse", refusal, self._refused_invitations, now_s)
 
     def refused_at_once(self, source: str, reason: Reason, now_s: float) -> None:
         """Record that a connection was refused before anything was read from it."""
@@ -375,10 +385,10 @@ class AuditTrail:
         if held_back is not None:
             self._note("handshake.fail", {"source": source, "reason": reason, "held_back": held_back or None})
 
-    def _refuse(
-        self, event: str, refusal: TurnedAway, key: tuple[str | None, str] | None, about: Fields, now_s: float
-    ) -> None:
-        held_back = self._gates.admit(key, about, now_s)
+    def _refuse(self, event: str, refusal: TurnedAway, gates: RefusalGates, now_s: float) -> None:
+        known = refusal.name is not None
+        about: Fields = {"trust": refusal.trust, "identity": refusal.name} if known else {}
+        held_back = gates.admit((refusal.trust, refusal.name) if known else None, about, now_s)
         if held_back is None:
             return
         claimed = dict(zip(CLAIM_FIELDS, refusal.claim, strict=True)) if refusal.claim is not None else {}
@@ -402,6 +412,8 @@ class AuditTrail:
         for about, held_back in self._gates.report(now_s, at_once=at_once):
             event = "session.refuse.flood" if about else "handshake.fail.flood"
             self._note(event, {**about, "held_back": held_back})
+        for about, held_back in self._refused_invitations.report(now_s, at_once=at_once):
+            self._note("certificate.refuse.flood", {**about, "held_back": held_back})
         for about, held_back in self._refused_acts.report(now_s, at_once=at_once):
             self._note("admin.refuse.flood", {**about, "held_back": held_back})
         for about, held_back in self._regrants.report(now_s, at_once=at_once):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from portguard.errors import Refused
 from portguard.gateway import proxy_protocol
 from portguard.gateway.balancer import read_proxy_header
+from portguard.gateway.certificate_request import Asker, certificate_response, is_enrolment, wanted_enrolment
 from portguard.gateway.dial import DialFailed, Greet
 from portguard.gateway.ends import End, PlainEnd, TlsEnd
 from portguard.gateway.greeting import greet
@@ -68,6 +69,7 @@ class Connection:
         "_end",
         "_handshake_s",
         "_http",
+        "_recorded",
         "_service",
         "_session",
         "_setup",
@@ -94,6 +96,7 @@ class Connection:
         self._handshake_s: float | None = None  # how long it took
         self._end: TlsEnd | None = None
         self._http = False
+        self._recorded = False  # a refusal, by the supervisor
         self._caller: Caller | None = None
         self._service: Service | None = None
         self._ticket: Ticket | None = None
@@ -127,12 +130,17 @@ class Connection:
         self._http = service is None and (
             name is None or is_own_name(name, self._setup.snapshot.configuration.gateway.name)
         )
+        asked: ConnectTarget | ApiRequest | None = None
         try:
             self._caller = self._setup.snapshot.trusts.identify(verified_chain(tls), sent_chain(tls), now())
             self._worker.refuse_locked(self._caller)
-        except Refused:
-            await self._hear_out(service, name)
-            raise
+        except Refused as refused:
+            asked = await self._hear_out(service, name)
+            if refused.reason is not Reason.NO_IDENTITY or not is_enrolment(asked):
+                raise
+        if self._caller is None:
+            assert isinstance(asked, ApiRequest)
+            return await self._enroll(asked)
         if self._http:
             request = await _within(timeouts.request_s, Reason.REQUEST_TIMEOUT, self._request())
             if isinstance(request, ApiRequest):
@@ -222,11 +230,12 @@ class Connection:
             await readable(self._sock)
         return data
 
-    async def _hear_out(self, service: Service | None, name: str | None) -> None:
+    async def _hear_out(self, service: Service | None, name: str | None) -> ConnectTarget | ApiRequest | None:
         """Learn what a client wants that is refused, for the record. `service` is that of its port, `name` its SNI.
 
-        Who asks by HTTP is told why once the question is there.
+        Who asks by HTTP is told why once the question is there; return it, None where there is none to be understood.
         """
+        request = None
         if self._http:
             with contextlib.suppress(Refused, OSError):
                 request_s = self._setup.snapshot.configuration.timeouts.request_s
@@ -236,6 +245,7 @@ class Connection:
             service = self._setup.snapshot.policy.resolve_name(name or "")
         if self._caller is not None:  # strangers' wishes are nobody's statistics
             self._service = service
+        return request
 
     def _named(self, host: str) -> Service | None:
         policy = self._setup.snapshot.policy
@@ -273,6 +283,21 @@ class Connection:
             verified_chain(self._tls),
         )
         self._last_words(await answer(request, visitor, self._worker, self._granted), clean=True)
+        return True
+
+    async def _enroll(self, request: ApiRequest) -> bool:
+        """Have a certificate issued to a client whose own names nobody, and end. *Fails closed*: raises Refused.
+
+        All that is known here is which trust vouches for it. To whom it was given the supervisor finds out.
+        """
+        assert self._tls is not None
+        chain, snapshot = verified_chain(self._tls), self._setup.snapshot
+        trust = snapshot.trusts.trust_of_nameless(chain, sent_chain(self._tls), now())
+        source = self._source.address if self._source is not None else None
+        asker = Asker(self._accepted.connection, self._session, source, trust, chain, snapshot)
+        wanted = wanted_enrolment(request, asker)
+        self._recorded = True
+        self._last_words(certificate_response(await self._worker.certificate(wanted)), clean=True)
         return True
 
     def _granted(self, name: str) -> tuple[Service, Grant]:
@@ -358,7 +383,7 @@ class Connection:
         claim = self._claim()
         claimed = dict(zip(CLAIM_FIELDS, claim, strict=True)) if claim is not None else {}
         self._log("warning", event, reason=refused.reason, message=detail, **claimed)
-        if self._ticket is None:
+        if self._ticket is None and not self._recorded:
             # Else there is a session, and its end has the reason.
             self._worker.turned_away(self._turned_away(refused.reason, detail, claim))
         if not self._http:

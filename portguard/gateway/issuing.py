@@ -1,14 +1,33 @@
-"""The authority by which a gateway renews certificates, as the supervisor opens it: anew each time.
+"""The authority by which a gateway issues certificates, as the supervisor opens it: anew each time.
 
 Its key is the supervisor's alone: it is in no bundle, so no worker is handed it, and it is not kept between two uses.
 """
 
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+
+from portguard.gateway.configuration import TrustSettings
 from portguard.gateway.credentials import AUTHORITY_PASSPHRASE, credential, read_credential
+from portguard.gateway.snapshot import Snapshot
 from portguard.gateway.trust_files import authority_mismatch
-from portguard.identity.trust import Trust
+from portguard.identity.names import Identity
 from portguard.pki.authority import Authority
 from portguard.pki.errors import PkiError
 from portguard.secret_line import NotOneLine
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A wish for a certificate that was looked at: whose it would be, for which key, and what the client came with.
+
+    The trust has an authority.
+    """
+
+    identity: Identity
+    certificate: x509.Certificate
+    public_key: CertificatePublicKeyTypes
 
 
 def open_authority(directory: str) -> Authority:
@@ -36,10 +55,22 @@ def open_authority(directory: str) -> Authority:
     return authority
 
 
-def open_authority_of(trust: Trust, directory: str) -> Authority:
-    """Open an authority that issues for the trust. *Fails closed*: raises PkiError for one that does not."""
+def settings_of(snapshot: Snapshot, trust: str) -> TrustSettings:
+    """Return the settings of the trust of this name."""
+    [settings] = [each for each in snapshot.configuration.trusts if each.name == trust]
+    return settings
+
+
+def open_authority_of(snapshot: Snapshot, trust: str) -> Authority:
+    """Open the authority that issues for a trust which has one.
+
+    *Fails closed*: raises PkiError for one that does not issue for it.
+    """
+    directory = settings_of(snapshot, trust).authority
+    assert directory is not None
     authority = open_authority(directory)
-    mismatch = authority_mismatch(authority.anchor, trust)
+    [judged] = [each for each in snapshot.trusts.every if each.name == trust]
+    mismatch = authority_mismatch(authority.anchor, judged)
     if mismatch is not None:
         raise PkiError(directory, *mismatch)
     return authority

@@ -12,7 +12,7 @@ import msgspec
 from portguard.identity.claim import Claim
 from portguard.reasons import Reason
 
-VERSION = 5
+VERSION = 6
 
 MOST_ROLES = 10
 """In one `StandingWanted`: its answer has up to eight quotas for each."""
@@ -21,7 +21,7 @@ MOST_FORECAST = 25
 """Sessions in one `ForecastWanted`: its answer may have a sentence for each."""
 
 MOST_CHAIN = 5
-"""Certificates in one `RenewalWanted`, from the holder's to the anchor."""
+"""Certificates in one `RenewalWanted` or `EnrolmentWanted`, from the holder's to the anchor."""
 
 LARGEST_CERTIFICATE_BYTES = 4096
 LARGEST_CHAIN_BYTES = 10_000
@@ -171,8 +171,8 @@ class Forecast(_Message, frozen=True):
     refusals: list[ForeseenRefusal | None]
 
 
-class Renewed(_Message, frozen=True):
-    """The certificate that a `RenewalWanted` asked for, with those between it and the anchor, PEM."""
+class Issued(_Message, frozen=True):
+    """The certificate that a `RenewalWanted` or `EnrolmentWanted` asked for, with those below its anchor, PEM."""
 
     connection: Number
     chain: str
@@ -332,11 +332,11 @@ class PastRefusalsWanted(_Message, frozen=True):
     name: str
 
 
-class RenewalWanted(_Message, frozen=True):
-    """May the holder of a certificate have another one, for the same identity?
+class _CertificateWanted(_Message, frozen=True):
+    """Who comes with a certificate wants another one.
 
-    `chain` is that certificate up to its anchor, `request` the request (PKCS #10) for the next, all DER; `proof` is the
-    header of `portguard.pki.proof`, as the client sent it.
+    `chain` is the one that there is up to its anchor, `request` the request (PKCS #10) for the next, all DER; `proof`
+    is the header of `portguard.pki.proof`, as the client sent it.
     """
 
     connection: Number
@@ -348,6 +348,14 @@ class RenewalWanted(_Message, frozen=True):
     ]
     request: Annotated[bytes, msgspec.Meta(max_length=LARGEST_REQUEST_BYTES)]
     proof: str | None
+
+
+class RenewalWanted(_CertificateWanted, frozen=True):
+    """May the holder of a certificate have another one, for the same identity?"""
+
+
+class EnrolmentWanted(_CertificateWanted, frozen=True):
+    """May the holder of an invitation have the certificate that it is for? A refusal is recorded with the answer."""
 
 
 class TurnedAway(_Message, frozen=True):
@@ -431,7 +439,7 @@ Message = (
     | Standing
     | Forecast
     | PastRefusals
-    | Renewed
+    | Issued
     | Leased
     | Recalled
     | Closed
@@ -450,6 +458,7 @@ Message = (
     | ForecastWanted
     | PastRefusalsWanted
     | RenewalWanted
+    | EnrolmentWanted
     | TurnedAway
     | Gone
     | Ended

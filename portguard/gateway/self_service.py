@@ -3,8 +3,9 @@
     GET /v1/whoami          the identity, its certificate, and its last refusals
     GET /v1/services        what it may reach now, under which limits
     GET /v1/services/NAME   whether it may reach this one
-    POST /v1/renew          a new certificate for the same identity (`renewal_request`)
+    POST /v1/renew          a new certificate for the same identity (`certificate_request`)
 
+`POST /v1/enroll` is for those whose certificate names nobody, and answered elsewhere (`connection`).
 What may be reached says too whether a session would be admitted now, or why it would be refused.
 
 Each answer is about the caller alone. What the supervisor knows of it is asked for there.
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
+from portguard.gateway.certificate_request import ENROLL, RENEW, Asker, Issuing, certificate_response, wanted_renewal
 from portguard.gateway.http_response import RefusedRequest, json_response, json_text, json_text_response
 from portguard.gateway.messages import (
     MOST_FORECAST,
@@ -29,8 +31,6 @@ from portguard.gateway.messages import (
     RoleStanding,
     StandingWanted,
 )
-from portguard.gateway.renewal_request import PATH as RENEW
-from portguard.gateway.renewal_request import Renewing, answer_renewal
 from portguard.policy.decide import Grant, Request, reachable
 from portguard.policy.quantities import format_rate
 
@@ -48,7 +48,7 @@ _SERVICES = "/v1/services"
 _AT_A_TIME = 100  # services, about a millisecond; sessions want to go on in between
 
 
-class Supervising(Renewing, Protocol):
+class Supervising(Issuing, Protocol):
     """What is asked of the supervisor. All raise Refused when it does not answer."""
 
     async def standing(self, request: StandingWanted) -> list[RoleStanding]:
@@ -82,15 +82,18 @@ async def answer(
     visitor reach it now. *Fails closed*: what the visitor may not reach is not told of.
     """
     content = request.method != "HEAD"  # whose answer has none (RFC 9110 9.3.2)
-    if request.path not in (_WHOAMI, _SERVICES, RENEW) and not request.path.startswith(f"{_SERVICES}/"):
+    if request.path not in (_WHOAMI, _SERVICES, RENEW, ENROLL) and not request.path.startswith(f"{_SERVICES}/"):
         expected = f"CONNECT SERVICE, or GET {_WHOAMI}, {_SERVICES} or {_SERVICES}/SERVICE, or POST {RENEW}"
         raise RefusedRequest(404, f"expected {expected}, got {request.path!r}", content=content)
-    allowed = "POST" if request.path == RENEW else "GET"
+    allowed = "POST" if request.path in (RENEW, ENROLL) else "GET"
     if request.method != allowed:
         message = f"expected {allowed} {request.path}, got {request.method}"
         raise RefusedRequest(405, message, allow=allowed, content=content)
     if request.path == RENEW:
-        return await answer_renewal(request, visitor, supervisor)
+        wanted = wanted_renewal(request, _asker(visitor))
+        return certificate_response(await supervisor.certificate(wanted))
+    if request.path == ENROLL:
+        raise RefusedRequest(403, "expected an invitation, got a certificate that has a name already")
     if request.path == _WHOAMI:
         return json_response(200, await _whoami(visitor, supervisor))
     if request.path == _SERVICES:
@@ -106,6 +109,11 @@ async def answer(
             "refusal": refusal,
         },
     )
+
+
+def _asker(visitor: Visitor) -> Asker:
+    trust = visitor.caller.identity.trust
+    return Asker(visitor.connection, visitor.session, visitor.source, trust, visitor.chain, visitor.snapshot)
 
 
 async def _whoami(visitor: Visitor, supervisor: Supervising) -> object:

@@ -40,7 +40,7 @@ class Succession:
         trail: AuditTrail,
         reloader: Reloader,
         notifier: Notifier,
-        is_renewing: Callable[[], bool],
+        is_issuing: Callable[[], bool],
         handover: Callable[[], Handover],
         is_ending: Callable[[], bool],
         stop: Callable[[], object],
@@ -52,7 +52,7 @@ class Succession:
         self._trail = trail
         self._reloader = reloader
         self._notifier = notifier
-        self._is_renewing = is_renewing
+        self._is_issuing = is_issuing
         self._handover = handover
         self._is_ending = is_ending
         self._stop = stop
@@ -124,7 +124,7 @@ class Succession:
         """Hear nobody, and wait until nobody waits for an answer of ours; return whether it came to that."""
         self._workers.pause()
         deadline_s = time.monotonic() + _SILENCE_S
-        while self._trail.is_deciding or self._accounting.is_securing or self._is_renewing():
+        while self._trail.is_deciding or self._accounting.is_securing or self._is_issuing():
             if time.monotonic() > deadline_s:
                 return False
             await asyncio.sleep(_LOOK_EVERY_S)

@@ -22,6 +22,7 @@ from portguard.gateway.accounting import Accounting
 from portguard.gateway.admission import Admission, PendingBounds
 from portguard.gateway.assigning import Assigner
 from portguard.gateway.audit_trail import AuditTrail, Loading
+from portguard.gateway.certificate_desk import CertificateDesk
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.confinement import is_confined, landlock, resolver_files
 from portguard.gateway.draining import DrainDesk
@@ -31,6 +32,7 @@ from portguard.gateway.lock_desk import LockDesk
 from portguard.gateway.messages import (
     Admit,
     Ended,
+    EnrolmentWanted,
     ForecastWanted,
     Gone,
     LeaseReturned,
@@ -52,7 +54,6 @@ from portguard.gateway.quota_desk import QuotaDesk, Rules
 from portguard.gateway.reexec import HELD_SIGNALS
 from portguard.gateway.reload_desk import ReloadDesk
 from portguard.gateway.reloading import InForce, Reloader
-from portguard.gateway.renewing import Renewals
 from portguard.gateway.scrape import scrape
 from portguard.gateway.session_desk import SessionDesk
 from portguard.gateway.sessions import Sessions
@@ -161,8 +162,13 @@ class Supervisor:
             standings=self._standings,
             send=self._workers.send,
         )
-        self._renewals = Renewals(
-            snapshot, locks=locks, admission=self._admission, trail=trail, send=self._workers.send
+        self._certificates = CertificateDesk(
+            snapshot,
+            locks=locks,
+            admission=self._admission,
+            trail=trail,
+            send=self._workers.send,
+            on_turned_away=partial(self._meter.refused, None),
         )
         self._lock_desk = LockDesk(
             locks,
@@ -201,7 +207,7 @@ class Supervisor:
             trail=trail,
             reloader=self._reloader,
             notifier=notifier,
-            is_renewing=lambda: self._renewals.under_way,
+            is_issuing=lambda: self._certificates.under_way,
             handover=self._handover,
             is_ending=lambda: self._ending.begun,
             stop=self._stop_ticking,
@@ -263,7 +269,7 @@ class Supervisor:
             watching.cancel()
             self._acceptor.close()
             await self._workers.close()
-            await self._renewals.stop()
+            await self._certificates.stop()
             await self._http.stop()
             await self._control.stop()
         for worker in self._workers:
@@ -298,8 +304,8 @@ class Supervisor:
                 worker.channel.send(self._standings.answer(message))
             case ForecastWanted():
                 worker.channel.send(self._sessions.forecast(message))
-            case RenewalWanted():
-                self._renewals.renew(worker, message)
+            case RenewalWanted() | EnrolmentWanted():
+                self._certificates.ask(worker, message)
             case Gone():
                 self._admission.gone(message.connection, worker.number)
                 self._meter.gone(message.handshake_s)
@@ -367,7 +373,7 @@ class Supervisor:
         self._acceptor.replace([sock for _, sock in in_force.bound])
         self._admission.configure(**_pending_bounds(configuration))
         self._sessions.configure(snapshot)
-        self._renewals.configure(snapshot)
+        self._certificates.configure(snapshot)
         self._meter.configure(written=snapshot.written, max_identities=configuration.metrics.max_identities)
         self._accounting.configure(snapshot.policy, configuration.ledger.when_unavailable)
         self._trail.configure(required=configuration.audit.required)

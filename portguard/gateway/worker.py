@@ -40,11 +40,13 @@ from portguard.gateway.messages import (
     Drain,
     End,
     Ended,
+    EnrolmentWanted,
     Forecast,
     ForecastWanted,
     ForeseenRefusal,
     Gone,
     Hello,
+    Issued,
     Leased,
     Locked,
     Message,
@@ -59,7 +61,6 @@ from portguard.gateway.messages import (
     Regrant,
     Regranted,
     RenewalWanted,
-    Renewed,
     RoleStanding,
     Share,
     Standing,
@@ -88,8 +89,8 @@ _ANSWER_S = 10.0  # for the supervisor to decide about a session; the audit has 
 _SWITCH_S = 0.0005  # the usual 5 ms make a round of 20 sessions take up to 100 ms meanwhile, this 15 ms
 _MOST_TRIED = 25  # upstreams in one message: a name may have 253 characters
 
-_Question = Admit | StandingWanted | ForecastWanted | PastRefusalsWanted | RenewalWanted
-_Answer = Ticket | Refusal | Standing | Forecast | PastRefusals | Renewed
+_Question = Admit | StandingWanted | ForecastWanted | PastRefusalsWanted | RenewalWanted | EnrolmentWanted
+_Answer = Ticket | Refusal | Standing | Forecast | PastRefusals | Issued
 
 
 @dataclass(slots=True)
@@ -168,13 +169,13 @@ class Worker:
         assert isinstance(past, PastRefusals)
         return past.refusals
 
-    async def renew(self, request: RenewalWanted) -> str:
+    async def certificate(self, request: RenewalWanted | EnrolmentWanted) -> str:
         """Ask the supervisor for a certificate, PEM with those above it. Raises Refused, without an answer as admit."""
-        renewed = await self._ask(request)
-        assert isinstance(renewed, Renewed)
-        return renewed.chain
+        issued = await self._ask(request)
+        assert isinstance(issued, Issued)
+        return issued.chain
 
-    async def _ask(self, request: _Question) -> Ticket | Standing | Forecast | PastRefusals | Renewed:
+    async def _ask(self, request: _Question) -> Ticket | Standing | Forecast | PastRefusals | Issued:
         answer: asyncio.Future[_Answer] = self.loop.create_future()
         self._asked[request.connection] = _Asked(time.monotonic() + _ANSWER_S, answer)
         try:
@@ -245,7 +246,7 @@ class Worker:
         match message:
             case Accepted():
                 self._accept(message, descriptor)
-            case Ticket() | Refusal() | Standing() | Forecast() | PastRefusals() | Renewed():
+            case Ticket() | Refusal() | Standing() | Forecast() | PastRefusals() | Issued():
                 if isinstance(message, Ticket):
                     self._admitted[message.slot] = message.connection
                     self.allowances.open(message)

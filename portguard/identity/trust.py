@@ -165,6 +165,27 @@ class Trusts:
         Raises Refused: certificate_missing, certificate_untrusted, ambiguous_identity, certificate_not_yet_valid,
         certificate_expired, certificate_revoked, crl_expired, certificate_usage, no_identity.
         """
+        caller = self._verdict(verified, sent, at).caller
+        if isinstance(caller, Refused):
+            raise _again(caller)
+        return caller
+
+    def trust_of_nameless(self, verified: Sequence[bytes], sent: Sequence[bytes], at: datetime) -> str:
+        """Return the name of the trust that vouches for a certificate which names nobody, as an invitation's does.
+
+        *Fails closed*: raises Refused as `identify` does, but for `no_identity`; and with `bad_request` for the
+        certificate of somebody.
+        """
+        verdict = self._verdict(verified, sent, at)
+        if isinstance(verdict.caller, Caller):
+            message = f"client certificate: expected that of an invitation, got that of {verdict.caller.identity.name}"
+            raise Refused(Reason.BAD_REQUEST, message)
+        if verdict.caller.reason is not Reason.NO_IDENTITY:
+            raise _again(verdict.caller)
+        return verdict.trust
+
+    def _verdict(self, verified: Sequence[bytes], sent: Sequence[bytes], at: datetime) -> _Verdict:
+        """What is to be said of a chain whose trust, dates and revocation are right. Raises Refused. *Fails closed*."""
         chain, all_sent = tuple(verified), tuple(sent)
         cached = sum(map(len, chain)) + sum(map(len, all_sent)) <= _LARGEST_CACHED_BYTES
         verdict = (self._judge_cached if cached else self._judge)(chain, all_sent)
@@ -179,9 +200,7 @@ class Trusts:
         verdict.standing.check(at)
         # Only now: a cross certificate that its trust has revoked makes nothing ambiguous.
         self._remember(verdict)
-        if isinstance(verdict.caller, Refused):
-            raise _again(verdict.caller)
-        return verdict.caller
+        return verdict
 
     def _judge(self, verified: tuple[bytes, ...], sent: tuple[bytes, ...]) -> _Verdict | Refused:
         try:

@@ -277,6 +277,33 @@ async def test_refusals_name_who_is_known_and_strangers_share_one_bound(trail, w
     assert (writer.entries[-1].event, writer.entries[-1].fields) == ("handshake.fail.flood", {"held_back": 40})
 
 
+async def test_neither_strangers_nor_sessions_have_the_refusal_of_an_invitation_held_back(trail, writer):
+    trail = trail()
+    for _ in range(30):
+        trail.refused(STRANGER, 0.0)
+        trail.refused(BOB, 0.0)
+    used = msgspec.structs.replace(BOB, reason=Reason.INVITATION_USED)
+    for _ in range(30):
+        trail.invitation_refused(used, 0.0)
+    assert writer.events.count("certificate.refuse") == 20
+    last = writer.entries[-1]
+    assert (last.fields["identity"], last.fields["reason"]) == ("bob", "invitation_used")
+    trail.invitation_refused(msgspec.structs.replace(used, name="carol"), 0.0)
+    assert writer.events[-1] == "certificate.refuse"
+    trail.tick(0.0)
+    trail.tick(60.0)
+    [flood] = [entry.fields for entry in writer.entries if entry.event == "certificate.refuse.flood"]
+    assert flood == {"trust": "local", "identity": "bob", "held_back": 10}
+
+
+async def test_an_invitation_that_is_nobody_s_is_a_stranger_s(trail, writer):
+    trail = trail()
+    for _ in range(30):
+        trail.refused(STRANGER, 0.0)
+        trail.invitation_refused(STRANGER, 0.0)
+    assert writer.events == ["handshake.fail"] * 20
+
+
 async def test_what_a_stranger_claims_is_recorded_as_claimed(writer, trail):
     trail = trail()
     trail.refused(msgspec.structs.replace(STRANGER, claim=Claim("spiffe://x/alice", "CN=Other", "1f", "aa" * 32)), 0.0)

@@ -15,10 +15,12 @@ from portguard.gateway.messages import (
     Admit,
     Beat,
     Ended,
+    EnrolmentWanted,
     Forecast,
     ForecastWanted,
     ForeseenRefusal,
     Gone,
+    Issued,
     LeaseReturned,
     Locked,
     PastRefusal,
@@ -27,7 +29,6 @@ from portguard.gateway.messages import (
     QuotaStanding,
     Refusal,
     RenewalWanted,
-    Renewed,
     RoleStanding,
     Share,
     Standing,
@@ -58,7 +59,8 @@ MESSAGES = [
     Refusal(7, Reason.CONNECT_RATE, "too often", 1.5),
     RenewalWanted(7, "ab" * 16, "192.0.2.1", [b"\x30\x00", b""], b"\x30", "1:AAAA"),
     RenewalWanted(7, "ab" * 16, None, [b"", b""], b"", None),
-    Renewed(7, "-----BEGIN"),
+    EnrolmentWanted(7, "ab" * 16, "192.0.2.1", [b"\x30\x00", b""], b"\x30", "1:AAAA"),
+    Issued(7, "-----BEGIN"),
     Share(5, 1, 0),
     Standing(7, [RoleStanding(1, 0.5, [QuotaStanding("day", True, 2**63 - 1, 4, 3, 2)]), RoleStanding(0, 0.0, [])]),
     StandingWanted(7, "corp", "älice", ["dba", "ops"]),
@@ -179,6 +181,7 @@ def test_a_message_that_would_arrive_cut_off_is_refused_where_it_is_made():
     ],
 )
 def test_no_more_is_sent_for_a_certificate_than_one_takes(chain, request_bytes):
-    wanted = RenewalWanted(7, "ab" * 16, None, [b"x" * size for size in chain], b"x" * request_bytes, None)
-    with pytest.raises(ValueError, match="channel: expected a message of version"):
-        decode(encode(wanted))
+    for kind in (RenewalWanted, EnrolmentWanted):
+        wanted = kind(7, "ab" * 16, None, [b"x" * size for size in chain], b"x" * request_bytes, None)
+        with pytest.raises(ValueError, match="channel: expected a message of version"):
+            decode(encode(wanted))

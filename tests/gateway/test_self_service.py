@@ -378,3 +378,12 @@ async def test_a_certificate_is_asked_for_with_post_alone(ask, supervisor):
         await ask("/v1/renew", method="POST")
     assert caught.value.status == 404
     assert supervisor.asked == []
+
+
+async def test_who_has_a_name_is_invited_to_nothing(ask, supervisor):
+    with pytest.raises(RefusedRequest, match="got a certificate that has a name already") as caught:
+        await ask("/v1/enroll", method="POST")
+    assert caught.value.status == 403
+    with pytest.raises(RefusedRequest, match="expected POST /v1/enroll, got GET"):
+        await ask("/v1/enroll")
+    assert supervisor.asked == []

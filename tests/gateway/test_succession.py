@@ -42,7 +42,7 @@ def falls_silent(monkeypatch):
             trail=kind(),
             reloader=None,
             notifier=None,
-            is_renewing=lambda: waits("renewing"),
+            is_issuing=lambda: waits("issuing"),
             handover=SimpleNamespace,
             is_ending=lambda: False,
             stop=lambda: None,
@@ -54,11 +54,11 @@ def falls_silent(monkeypatch):
     return fall
 
 
-@pytest.mark.parametrize("part", ["deciding", "securing", "renewing"])
+@pytest.mark.parametrize("part", ["deciding", "securing", "issuing"])
 async def test_what_is_under_way_is_waited_for(falls_silent, part):
     assert await falls_silent(part, 3) == (True, ["pause", "flush"], 0)
 
 
-@pytest.mark.parametrize("part", ["deciding", "securing", "renewing"])
+@pytest.mark.parametrize("part", ["deciding", "securing", "issuing"])
 async def test_and_not_for_ever(falls_silent, part):
     assert await falls_silent(part, None) == (False, ["pause"], 0)

@@ -17,6 +17,7 @@ from portguard.gateway.messages import (
     Drain,
     End,
     Ended,
+    EnrolmentWanted,
     ForecastWanted,
     Gone,
     LeaseWanted,
@@ -170,6 +171,7 @@ async def test_a_worker_ends_moves_and_admits_nothing_that_another_has(superviso
         Regrant(slot, "other"),
         Admit(connection, B, "local", "bob", "orders-db", "dba", [], "1", "ab", None, 0.1, revision),
         RenewalWanted(connection, B, None, [b"", b""], b"", None),
+        EnrolmentWanted(connection, B, None, [b"", b""], b"", None),
         Gone(connection, None),
         LeaseWanted(99, True),
     ):

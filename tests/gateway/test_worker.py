@@ -32,6 +32,7 @@ from portguard.gateway.messages import (
     Configured,
     End,
     Ended,
+    EnrolmentWanted,
     Forecast,
     ForecastWanted,
     ForeseenRefusal,
@@ -51,6 +52,7 @@ from portguard.gateway.messages import (
     Refusal,
     Regrant,
     Regranted,
+    RenewalWanted,
     RoleStanding,
     Standing,
     StandingWanted,
@@ -1108,6 +1110,36 @@ async def test_whose_certificate_was_refused_is_told_as_it_claims(worker, superv
         line = lines("handshake.fail")[-1]
         assert f"claimed_subject={json.dumps(subject) if '=' in subject else subject} " in line
         assert f"claimed_serial={serial} claimed_fingerprint={fingerprint.hex()}" in line
+
+
+ENROLS = b"POST /v1/enroll HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("server_name", "asked", "reason"),
+    [
+        (NAME, ENROLS, "bad_request"),  # understood: the trust has no authority
+        (NAME, ENROLS.replace(b"POST", b"GET"), "no_identity"),
+        (NAME, ENROLS.replace(b"enroll", b"renew"), "no_identity"),
+        (NAME, b"GET /v1/whoami HTTP/1.1\r\nHost: x\r\n\r\n", "no_identity"),
+        (NAME, b"GET /v1/services HTTP/1.1\r\nHost: x\r\n\r\n", "no_identity"),
+        (NAME, b"CONNECT orders-db HTTP/1.1\r\nHost: x\r\n\r\n", "no_identity"),
+        (f"orders-db.{NAME}", ENROLS, "no_identity"),
+    ],
+)
+async def test_whose_certificate_names_nobody_may_ask_for_one_and_for_nothing_else(
+    worker, supervisor, folder, server_name, asked, reason
+):
+    holder = folder.authority.issue(subject=common_name(), sans=())
+    supervisor._contexts["nobody"] = context = trusting(cadata=folder.authority.pem.decode())
+    load_chain(context, holder.pem, holder.key_pem)
+    client, _ = await supervisor.connection("nobody", server_name)
+    with contextlib.suppress(OSError):
+        await asyncio.to_thread(client.sendall, asked)
+    refusal = await supervisor.hears(TurnedAway)
+    assert (refusal.reason, refusal.name) == (reason, None)
+    assert refusal.claim.serial == f"{holder.certificate.serial_number:x}"
+    assert not [message for message in supervisor.said if isinstance(message, Admit | EnrolmentWanted | RenewalWanted)]
 
 
 async def test_nothing_is_claimed_by_who_is_known_and_by_who_shows_no_certificate(worker, supervisor, folder):

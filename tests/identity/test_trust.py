@@ -214,6 +214,34 @@ def test_what_is_wrong_with_the_leaf_has_its_own_reason() -> None:
     assert refusal(trusts, [A.issue(sans=[pki.spiffe("a"), pki.spiffe("b")]), A]).reason is Reason.AMBIGUOUS_IDENTITY
 
 
+def trust_of_nameless(trusts: Trusts, verified: Sequence[pki.Holder], at: datetime = NOW) -> str:
+    return trusts.trust_of_nameless([each.der for each in verified], [each.der for each in verified[:-1]], at)
+
+
+def test_a_trust_vouches_for_a_certificate_that_names_nobody() -> None:
+    nobody = pki.common_name()
+    assert trust_of_nameless(both(), [A.issue(subject=nobody, sans=()), A]) == "a"
+    assert trust_of_nameless(both(), [B.issue(subject=nobody, sans=()), B]) == "b"
+
+
+def test_and_for_no_other_and_for_none_that_is_refused_for_anything_else() -> None:
+    nameless = A.issue(sans=())
+    revoked = Trusts([replace(TRUST_A, crls=lists(A.crl([nameless.certificate.serial_number])))])
+    stranger = pki.Authority.root("Root A")
+    late = NOW + timedelta(days=400)
+    for trusts, holder, authority, at, reason in (
+        (both(), A.issue("alice"), A, NOW, Reason.BAD_REQUEST),
+        (both(), nameless, A, late, Reason.CERTIFICATE_EXPIRED),
+        (both(), A.issue(sans=[pki.spiffe("a"), pki.spiffe("b")]), A, NOW, Reason.AMBIGUOUS_IDENTITY),
+        (both(), A.issue(sans=(), ca=True), A, NOW, Reason.CERTIFICATE_USAGE),
+        (both(), stranger.issue(sans=()), stranger, NOW, Reason.CERTIFICATE_UNTRUSTED),
+        (revoked, nameless, A, NOW, Reason.CERTIFICATE_REVOKED),
+    ):
+        with pytest.raises(Refused) as caught:
+            trust_of_nameless(trusts, [holder, authority], at)
+        assert caught.value.reason is reason
+
+
 def test_extensions_that_cannot_be_read_name_nobody() -> None:
     broken = x509.UnrecognizedExtension(pki.SUBJECT_ALTERNATIVE_NAME, b"\x30\x03\x82\x05a")
     assert refusal(both(), [A.issue(sans=(), extensions=[broken]), A]).reason is Reason.NO_IDENTITY

@@ -1,4 +1,4 @@
-"""`POST /v1/renew` as a worker takes it, with a supervisor that the test plays."""
+"""`POST /v1/renew` and `POST /v1/enroll` as a worker takes them, with a supervisor that the test plays."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,9 +11,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from portguard.gateway.bundle import read_bundle
-from portguard.gateway.http_request import ApiRequest
+from portguard.gateway.certificate_request import Asker, is_enrolment, wanted_enrolment
+from portguard.gateway.http_request import ApiRequest, ConnectTarget
 from portguard.gateway.http_response import RefusedRequest
-from portguard.gateway.messages import LARGEST_CERTIFICATE_BYTES, MOST_CHAIN, RenewalWanted
+from portguard.gateway.messages import LARGEST_CERTIFICATE_BYTES, MOST_CHAIN, EnrolmentWanted, RenewalWanted
 from portguard.gateway.self_service import Visitor, answer
 from portguard.gateway.snapshot import build
 from portguard.identity.names import Identity
@@ -38,7 +39,7 @@ class Supervisor:
     def __init__(self):
         self.asked = []
 
-    async def renew(self, wanted):
+    async def certificate(self, wanted):
         self.asked.append(wanted)
         return "-----BEGIN\n"
 
@@ -53,8 +54,8 @@ def post(tmp_path, supervisor):
     folder = GatewayFolder(tmp_path)
     Authority.create(tmp_path / "ca", trust_domain="gateway.test", at=datetime.now(UTC))
     folder.write("portguard.toml", CONFIGURATION.replace('"ca.crt"', '"ca/ca.crt"\nauthority = "ca"'))
-    caller = Caller(Identity("local", "alice"), frozenset(), 1, "ab", datetime.now(UTC))
     snapshot = build(read_bundle(folder.configuration))
+    caller = Caller(Identity("local", "alice"), frozenset(), 1, "ab", datetime.now(UTC))
     visitor = Visitor(7, caller, ip_address("192.0.2.7"), snapshot, "ab" * 16, (b"leaf", b"anchor"))
 
     async def post(body=CSR, *, content_type="application/pkcs10", chain=None, **headers):
@@ -63,6 +64,16 @@ def post(tmp_path, supervisor):
         return await answer(ApiRequest("POST", "/v1/renew", "", lines, body), asker, supervisor, None)
 
     return post
+
+
+@pytest.fixture
+def asker(tmp_path):
+    """Who has an invitation to a trust with an authority."""
+    folder = GatewayFolder(tmp_path)
+    Authority.create(tmp_path / "ca", trust_domain="gateway.test", at=datetime.now(UTC))
+    folder.write("portguard.toml", CONFIGURATION.replace('"ca.crt"', '"ca/ca.crt"\nauthority = "ca"'))
+    chain = (b"leaf", b"anchor")
+    return Asker(7, "ab" * 16, None, "local", chain, build(read_bundle(folder.configuration)))
 
 
 async def refused(post, status, fragment, *arguments, **keywords):
@@ -98,3 +109,43 @@ async def test_a_body_of_another_type_is_refused(post, supervisor, content_type)
     await refused(post, 415, "expected Content-Type: application/pkcs10, got", content_type=content_type)
     await post(content_type="Application/PKCS10 ; charset=utf-8")
     assert len(supervisor.asked) == 1
+
+
+# By an invitation.
+
+
+def enrolling(method="POST", path="/v1/enroll", body=CSR):
+    headers = (("content-type", "application/pkcs10"), ("portguard-proof", "1:AAAA"))
+    return ApiRequest(method, path, "", headers, body)
+
+
+def test_there_is_one_request_for_who_has_no_name():
+    assert is_enrolment(enrolling())
+    for other in (
+        None,
+        ConnectTarget("orders-db", None, b""),
+        enrolling("GET"),
+        enrolling("PUT"),
+        enrolling(path="/v1/renew"),
+        enrolling(path="/v1/enroll/"),
+        enrolling(path="/v1/whoami"),
+    ):
+        assert not is_enrolment(other)
+
+
+def test_the_supervisor_is_asked_for_what_an_invitation_s_holder_has_signed(asker):
+    wanted = wanted_enrolment(enrolling(), asker)
+    der = request().public_bytes(Encoding.DER)
+    assert x509.load_der_x509_csr(wanted.request).public_key() == x509.load_der_x509_csr(der).public_key()
+    assert wanted == EnrolmentWanted(7, "ab" * 16, None, [b"leaf", b"anchor"], wanted.request, "1:AAAA")
+    with pytest.raises(RefusedRequest, match="expected one certificate request"):
+        wanted_enrolment(enrolling(body=b"x"), asker)
+
+
+def test_of_a_trust_without_an_authority_no_invitation_is_taken(asker):
+    settings = [replace(trust, authority=None) for trust in asker.snapshot.configuration.trusts]
+    configuration = replace(asker.snapshot.configuration, trusts=tuple(settings))
+    without = replace(asker, snapshot=replace(asker.snapshot, configuration=configuration))
+    with pytest.raises(RefusedRequest, match="invitations to trust local are not taken here") as caught:
+        wanted_enrolment(enrolling(), without)
+    assert caught.value.status == 404
