@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all, and never in the place of another unless that was asked for."""
+"""Files that appear whole or not at all, and never in the place of another unless that was asked for.
+
+Authorities write them, and clients, also where no authority can be: on Windows.
+"""
 
 import contextlib
 import errno
@@ -12,6 +15,9 @@ from portguard.pki.errors import PkiError
 
 SECRET = 0o600
 PUBLIC = 0o644
+
+# Not through a symbolic link either: open(2), O_EXCL. Python lets no child inherit it (PEP 446).
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 # What link(2) answers on file systems without hard links: FAT, as found on the stick that holds a root key.
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -74,34 +80,14 @@ def make_directory(path: Path, mode: int) -> bool:
 
 def sync_directory(path: Path) -> None:
     """Make names given in `path` survive a power loss. Raises PkiError."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows, which cannot
+        return
     with reported(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-@contextlib.contextmanager
-def locked(directory: Path, *, taken: Exception | None = None) -> Iterator[int]:
-    """Hold the lock of a directory, whose descriptor this yields; a crash ends it. Raises PkiError.
-
-    Where somebody else holds it, this waits, or raises `taken` unless that is None.
-    """
-    # Clients write files too, also where no authority can be.
-    import fcntl  # noqa: PLC0415
-
-    with reported(directory):
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if taken is None else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            assert taken is not None
-            raise taken from error
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def read(path: Path, expected: str) -> bytes:
@@ -117,7 +103,7 @@ def _staged(file: NewFile) -> Iterator[Path]:
     """The data of `file`, synced, under a name that nobody else has; the name is gone afterwards."""
     temporary = file.path.with_name(f".{secrets.token_hex(8)}.tmp")
     with reported(file.path):
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, file.mode)
+        descriptor = os.open(temporary, _NEW, file.mode)
     try:
         with reported(file.path), open(descriptor, "wb") as stream:
             stream.write(file.data)
@@ -130,12 +116,12 @@ def _staged(file: NewFile) -> Iterator[Path]:
 
 def _name_exclusively(temporary: Path, path: Path) -> None:
     try:
-        os.link(temporary, path, follow_symlinks=False)
+        os.link(temporary, path)
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
             raise
         # The empty file reserves the name, the rename fills it in one step.
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, SECRET))
+        os.close(os.open(path, _NEW, SECRET))
         try:
             os.replace(temporary, path)
         except BaseException:

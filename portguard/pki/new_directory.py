@@ -7,6 +7,7 @@ from pathlib import Path
 
 from portguard.pki import files
 from portguard.pki.ca_certificates import ROOTS
+from portguard.pki.directory_lock import locked
 from portguard.pki.errors import PkiError
 
 
@@ -19,7 +20,7 @@ def claimed(directory: Path, *, must_be_empty: bool) -> Iterator[contextlib.Exit
     made = files.make_directory(directory, 0o700)
     taken = PkiError(directory, "no other authority in the making", "one that another command makes")
     # Undone while the lock is still held: later, it could take away the files of the next one.
-    with files.locked(directory, taken=taken) as descriptor, contextlib.ExitStack() as undo:
+    with locked(directory, taken=taken) as descriptor, contextlib.ExitStack() as undo:
         if made:
             undo.callback(_remove_if_empty, directory)
         if must_be_empty:

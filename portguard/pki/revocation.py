@@ -22,6 +22,7 @@ from portguard.identity.names import Malformed
 from portguard.identity.pem import read_blocks
 from portguard.pki import files
 from portguard.pki.authority import LIST_VALID_FOR, Authority, list_pem
+from portguard.pki.directory_lock import locked
 from portguard.pki.errors import MALFORMED, PkiError
 from portguard.pki.files import PUBLIC, NewFile
 from portguard.pki.profiles import CLOCK_SKEW, OF_CLIENTS, Issuer, Revocation, RevocationReason, Validity
@@ -87,7 +88,7 @@ def revoke(
     when the key is locked. Then nothing is recorded. When only the lists cannot be written, PkiError says so.
     """
     identities = tuple(identities)
-    with files.locked(authority.directory):
+    with locked(authority.directory):
         authority = authority.reopened()
         # What would keep the list from being signed is told before anything is recorded.
         _signers(authority, at)
@@ -123,7 +124,7 @@ def write_lists(authority: Authority, *, at: datetime, valid_for: timedelta | No
 
     Raises UsageError for a `valid_for` that cannot be, WrongPassphrase when the key is locked, PkiError.
     """
-    with files.locked(authority.directory):
+    with locked(authority.directory):
         return write_lists_locked(authority.reopened(), at=at, valid_for=valid_for)
 
 

@@ -34,6 +34,7 @@ from portguard.pki.authority import (
     certificate_file,
     list_pem,
 )
+from portguard.pki.directory_lock import locked
 from portguard.pki.errors import PkiError
 from portguard.pki.files import PUBLIC, NewFile
 from portguard.pki.keys import KeyType
@@ -75,7 +76,7 @@ def prepare(
     Raises UsageError where the root's key is elsewhere, PkiError when a replacement is under way or the clock stands
     before the old root's beginning, WrongPassphrase when the key is locked.
     """
-    with files.locked(authority.directory):
+    with locked(authority.directory):
         authority = _expect_stage(authority, None)
         validity = Validity.starting(at, valid_for)
         if validity.not_before <= authority.anchor.not_valid_before_utc:
@@ -89,7 +90,7 @@ def prepare(
 
 def switch(authority: Authority, *, at: datetime) -> Authority:
     """Let the new root issue from now on. Raises as `prepare` does."""
-    with files.locked(authority.directory):
+    with locked(authority.directory):
         authority = _expect_stage(authority, Stage.PREPARED)
         return _publish_roots(authority, authority.anchors[::-1], at)
 
@@ -99,7 +100,7 @@ def finish(authority: Authority, *, at: datetime, force: bool = False) -> Author
 
     Raises PkiError as `prepare` does, and without `force` while `still_good` returns any.
     """
-    with files.locked(authority.directory):
+    with locked(authority.directory):
         authority = _expect_stage(authority, Stage.SWITCHED)
         if (left := still_good(authority, at)) and not force:
             expected = "nothing that the old root issued and that is neither revoked nor expired"
@@ -109,7 +110,7 @@ def finish(authority: Authority, *, at: datetime, force: bool = False) -> Author
 
 def abort(authority: Authority, *, at: datetime) -> Authority:
     """Take back `prepare`: the new root, which has issued nothing, goes, and its key too. Raises as `prepare` does."""
-    with files.locked(authority.directory):
+    with locked(authority.directory):
         authority = _expect_stage(authority, Stage.PREPARED)
         key_path = authority.key_path_of(authority.anchors[1])
         authority = _publish_roots(authority, authority.anchors[:1], at)
@@ -145,7 +146,7 @@ def replace_issuing(
     """
     if not authority.two_tier:
         raise UsageError("--root-dir: expected an authority whose root is kept elsewhere, got one whose root issues")
-    with files.locked(authority.directory):
+    with locked(authority.directory):
         authority = authority.reopened()
         root = _root(authority, Path(root_directory), root_passphrase)
         validity = Validity.starting(at, valid_for, root.certificate)

@@ -23,6 +23,7 @@ from cryptography import x509
 from portguard.errors import UsageError
 from portguard.pki import files
 from portguard.pki.authority import Authority
+from portguard.pki.directory_lock import locked
 from portguard.pki.errors import PkiError
 from portguard.pki.files import PUBLIC, NewFile
 from portguard.pki.issued import IssuedCertificate
@@ -73,7 +74,7 @@ class StarterFolder:
         folder = cls(path.absolute())
         files.make_directory(folder.path, 0o700)
         taken = UsageError(f"{path}: expected a folder that no other quickstart uses, got one in use")
-        with files.locked(folder.path, taken=taken):
+        with locked(folder.path, taken=taken):
             entries = sorted(os.listdir(folder.path))
             if entries and not folder.ca.exists():
                 found = f"one with other files, such as {entries[0]!r}"
