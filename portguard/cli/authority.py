@@ -14,12 +14,12 @@ from portguard.cli.opened_authority import (
     authority_option,
     file_option,
     key_type_option,
-    note,
     opened,
     read_passphrase,
     valid_for_option,
 )
 from portguard.cli.options import expect_one_form, json_option
+from portguard.cli.rendering import note
 from portguard.cli.revocation import crl
 from portguard.cli.rotation import next_step, rotate
 from portguard.errors import UsageError

@@ -11,12 +11,12 @@ from portguard.cli.certificates import certificate_line, print_fields
 from portguard.cli.opened_authority import (
     authority_option,
     file_option,
-    note,
     passphrase_option,
     read_root_passphrase,
     unlocked,
 )
 from portguard.cli.options import json_option
+from portguard.cli.rendering import note
 from portguard.cli.revocation import list_fields
 from portguard.pki import ca_certificates
 from portguard.pki.authority import Authority

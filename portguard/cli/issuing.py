@@ -14,13 +14,13 @@ from portguard.cli.opened_authority import (
     authority_option,
     file_option,
     key_type_option,
-    note,
     passphrase_option,
     read_passphrase,
     unlocked,
     valid_for_option,
 )
 from portguard.cli.options import json_option
+from portguard.cli.rendering import note
 from portguard.errors import UsageError
 from portguard.pki import files, names
 from portguard.pki.authority import CLIENT_VALID_FOR, GATEWAY_VALID_FOR, Authority

@@ -12,7 +12,7 @@ import click
 
 from portguard.cli.certificates import serial_digits, serial_number, serial_text
 from portguard.cli.options import duration_option
-from portguard.cli.rendering import printable
+from portguard.cli.rendering import note, printable
 from portguard.errors import UsageError
 from portguard.pki import files, keys
 from portguard.pki.authority import Authority
@@ -140,8 +140,3 @@ def ask(question: str, option: str, *, twice: bool = False) -> bytes:
         raise UsageError(f"{option}: expected a file, as there is no terminal to ask, got none")
     answer: str = click.prompt(printable(question), hide_input=True, confirmation_prompt=twice, err=True)
     return answer.encode()
-
-
-def note(text: str) -> None:
-    """Tell people something beside what the command prints."""
-    click.echo(f"portguard: {printable(text)}", err=True)

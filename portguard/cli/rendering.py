@@ -1,5 +1,7 @@
 """Text for terminals. Whatever a certificate, a client or a file supplied is escaped before it is shown."""
 
+import click
+
 
 def printable(text: str) -> str:
     """Return `text` with what is not printable (control characters, bidi overrides) backslash-escaped."""
@@ -16,3 +18,8 @@ def counted(count: int, noun: str) -> str:
 def plural(noun: str) -> str:
     """`roles`, `policies`."""
     return f"{noun.removesuffix('y')}ies" if noun.endswith("y") else f"{noun}s"
+
+
+def note(text: str) -> None:
+    """Tell people something beside what the command prints."""
+    click.echo(f"portguard: {printable(text)}", err=True)

@@ -11,6 +11,7 @@ from portguard.cli.as_client import credentials_of, run
 from portguard.cli.certificates import lines, serial_text, time_text
 from portguard.cli.options import duration_option, json_option, profile_option
 from portguard.client import renewal
+from portguard.client.certificate_request import uris
 from portguard.client.credentials import read_certificate
 from portguard.client.gateway import Gateway
 from portguard.client.key_pair import expect_room, replace_pair
@@ -42,7 +43,7 @@ def renew(profile_name: str | None, if_within: timedelta | None, keep_key: bool,
     replace_pair(profile.certificate, profile.key, new.certificate_pem, key_pem)
     described = _described(profile, new.certificate)
     fields: dict[str, object] = {
-        "identity": ", ".join(renewal.uris(new.certificate)),
+        "identity": ", ".join(uris(new.certificate)),
         "certificate": described.pop("certificate"),
         "key": str(profile.key),
         "new_key": not keep_key,

@@ -20,12 +20,11 @@ from portguard.cli.opened_authority import (
     authority_option,
     file_option,
     issued_under,
-    note,
     passphrase_option,
     unlocked,
 )
 from portguard.cli.options import duration_option, json_option
-from portguard.cli.rendering import counted
+from portguard.cli.rendering import counted, note
 from portguard.errors import UsageError
 from portguard.pki import files
 from portguard.pki.authority import LIST_VALID_FOR, Authority

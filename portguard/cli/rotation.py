@@ -10,14 +10,13 @@ from portguard.cli.opened_authority import (
     authority_option,
     file_option,
     key_type_option,
-    note,
     passphrase_option,
     read_root_passphrase,
     unlocked,
     valid_for_option,
 )
 from portguard.cli.options import json_option
-from portguard.cli.rendering import counted
+from portguard.cli.rendering import counted, note
 from portguard.errors import UsageError
 from portguard.pki import rotation
 from portguard.pki.authority import AUTHORITY_VALID_FOR, Authority

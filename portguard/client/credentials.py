@@ -1,8 +1,6 @@
 """What a profile names, read and checked: the anchors to trust, the certificate to show, and its key."""
 
-import os
 import ssl
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from portguard.client.key_pair import PrivateKey, finish_replacing
 from portguard.client.profile import Profile
+from portguard.client.secret_file import NotSecret, expect_secret, read_secret
 from portguard.errors import ConfigurationError, Problem
 from portguard.secret_line import NotOneLine, read_secret_line
 from portguard.tls.chain import UnusableChain
@@ -91,7 +90,7 @@ def read_credentials(profile: Profile, ask: AskPassphrase) -> Credentials:
 
     Fails closed: a key that others can read is not used. Raises ConfigurationError, and what `ask` raises.
     """
-    key_pem = _read_secret(profile, "key", profile.key)
+    key_pem = _secret(profile, "key", profile.key, lambda: read_secret(profile.key))
     anchors_pem = _read(profile, "ca", profile.ca)
     certificate_pem = _read(profile, "certificate", profile.certificate)
     _certificates(profile, "ca", profile.ca, anchors_pem)
@@ -118,9 +117,7 @@ def _passphrase(profile: Profile, key_pem: bytes, ask: AskPassphrase) -> bytes |
         raise _problem(profile, "key_passphrase_file", f"an encrypted key in {profile.key}", "one without a passphrase")
     path = profile.key_passphrase_file
     try:
-        return read_secret_line(path, lambda status: _refuse_open(profile, "key_passphrase_file", path, status))
-    except OSError as error:
-        raise _unreadable(profile, "key_passphrase_file", path, error) from error
+        return _secret(profile, "key_passphrase_file", path, lambda: read_secret_line(path, expect_secret))
     except NotOneLine as error:
         raise _problem(profile, "key_passphrase_file", f"one line with a passphrase in {path}", str(error)) from error
 
@@ -139,28 +136,14 @@ def _read(profile: Profile, key: str, path: Path) -> bytes:
         raise _unreadable(profile, key, path, error) from error
 
 
-def _read_secret(profile: Profile, key: str, path: Path) -> bytes:
-    """Read a file that nobody else may read, as ssh does: the very file that was looked at. Fails closed."""
+def _secret(profile: Profile, key: str, path: Path, read: Callable[[], bytes]) -> bytes:
     try:
-        with path.open("rb") as stream:
-            _refuse_open(profile, key, path, os.fstat(stream.fileno()))
-            return stream.read()
+        return read()
+    except NotSecret as error:
+        found = f"mode {error.mode:04o} (chmod 600 {path})"
+        raise _problem(profile, key, f"a file that only its owner can read at {path}", found) from error
     except OSError as error:
         raise _unreadable(profile, key, path, error) from error
-
-
-def _refuse_open(profile: Profile, key: str, path: Path, status: os.stat_result) -> None:
-    if _others_may_read(status):
-        found = f"mode {stat.S_IMODE(status.st_mode):04o} (chmod 600 {path})"
-        raise _problem(profile, key, f"a file that only its owner can read at {path}", found)
-
-
-def _others_may_read(status: os.stat_result) -> bool:
-    """Whether a file is open to others. One that root owns and shares with a group of ours is as root wants it."""
-    if not hasattr(os, "getuid") or not stat.S_ISREG(status.st_mode):  # Windows: modes mean nothing; or a pipe
-        return False
-    ours = status.st_uid == os.getuid()
-    return bool(status.st_mode & (0o077 if ours else 0o007))
 
 
 def _unreadable(profile: Profile, key: str, path: Path, error: OSError) -> ConfigurationError:

@@ -83,7 +83,7 @@ def read_profile(path: Path) -> Profile:
     profile = Profile(
         path=path,
         gateway=gateway,
-        server_name=root.get("server_name", _SERVER_NAME, default=gateway.host),
+        server_name=root.get("server_name", SERVER_NAME, default=gateway.host),
         ca=_path(root, "ca"),
         certificate=_path(root, "certificate"),
         key=_path(root, "key"),
@@ -98,14 +98,15 @@ def read_profile(path: Path) -> Profile:
     return profile
 
 
-def _server_name(text: str) -> str:
+def parse_server_name(text: str) -> str:
+    """The DNS name or IP address that a gateway's certificate has to carry. Raises Unexpected."""
     try:
         return str(parse_address(text))
     except Unexpected:
         return parse_host_name(text)
 
 
-_SERVER_NAME = text_kind(_server_name, 'a host name such as "bastion.example.com"', "")
+SERVER_NAME = text_kind(parse_server_name, 'a host name such as "bastion.example.com"', "")
 
 
 def _path(root: Table, key: str) -> Path:

@@ -177,7 +177,7 @@ def revoke_replaced(
     """
     if not authority.two_tier:
         raise UsageError("--root-dir: expected an authority whose root is kept elsewhere, got one whose root issues")
-    with files.locked(authority.directory):
+    with locked(authority.directory):
         authority = authority.reopened()
         if certificate in (authority.issuer, authority.anchor):
             found = "the one that issues; `portguard ca rotate --root-dir DIR --compromised` replaces and revokes it"
