@@ -19,6 +19,8 @@ _COMMANDS = {
     "connect": "portguard.cli.connect:connect",
     "doctor": "portguard.cli.doctor:doctor",
     "drain": "portguard.cli.drain:drain",
+    "enroll": "portguard.cli.enroll:enroll",
+    "invite": "portguard.cli.invite:invite",
     "lock": "portguard.cli.lock:lock",
     "policy": "portguard.cli.policy:policy",
     "quickstart": "portguard.cli.quickstart:quickstart",

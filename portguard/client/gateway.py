@@ -118,13 +118,20 @@ class Gateway:
 
         `request` is a request for it (PKCS #10, DER), `proof` the header that a new key takes (`portguard.pki.proof`).
         """
+        return await self._certificate("renew", request, proof)
+
+    async def enroll(self, request: bytes, proof: str) -> bytes:
+        """Ask for the certificate that the caller was invited to. As `renew`; the proof is by the invitation's key."""
+        return await self._certificate("enroll", request, proof)
+
+    async def _certificate(self, subject: str, request: bytes, proof: str | None) -> bytes:
         headers = [("Content-Type", "application/pkcs10")]
         if proof is not None:
             headers.append((HEADER, proof))
-        exchange = await self._exchange("POST", "/v1/renew", self._host, headers=headers, body=request)
+        exchange = await self._exchange("POST", f"/v1/{subject}", self._host, headers=headers, body=request)
         exchange.sock.close()
         if exchange.answer.status != 200:
-            raise refused("renew", self.address, exchange.answer)
+            raise refused(subject, self.address, exchange.answer)
         return exchange.answer.body
 
     async def _ask(self, subject: str, address: str | None = None) -> "_Asked":

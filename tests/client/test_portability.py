@@ -29,6 +29,7 @@ import {module}
         "portguard.cli.cert",
         "portguard.cli.connect",
         "portguard.cli.doctor",
+        "portguard.cli.enroll",
         "portguard.cli.renew",
         "portguard.cli.standing",
     ],
