@@ -396,7 +396,9 @@ async def test_a_worker_cannot_make_up_invitations(desk, folder, invited, alice)
     for chain in ([forged.der, forger.der], [forged.der, invited.chain[-1]]):
         proof = make_proof(Purpose.ENROLMENT, forged.key, forged.der, asked, now)
         wanted = EnrolmentWanted(1, SESSION, "192.0.2.7", chain, asked, proof)
-        assert (await turned_away(desk, wanted))[0].reason is Reason.CERTIFICATE_UNTRUSTED
+        answer, _ = await turned_away(desk, wanted)
+        assert answer.reason is Reason.CERTIFICATE_UNTRUSTED
+        assert "chain: expected" in answer.message  # nobody had to ask the record
     proof = make_proof(Purpose.ENROLMENT, alice.key, alice.der, asked, now)
     answer, _ = await turned_away(desk, EnrolmentWanted(1, SESSION, "192.0.2.7", alice.chain, asked, proof))
     assert answer.message == "client certificate: expected that of an invitation, got that of team/alice"

@@ -733,6 +733,7 @@ async def test_a_locked_certificate_is_refused_and_others_are_not(supervisor, wo
         ("CONNECT nope", None),
         ("GET /v1/whoami", None),
         ("GET /v1/services", None),
+        ("POST /v1/enroll", None),
         ("nonsense", None),
     ],
 )

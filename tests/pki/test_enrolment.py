@@ -1,6 +1,7 @@
 """Who gets a first certificate by an invitation, by the record of the authority."""
 
 import threading
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from portguard.pki.profiles import Kind, RevocationReason
 from portguard.pki.renewal import renew
 from portguard.pki.revocation import revoke
 from portguard.pki.standing import left_to_clients
-from portguard.pki.store import Status
+from portguard.pki.store import Status, Store
 from portguard.reasons import Reason
 
 DAY = timedelta(days=1)
@@ -189,6 +190,27 @@ def test_whom_the_identity_is_taken_back_from_has_no_invitation_left(
     assert {entry.serial_number for entry in lists} == {invitation.serial, issued.serial}
 
 
+@pytest.mark.parametrize("used", [True, False])
+def test_an_invitation_that_crosses_a_revocation_leads_to_nothing(
+    authority: Authority, invitation: IssuedCertificate, now: datetime, monkeypatch: pytest.MonkeyPatch, used: bool
+) -> None:
+    """Made, or used, between the look at what there is of an identity, and the record that it is revoked."""
+    look: Callable[[Store], list[Any]] = Store.records
+    more = []
+
+    def looked(store: Store) -> list[Any]:
+        found = look(store)
+        monkeypatch.undo()
+        more.append(_enroll(authority, invitation, now) if used else authority.invite("alice", at=now))
+        return found
+
+    monkeypatch.setattr(Store, "records", looked)
+    revoke(authority, identities=["alice"], reason=None, at=now)
+    assert [_status(authority, each, now) for each in more] == [Status.REVOKED]
+    for each in (invitation, *([] if used else more)):
+        assert _refused(authority, each, now)[0] is Reason.CERTIFICATE_REVOKED
+
+
 def test_who_has_nothing_but_an_invitation_can_be_revoked_by_name(
     authority: Authority, invitation: IssuedCertificate, now: datetime
 ) -> None:
@@ -218,6 +240,29 @@ def test_a_certificate_of_another_kind_or_for_another_name_is_no_invitation(
             invited(authority, _certificate(other))
         assert _refused(authority, other, now)[0] is Reason.CERTIFICATE_UNTRUSTED
     assert _refused(authority, invitation, now, name="bob")[0] is Reason.CERTIFICATE_UNTRUSTED
+
+
+def test_one_that_takes_the_serial_of_another_is_no_invitation(
+    authority: Authority, invitation: IssuedCertificate, now: datetime
+) -> None:
+    """Whoever has got hold of the key of an issuing CA could make such."""
+    genuine, key = _certificate(invitation), ec.generate_private_key(ec.SECP256R1())
+    builder = x509.CertificateBuilder(
+        genuine.issuer,
+        genuine.subject,
+        key.public_key(),
+        genuine.serial_number,
+        genuine.not_valid_before_utc,
+        genuine.not_valid_after_utc,
+    )
+    forged = builder.sign(load_pem_private_key(authority.key_path.read_bytes(), None), genuine.signature_hash_algorithm)  # type: ignore[arg-type]
+    for act in (
+        lambda: invited(authority, forged),
+        lambda: enroll(authority, forged, ALICES, "alice", at=now, valid_for=DAY),
+    ):
+        with pytest.raises(Refused, match="no record of the invitation"):
+            act()
+    _enroll(authority, invitation, now)
 
 
 def test_what_was_made_after_a_backup_that_was_put_back_is_no_invitation(authority: Authority, now: datetime) -> None:
@@ -259,6 +304,17 @@ def test_of_a_ca_that_was_compromised_no_invitation_is_taken(tmp_path: Path, now
     expected = Reason.CERTIFICATE_REVOKED, "the CA that issued the invitation is revoked"
     assert _refused(compromised, invitation, now) == expected
     _enroll(compromised, compromised.invite("alice", at=now), now)
+
+
+def test_what_a_ca_gave_that_was_compromised_later_is_not_given_again(tmp_path: Path, now: datetime) -> None:
+    authority = Authority.create(
+        tmp_path / "two", trust_domain="bastion.example.com", at=now, root_directory=tmp_path / "stick"
+    )
+    invitation = authority.invite("alice", at=now)
+    replaced = rotation.replace_issuing(authority, tmp_path / "stick", at=now)
+    _enroll(replaced, invitation, now)
+    compromised = rotation.replace_issuing(replaced, tmp_path / "stick", at=now, compromised=True)
+    assert _refused(compromised, invitation, now)[0] is Reason.CERTIFICATE_REVOKED
 
 
 def test_of_a_root_that_is_gone_no_invitation_is_taken(authority: Authority, now: datetime) -> None:
