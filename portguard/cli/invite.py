@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from portguard.cli.certificates import print_fields, serial_text, time_text
-from portguard.cli.issuing import expect_room
+from portguard.cli.issuing import expect_room, note_end
 from portguard.cli.opened_authority import (
     authority_option,
     file_option,
@@ -96,4 +96,5 @@ def invite(
         "serial": serial_text(issued.serial),
     }
     print_fields(fields, as_json)
+    note_end(issued, now + valid_for)
     note(f"whoever has {path} can become {name} until it is used; `portguard cert revoke {path}` takes it back")

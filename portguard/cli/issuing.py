@@ -148,5 +148,10 @@ def report(
         },
         as_json,
     )
+    note_end(issued, asked_until)
+
+
+def note_end(issued: SignedCertificate, asked_until: datetime) -> None:
+    """Say so where it ends before `asked_until`."""
     if issued.not_after < asked_until.replace(microsecond=0):
         note(f"valid for less than asked: the authority itself ends at {time_text(issued.not_after)}")

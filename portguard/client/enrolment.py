@@ -59,13 +59,12 @@ def enrolled_before(place: Place, invitation: Invitation, credentials: Credentia
     """
     if not place.certificate.exists():
         return None
-    pem = files.read(place.certificate, "a certificate")
+    pem, key = files.read(place.certificate, "a certificate"), read_key(place)
     try:
-        key = read_key(place)
         if key is None:
             raise NotAsked("a key", "none")
         chain = read_answer(pem, key, [invitation.identity], credentials, at, of_known=True)
-    except (NotAsked, PortguardError) as error:
+    except NotAsked as error:
         found = "another one; --out DIR takes another folder"
         raise PortguardError(f"{place.certificate}: expected none, or that of this invitation, got {found}") from error
     return Enrolled(place, chain[0])

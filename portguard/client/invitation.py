@@ -40,7 +40,7 @@ _CA = "ca"
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """What is in the file. `key_pem` is the key of the first certificate in `certificate_pem`, and no secret's repr."""
+    """What is in the file. `key_pem` is the key of the first certificate in `certificate_pem`."""
 
     gateway: HostPort
     server_name: str

@@ -24,6 +24,7 @@ from portguard.errors import PortguardError, Refused
 from portguard.gateway import enrolling, renewing
 from portguard.gateway.admission import Admission
 from portguard.gateway.audit_trail import AuditTrail
+from portguard.gateway.configuration import TrustSettings
 from portguard.gateway.issuing import Asked, settings_of
 from portguard.gateway.messages import (
     LARGEST_CHAIN_BYTES,
@@ -151,7 +152,7 @@ class CertificateDesk:
         self._locks.refuse(identity, fingerprint, serial, time.time())
         if self._trail.refuses:
             raise Refused(Reason.AUDIT_UNAVAILABLE)
-        with self._counted(wanted, identity):
+        with self._counted(settings_of(snapshot, identity.trust), wanted, identity):
             signed = await self._in_thread(partial(_issue, snapshot, wanted, asked, at))
         written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._trail.issues(
@@ -205,12 +206,11 @@ class CertificateDesk:
         return Refusal(wanted.connection, refused.reason, refused.message, refused.retry_after_s)
 
     @contextlib.contextmanager
-    def _counted(self, wanted: _Wanted, identity: Identity) -> Iterator[None]:
+    def _counted(self, settings: TrustSettings, wanted: _Wanted, identity: Identity) -> Iterator[None]:
         """Count what is issued within, so that nobody fills the authority's record, or the audit.
 
         Raises Refused with `connect_rate` for who asks too often, or more than once at a time.
         """
-        settings = settings_of(self._snapshot, identity.trust)
         rate = Rate(MOST_OF_ONE, min(_DAY_S, int(settings.renew_for_s)))
         enrolls = isinstance(wanted, EnrolmentWanted)
         owner = Owner("invitation" if enrolls else "", identity.trust, identity.name)

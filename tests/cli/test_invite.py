@@ -71,6 +71,13 @@ def test_who_cannot_be_invited_so_is_told_and_nothing_is_recorded(
     assert (tmp_path / "there").read_text() == "mine"
 
 
+def test_one_that_outlives_the_authority_is_told_of(portguard: Portguard) -> None:
+    portguard("ca", "init", "--trust-domain", DOMAIN, "--valid-for", "1d")
+    done = portguard("invite", "alice", *GATEWAY)
+    assert done.code == 0
+    assert "portguard: valid for less than asked: the authority itself ends at " in done.err
+
+
 def test_an_authority_with_a_passphrase_takes_it(portguard: Portguard, tmp_path: Path) -> None:
     secret = secret_file(tmp_path / "secret", "correct horse\n")
     portguard("ca", "init", "--trust-domain", DOMAIN, "--passphrase-file", secret)
