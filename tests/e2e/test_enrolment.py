@@ -25,7 +25,7 @@ from tests.transcripts import expected, transcript
 
 ISSUES = 'authority = "ca"\nrenew_for = "20d"\n'
 POLICY = '[[roles]]\nname = "team"\nmembers = ["*"]\nservices = ["*"]'
-_HOWTO = (Path(__file__).parents[2] / "docs/howto/invite-people.md").read_text()
+_DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -242,9 +242,26 @@ def test_an_invitation_of_another_authority_and_a_gateway_that_does_not_issue(ga
     assert "enroll: bad_request: invitations to trust local are not taken here" in said
 
 
+def test_what_the_reference_shows_enrolls_without_portguard(gateway, real_program):
+    real_program("curl")
+    real_program("openssl")
+    page = (_DOCS / "reference/http-api.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    [script] = [block for block in blocks if "/v1/enroll" in block]
+    folder = invite(gateway, "alice").parent
+    script = script.replace("bastion.example.com:8443", f"gw.localhost:{gateway.port}")
+    subprocess.run(["bash", "-euc", script], cwd=folder, capture_output=True, check=True, timeout=PATIENCE_S)
+    context = gateway.context(None)
+    context.load_cert_chain(folder / "alice.crt", folder / "alice.key")
+    with gateway.connect_with(context, "echo") as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+
+
 def test_the_commands_of_the_howto_do_what_it_shows(start_gateway, echo):
     gateway = start_gateway({"echo": echo}, configuration=ISSUES, workers=1)
-    page = _HOWTO.replace(
+    page = (_DOCS / "howto/invite-people.md").read_text()
+    page = page.replace(
         "--gateway bastion.example.com:8443", f"--gateway 127.0.0.1:{gateway.port} --server-name gw.localhost"
     )
     steps = transcript(page.replace("bastion.example.com", "gateway.test"))
