@@ -1,5 +1,6 @@
 """How sessions, workers and the gateway end: timeouts, signals, and processes that are killed."""
 
+import asyncio
 import contextlib
 import os
 import re
@@ -120,10 +121,11 @@ async def test_a_session_half_closed_for_too_long_is_cut(hasty):
     with unharmed(hasty):
         client = await HalfClosing.connect(hasty, "silent")
         with contextlib.closing(client):
-            await client.send(b"hello")
-            await client.finish()
-            with pytest.raises(ConnectionAbortedError):
-                await client.receive()
+            async with asyncio.timeout(PATIENCE_S):
+                await client.send(b"hello")
+                await client.finish()
+                with pytest.raises(ConnectionAbortedError):
+                    await client.receive()
     hasty.wait_for_log("session.close .*service=silent .*received=5 sent=0 .*reason=half_close_timeout")
 
 
