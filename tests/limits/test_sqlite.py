@@ -693,7 +693,8 @@ def test_a_file_that_was_replaced_is_trouble_and_is_not_written(ledger, tmp_path
     assert ledger.answer() == ("written", False)
     assert ledger.store.trouble == "another file in its place, restart the gateway to use it"
     assert not ledger.store.flush_and_close(0.0)
-    ledger.store._thread.join(PATIENCE_S)  # or the fixture, which closes again, gives it all its time to try once more
+    # Or the fixture, which closes again, gives it all its time to try once more.
+    ledger.store._writer._thread.join(PATIENCE_S)
 
 
 def test_a_write_ahead_log_that_was_removed_costs_nothing(path):
