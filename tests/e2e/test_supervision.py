@@ -40,7 +40,7 @@ def start_after(start, start_gateway, echo):
 
 
 def test_a_worker_that_hangs_is_replaced_and_its_sessions_are_told_of(start_after):
-    gateway = start_after("workers._HUNG_S = 4.0")
+    gateway = start_after("workers._HUNG_S = 8.0")
     with gateway.connect("echo") as one, gateway.connect("echo") as two:
         for client in (one, two):
             client.sendall(b"hello")
@@ -58,7 +58,7 @@ def test_a_worker_that_hangs_is_replaced_and_its_sessions_are_told_of(start_afte
 
 
 def test_a_reload_waits_for_a_worker_that_hangs_until_it_is_replaced_and_no_longer(start_after):
-    gateway = start_after("workers._HUNG_S = 4.0")
+    gateway = start_after("workers._HUNG_S = 8.0")
     victim, other = workers(gateway)
     os.kill(victim, signal.SIGSTOP)
     policy = gateway.folder / "policy.toml"
