@@ -58,7 +58,8 @@ def test_libpq_reaches_the_server_without_a_helper(gateway):
         assert connection.execute("select 6 * 7").fetchone() == (42,)
         assert connection.pgconn.ssl_in_use
     gateway.wait_for_log("session.open .*identity=alice .*service=orders-db ")
-    gateway.wait_for_log("session.close .*identity=alice .*reason=client_closed")
+    # The client says good-bye and closes; who is faster, it or the server that heard it, is not known.
+    gateway.wait_for_log("session.close .*identity=alice .*reason=(client|upstream)_closed")
 
 
 def test_libpq_of_a_client_without_a_role_is_refused(gateway):
