@@ -39,7 +39,6 @@ from portguard.gateway.messages import (
 from portguard.gateway.snapshot import Snapshot
 from portguard.gateway.workers import Worker
 from portguard.identity.claim import read_claim
-from portguard.identity.names import Identity
 from portguard.limits.ledger import Owner
 from portguard.limits.locks import Locks
 from portguard.limits.rates import ConnectRates
@@ -56,12 +55,13 @@ MOST_AT_ONCE = 16
 MOST_OF_ONE = 10
 """How often an identity may renew in a day, or in the time for which it gets a certificate, where that is shorter.
 
-Invitations to it may be used as often: all but the first time that is for who has lost the answer.
+An invitation may be used as often: all but the first time that is for who has lost the answer.
 """
 
 _DAY_S = 86_400
 _BUSY_S = 2.0
 _LONGEST_MESSAGE = 200
+_ISSUING = "a certificate is being issued already"
 
 _Wanted = RenewalWanted | EnrolmentWanted
 
@@ -89,8 +89,9 @@ class CertificateDesk:
         self._send = send
         self._on_turned_away = on_turned_away
         self._rates = ConnectRates()
-        self._issuing: set[Owner] = set()  # whose certificate is being issued, and in which way
+        self._issuing: set[Owner] = set()  # whose certificate is being issued, or by which invitation
         self._tasks: dict[int, asyncio.Task[None]] = {}  # by connection
+        self._asking: set[bytes] = set()  # the certificates, DER, that those have come with
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="certificates")
         self.configure(snapshot)
 
@@ -114,14 +115,20 @@ class CertificateDesk:
             raise Misconduct(f"connection {connection}: expected one request for a certificate at a time, got another")
         if sum(map(len, wanted.chain)) > LARGEST_CHAIN_BYTES:
             raise Misconduct(f"connection {connection}: expected a chain of {LARGEST_CHAIN_BYTES} bytes, got more")
-        if len(self._tasks) >= MOST_AT_ONCE:
+        leaf = wanted.chain[0]
+        busy = None
+        if leaf in self._asking:  # or its holder, from one address, could have all turns
+            busy = Refused(Reason.CONNECT_RATE, _ISSUING, retry_after_s=_BUSY_S)
+        elif len(self._tasks) >= MOST_AT_ONCE:
             message = f"{MOST_AT_ONCE} certificates are being issued"
             busy = Refused(Reason.GATEWAY_FULL, message, retry_after_s=_BUSY_S)
+        if busy is not None:
             self._send(worker.number, self._refusal(wanted, None, busy))
             return
         task = asyncio.create_task(self._answer(worker.number, wanted), name=f"certificate {connection}")
         self._tasks[connection] = task
-        task.add_done_callback(lambda _: self._tasks.pop(connection))
+        self._asking.add(leaf)
+        task.add_done_callback(lambda _: self._done(connection, leaf))
 
     async def stop(self) -> None:
         """End what is under way."""
@@ -145,6 +152,10 @@ class CertificateDesk:
             answer = self._refusal(wanted, asked, Refused(Reason.LEDGER_UNAVAILABLE, message))
         self._send(worker, answer)
 
+    def _done(self, connection: int, leaf: bytes) -> None:
+        del self._tasks[connection]
+        self._asking.remove(leaf)
+
     async def _issue(self, snapshot: Snapshot, wanted: _Wanted, asked: Asked, at: datetime) -> str:
         """Return the new chain, PEM. Raises Refused; PortguardError and OSError when the authority fails."""
         identity, serial = asked.identity, f"{asked.certificate.serial_number:x}"
@@ -152,7 +163,7 @@ class CertificateDesk:
         self._locks.refuse(identity, fingerprint, serial, time.time())
         if self._trail.refuses:
             raise Refused(Reason.AUDIT_UNAVAILABLE)
-        with self._counted(settings_of(snapshot, identity.trust), wanted, identity):
+        with self._counted(settings_of(snapshot, identity.trust), wanted, asked):
             signed = await self._in_thread(partial(_issue, snapshot, wanted, asked, at))
         written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._trail.issues(
@@ -206,21 +217,23 @@ class CertificateDesk:
         return Refusal(wanted.connection, refused.reason, refused.message, refused.retry_after_s)
 
     @contextlib.contextmanager
-    def _counted(self, settings: TrustSettings, wanted: _Wanted, identity: Identity) -> Iterator[None]:
+    def _counted(self, settings: TrustSettings, wanted: _Wanted, asked: Asked) -> Iterator[None]:
         """Count what is issued within, so that nobody fills the authority's record, or the audit.
 
         Raises Refused with `connect_rate` for who asks too often, or more than once at a time.
         """
         rate = Rate(MOST_OF_ONE, min(_DAY_S, int(settings.renew_for_s)))
         enrolls = isinstance(wanted, EnrolmentWanted)
-        owner = Owner("invitation" if enrolls else "", identity.trust, identity.name)
+        owner = Owner("", asked.identity.trust, asked.identity.name)
+        if enrolls:  # each by itself: who has stolen one must not use up what the next one to its victim is good for
+            owner = Owner("invitation", asked.identity.trust, f"{asked.certificate.serial_number:x}")
         wait_s = self._rates.wait_s(owner, rate, time.time())
         if wait_s:
             what = "an invitation may be used again" if enrolls else "a certificate may be renewed"
             message = f"{what} {MOST_OF_ONE} times in {format_duration(rate.per_s)}"
             raise Refused(Reason.CONNECT_RATE, message, retry_after_s=wait_s)
         if owner in self._issuing:
-            raise Refused(Reason.CONNECT_RATE, "a certificate is being issued already", retry_after_s=_BUSY_S)
+            raise Refused(Reason.CONNECT_RATE, _ISSUING, retry_after_s=_BUSY_S)
         self._issuing.add(owner)
         try:
             yield

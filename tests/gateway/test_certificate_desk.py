@@ -294,6 +294,19 @@ async def test_only_so_many_are_under_way(desk, folder, alice):
     assert (refusal.connection, refusal.reason) == (99, Reason.GATEWAY_FULL)
 
 
+async def test_the_holder_of_one_certificate_does_not_keep_others_out(desk, folder, alice, invited):
+    desk.test.trail.may = None
+    for number in range(1, 2 * MOST_AT_ONCE, 2):
+        desk.ask(WORKER, alice.wanted(number))
+        desk.ask(WORKER, invited.wanted(number + 1))
+    refusals = [desk.test.answers.get_nowait()[1] for _ in range(2 * MOST_AT_ONCE - 2)]
+    assert {(each.reason, each.message) for each in refusals} == {
+        (Reason.CONNECT_RATE, "a certificate is being issued already")
+    }
+    desk.ask(WORKER, Client(folder.ca, "bob").wanted(99))
+    assert desk.test.answers.empty()
+
+
 async def test_a_worker_asks_for_connections_of_its_own_and_once(desk, folder, alice):
     with pytest.raises(Misconduct, match="not yours"):
         desk.ask(WORKER, alice.wanted(0))
@@ -467,6 +480,15 @@ async def test_the_lost_answer_is_given_so_often_and_no_more(desk, folder, invit
     assert kinds(folder) == ["invitation", "client"]
     await renewed(desk, Client(folder.ca, "team/alice").wanted())  # renewals are counted apart
     await renewed(desk, Invited(folder.ca, "bob").wanted())
+
+
+async def test_what_one_invitation_was_used_for_keeps_no_other_to_the_same_identity_out(desk, folder, invited):
+    """Whoever has stolen one, and used it, asks again and again, while its rightful holder was given another."""
+    for _ in range(MOST_OF_ONE):
+        await renewed(desk, invited.wanted())
+    assert (await turned_away(desk, invited.wanted()))[0].reason is Reason.CONNECT_RATE
+    await renewed(desk, Invited(folder.ca).wanted())
+    assert kinds(folder) == ["invitation", "client", "invitation", "client"]
 
 
 async def test_an_authority_that_cannot_issue_and_a_gateway_that_is_busy_refuse_who_was_invited(
