@@ -26,7 +26,7 @@ from portguard.client.gateway import Gateway
 from portguard.client.invitation import Invitation, Place
 from portguard.client.key_pair import PrivateKey
 from portguard.client.refusal import RefusedByGateway
-from portguard.client.secret_file import NotSecret, read_secret
+from portguard.client.secret_file import NotOurs, NotSecret, read_secret
 from portguard.errors import PortguardError, Refused, Unreachable
 from portguard.identity.validity import written
 from portguard.pki import files
@@ -102,12 +102,17 @@ def keep_key(place: Place) -> PrivateKey:
 
 
 def read_key(place: Place) -> PrivateKey | None:
-    """Return the key that is there; None where there is none. *Fails closed*: raises PortguardError."""
+    """Return the key that is there; None where there is none.
+
+    *Fails closed*: raises PortguardError, also for one that another user has put there, who then has it too.
+    """
     expected = "no file, or the key of an earlier attempt"
     try:
-        key = load_pem_private_key(read_secret(place.key), None)
+        key = load_pem_private_key(read_secret(place.key, ours=True), None)
     except FileNotFoundError:
         return None
+    except NotOurs as error:
+        raise PortguardError(f"{place.key}: expected {expected}, got one of another user, or a pipe") from error
     except NotSecret as error:
         found = f"one that others can read, with mode {error.mode:04o}"
         raise PortguardError(f"{place.key}: expected {expected}, got {found}") from error

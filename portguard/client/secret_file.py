@@ -13,13 +13,21 @@ class NotSecret(Exception):
         super().__init__(f"mode {mode:04o}")
 
 
-def read_secret(path: Path, most_bytes: int = -1) -> bytes:
+class NotOurs(Exception):
+    """The file is another user's, or a pipe, which anybody may have filled."""
+
+
+def read_secret(path: Path, most_bytes: int = -1, *, ours: bool = False) -> bytes:
     """Read at most so many bytes of a file that nobody else may read, as ssh does: the very file that was looked at.
 
-    -1 is all of it. *Fails closed*: raises NotSecret for one that others may read; and OSError.
+    -1 is all of it. `ours`: one that somebody else has made will not do. *Fails closed*: raises NotSecret for one that
+    others may read, and NotOurs; and OSError.
     """
     with path.open("rb") as stream:
-        expect_secret(os.fstat(stream.fileno()))
+        status = os.fstat(stream.fileno())
+        if ours and hasattr(os, "getuid") and (status.st_uid != os.getuid() or not stat.S_ISREG(status.st_mode)):
+            raise NotOurs
+        expect_secret(status)
         return stream.read(most_bytes)
 
 

@@ -1,7 +1,10 @@
 """A client's first certificate, with a gateway that the test plays: what is written, and what a crash leaves."""
 
 import asyncio
+import contextlib
+import os
 import stat
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -214,6 +217,29 @@ def test_a_key_that_is_there_is_used_unless_others_can_read_it(gateway, place):
     place.key.chmod(0o600)
     key = enrolment.read_key(place)
     assert attempt(gateway, place).certificate.public_key() == key.public_key()
+
+
+def test_a_key_that_somebody_else_has_put_there_is_not_used(gateway, place, monkeypatch):
+    """As in a folder where all may write: its maker would get to know our certificate, and has its key."""
+    place.key.write_bytes(other_key())
+    place.key.chmod(0o640)  # which an access list makes of 0600 when it lets one more read, acl(5)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: place.key.stat().st_uid + 1)
+        with pytest.raises(PortguardError, match=r"alice\.key: expected no file, or .*, got one of another user"):
+            attempt(gateway, place)
+    place.key.unlink()
+    os.mkfifo(place.key)
+
+    def write():
+        with contextlib.suppress(BrokenPipeError):
+            place.key.write_bytes(other_key())
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with pytest.raises(PortguardError, match=r"alice\.key: expected no file, or .*, got one of another user"):
+        attempt(gateway, place)
+    writer.join()
+    assert gateway.asked == []
 
 
 def test_what_is_no_key_is_not_replaced(gateway, place):
