@@ -53,7 +53,9 @@ class Adopted:
 def start(arguments: Sequence[object], descriptors: Sequence[int]) -> "subprocess.Popen[bytes]":
     """Start a worker with these arguments, and with the descriptors that they name. Raises OSError."""
     command = [sys.executable, "-P", "-m", "portguard.gateway.worker", *map(str, arguments)]
-    return subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    nothing = subprocess.DEVNULL
+    # Of another session: on its terminal, which is standard error, a worker could type for the operator, ioctl_tty(2).
+    return subprocess.Popen(command, pass_fds=descriptors, stdin=nothing, stdout=nothing, start_new_session=True)
 
 
 def wait_or_kill(process: Process) -> int:

@@ -482,7 +482,7 @@ def main() -> None:
     channel, slots, capacity = map(int, sys.argv[1:])
     # Each system call lets go of the interpreter, and has to wait for it while a thread makes a configuration ready.
     sys.setswitchinterval(_SWITCH_S)
-    # The supervisor decides when to end; a Ctrl-C on its terminal, or its closing, reaches the whole process group.
+    # The supervisor decides when to end, also where somebody signals all processes of a service.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     log.configure(json_lines=False, level="info")  # until the configuration says how
