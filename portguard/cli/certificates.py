@@ -1,7 +1,8 @@
 """How certificates look to people and to programs: the fields of one, and the table of many."""
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,13 +52,19 @@ def read_certificates(path: Path) -> list[x509.Certificate]:
         raise UsageError(f"{path}: expected a certificate in PEM or DER, got {found}") from error
 
 
+def followed_by(certificates: Iterable[x509.Certificate], subject: str) -> list[str]:
+    """Return whose certificates come with another one. Unescaped. Raises UsageError as `described` does."""
+    with _by_rfc_5280(subject):
+        return [certificate.subject.rfc4514_string() for certificate in certificates]
+
+
 def described(certificate: x509.Certificate, at: datetime, subject: str) -> Fields:
     """Return what there is to know of a certificate, whoever issued it. Unescaped.
 
     Raises UsageError, which names `subject`, when the certificate is malformed.
     """
     not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    try:
+    with _by_rfc_5280(subject):
         return {
             "serial": serial_text(certificate.serial_number),
             "subject": certificate.subject.rfc4514_string(),
@@ -71,8 +78,6 @@ def described(certificate: x509.Certificate, at: datetime, subject: str) -> Fiel
             "status": str(status(not_before, not_after, at)),
             "sha256": certificate.fingerprint(hashes.SHA256()).hex(),
         }
-    except MALFORMED as error:
-        raise UsageError(f"{subject}: expected a certificate by RFC 5280, got a malformed one ({error})") from error
 
 
 def recorded(record: Record, standing: "Standing") -> Fields:
@@ -156,6 +161,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+@contextlib.contextmanager
+def _by_rfc_5280(subject: str) -> Iterator[None]:
+    try:
+        yield
+    except MALFORMED as error:
+        raise UsageError(f"{subject}: expected a certificate by RFC 5280, got a malformed one ({error})") from error
 
 
 def _names(certificate: x509.Certificate) -> list[str]:

@@ -10,7 +10,15 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from portguard.cli.certificates import described, print_fields, read_certificates, recorded, revocation_fields, table
+from portguard.cli.certificates import (
+    described,
+    followed_by,
+    print_fields,
+    read_certificates,
+    recorded,
+    revocation_fields,
+    table,
+)
 from portguard.cli.opened_authority import authority_option, issued_under, opened
 from portguard.cli.options import expect_one_form, json_option
 from portguard.pki.authority import Authority
@@ -68,7 +76,7 @@ def show_certificate(what: str, directory: Path, pem: bool, as_json: bool) -> No
         if standing is not None:
             fields["status"] = str(standing.status)
         if is_file:
-            fields["followed_by"] = [other.subject.rfc4514_string() for other in certificates[1:]]
+            fields["followed_by"] = followed_by(certificates[1:], what)
     if pem:
         click.echo(certificates[0].public_bytes(Encoding.PEM).decode(), nl=False)
         return

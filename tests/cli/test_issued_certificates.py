@@ -1,5 +1,6 @@
 """`portguard cert list` and `cert show`, through the program's own entry point."""
 
+import base64
 import shutil
 import sqlite3
 from datetime import UTC, datetime, timedelta
@@ -226,6 +227,17 @@ def test_show_of_a_malformed_certificate(
         failed(portguard("cert", "show", "x.der"), 2, f"x.der: expected a certificate {message}")
     else:
         assert portguard("cert", "show", "x.der", "--json").json["names"] == ["IP:1.2.3.4"]
+
+
+def test_show_of_one_that_a_malformed_certificate_follows(portguard: Portguard, tmp_path: Path) -> None:
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mallory")]).public_bytes()
+    good = _foreign()
+    der = good.public_bytes(Encoding.DER).replace(name, name.replace(b"\x0c\x07", b"\x01\x07"))
+    with pytest.raises(ValueError, match="subject"):
+        x509.load_der_x509_certificate(der).subject.rfc4514_string()
+    pem = f"-----BEGIN CERTIFICATE-----\n{base64.encodebytes(der).decode()}-----END CERTIFICATE-----\n"
+    (tmp_path / "x.pem").write_text(good.public_bytes(Encoding.PEM).decode() + pem)
+    failed(portguard("cert", "show", "x.pem"), 2, "x.pem: expected a certificate by RFC 5280, got a malformed one")
 
 
 @pytest.mark.parametrize(
