@@ -208,6 +208,22 @@ def test_a_file_of_somebody_else_is_found_before_the_invitation_is_used(gateway,
     assert gateway.asked == []
 
 
+@pytest.mark.parametrize("name", ["alice.toml", "ca.crt"])
+def test_a_file_that_is_right_but_that_somebody_else_may_change_later_is_not_taken(
+    gateway, place, folder, monkeypatch, name
+):
+    attempt(gateway, place)
+    for path in (place.key, place.certificate):
+        path.unlink()
+    if os.geteuid() == 0:
+        os.chown(folder / name, 12345, 12345)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    with pytest.raises(PortguardError, match=rf"{name}: expected no file of this name, got one that exists"):
+        attempt(gateway, place)
+    assert len(gateway.asked) == 1
+
+
 def test_a_key_that_is_there_is_used_unless_others_can_read_it(gateway, place):
     place.key.write_bytes(other_key())
     for mode in (0o644, 0o640):
