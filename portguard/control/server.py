@@ -110,7 +110,7 @@ class _Connection(web.RequestHandler):
 class ControlServer:
     """The server. Belongs to one event loop.
 
-    `is_welcome(uid, pid)` tells of a process, as soon as it has connected, whether it may ask anything.
+    `is_welcome(uid, pid, sock)` tells of a process, as soon as it has connected, whether it may ask anything.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class ControlServer:
         faults: Faults,
         on_act: OnAct,
         accounts: HostAccounts | None = None,
-        is_welcome: Callable[[int, int], bool] = lambda _uid, _pid: True,
+        is_welcome: Callable[[int, int, socket.socket], bool] = lambda _uid, _pid, _sock: True,
     ):
         self._access = access
         self._routes = {(route.path, str(route.method)): route for route in routes}
@@ -191,7 +191,7 @@ class ControlServer:
     async def _welcome(self, sock: socket.socket) -> None:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid, uid, gid = _CREDENTIALS.unpack(credentials)
-        if not self._is_welcome(uid, pid):
+        if not self._is_welcome(uid, pid, sock):
             sock.close()
             return
         if self._by_user[uid] >= _MOST_CONNECTIONS_PER_USER or self._by_user.total() >= _MOST_CONNECTIONS:

@@ -18,6 +18,8 @@ import ctypes
 import errno
 import os
 import resource
+import select
+import socket
 import ssl
 import stat
 import struct
@@ -51,6 +53,8 @@ _KEPT_CAPABILITIES = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: s
 # A limit that does nothing since Linux 2.4 (getrlimit(2)), that children get, and that is not to be raised again: by it
 # those who have confined themselves are known from outside. Python has no name for it.
 _RLIMIT_LOCKS = 10
+
+_SO_PEERPIDFD = 77  # <asm-generic/socket.h>, which Python has no name for: pidfd_open(2) of who has connected
 
 # Parts of the C library that resolve names are loaded with the first name that they are asked for.
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
@@ -122,16 +126,33 @@ def confine(abi: int, readable: Iterable[str]) -> None:
         ) from error
 
 
-def is_confined(pid: int) -> bool:
-    """Whether a process of this user has confined itself, or comes from one that has.
+def is_confined(pid: int, sock: socket.socket) -> bool:
+    """Whether a process of this user, which has connected to `sock`, has confined itself, or comes from one that has.
 
-    *Fails closed*: also when the kernel does not say, as of a process that is no more. 0 stands for one that has no
-    number here, SO_PEERCRED of unix(7): it is no descendant of this process.
+    *Fails closed*: also when the kernel does not say, as of a process that is no more; its number may be another's by
+    now, which shows from Linux 6.5 on. 0 stands for one that has no number here, SO_PEERCRED of unix(7): it is no
+    descendant of this process.
     """
     try:
-        return pid != 0 and resource.prlimit(pid, _RLIMIT_LOCKS)[1] == 0
+        return pid != 0 and (resource.prlimit(pid, _RLIMIT_LOCKS)[1] == 0 or _has_ended(sock))
     except OSError:
         return True
+
+
+def _has_ended(sock: socket.socket) -> bool:
+    """Whether the process that has connected is no more; False where the kernel cannot say. Raises OSError."""
+    try:
+        descriptor = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError as error:
+        if error.errno == errno.ENOPROTOOPT:
+            return False
+        raise
+    try:
+        ended = select.poll()
+        ended.register(descriptor, select.POLLIN)
+        return bool(ended.poll(0))
+    finally:
+        os.close(descriptor)
 
 
 def needed_files() -> tuple[str, ...]:

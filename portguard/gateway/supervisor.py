@@ -7,6 +7,7 @@ A connection is taken (`accepting`) and goes to a worker (`assigning`), which as
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import Awaitable, Collection, Mapping
 from functools import partial
@@ -350,9 +351,9 @@ class Supervisor:
         log.event(level, "control.act", uid=peer.uid, user=peer.name, act=f"{method} {path}", outcome=outcome)
         self._trail.acted(peer, method, path, given, outcome, now_s=time.monotonic())
 
-    def _is_welcome(self, uid: int, pid: int) -> bool:
+    def _is_welcome(self, uid: int, pid: int, sock: socket.socket) -> bool:
         """Whether a process may ask for acts. *Fails closed*: workers are of this user, and have their channel."""
-        if uid != os.getuid() or not is_confined(pid):
+        if uid != os.getuid() or not is_confined(pid, sock):
             return True
         message = "expected no worker, got one that somebody has taken over, or another group than the gateway's"
         self._floods.event(time.monotonic(), "error", "control.refuse", pid=pid, message=message)

@@ -154,7 +154,7 @@ async def test_without_the_hosts_word_nobody_but_the_gateways_user_gets_in(contr
 async def test_a_process_that_is_not_welcome_is_asked_nothing(control):
     running = control(ROUTES)
     asked = []
-    running.server._is_welcome = lambda *who: asked.append(who)
+    running.server._is_welcome = lambda uid, pid, _sock: asked.append((uid, pid))
     assert await running.raw(b"") == b""
     assert asked == [(os.getuid(), os.getpid())]
     running.server._is_welcome = lambda *_who: True

@@ -225,10 +225,33 @@ os.waitpid(child, 0)
             [sys.executable, "-P", "-c", code.format(confine=confine)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as process:
             pids = [int(process.stdout.readline()) for _ in range(2)]
-            assert [is_confined(pid) for pid in pids] == [confined, confined]
-            process.stdin.close()
-    assert is_confined(pids[1])  # it is no more
-    assert not is_confined(0)
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                assert [is_confined(pid, ours) for pid in pids] == [confined, confined]
+                process.stdin.close()
+                process.wait()
+                assert is_confined(pids[1], ours)  # it is no more
+                assert not is_confined(0, ours)
+
+
+def test_who_has_connected_and_is_no_more_is_not_taken_for_who_has_its_number_now(tmp_path):
+    """Numbers of processes and threads come again, and soon where somebody begins many."""
+    code = "import socket, sys; sock = socket.socket(socket.AF_UNIX); sock.connect(sys.argv[1]); sys.stdin.read()"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "unix"))
+        listening.listen()
+        command = [sys.executable, "-c", code, str(tmp_path / "unix")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+            sock, _ = listening.accept()
+            with sock:
+                try:
+                    os.close(sock.getsockopt(socket.SOL_SOCKET, confinement._SO_PEERPIDFD))
+                except OSError:
+                    pytest.skip("SO_PEERPIDFD: expected Linux 6.5 or newer, got one without it")
+                assert not is_confined(process.pid, sock)
+                process.stdin.close()
+                process.wait()
+                assert is_confined(os.getpid(), sock)  # as if this process had got the number
 
 
 @needs_landlock
