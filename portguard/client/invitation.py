@@ -35,6 +35,9 @@ SUFFIX = ".invitation"
 
 LARGEST_BYTES = 64 * 1024
 
+# One of RSA with 4096 bits has 3.3 kB. To look at a larger one can take hours, and Ctrl-C would wait as well.
+_LARGEST_KEY_BYTES = 4096
+
 _CA = "ca"
 
 
@@ -151,8 +154,11 @@ def _check(root: Table, invitation: Invitation) -> None:
     """Report what does not fit together. What stands in the place of the key is shown nowhere."""
     chain = _certificates(root, "certificate", invitation.certificate_pem)
     anchors = _certificates(root, "ca", invitation.anchors_pem)
+    if len(key_pem := invitation.key_pem.encode()) > _LARGEST_KEY_BYTES:
+        root.report_as("key", f"a private key of at most {_LARGEST_KEY_BYTES} bytes", f"{len(key_pem)}")
+        return
     try:
-        key = load_pem_private_key(invitation.key_pem.encode(), None)
+        key = load_pem_private_key(key_pem, None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         root.report_as("key", "a private key in PEM, without a passphrase", "something else")
         return

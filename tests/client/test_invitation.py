@@ -129,6 +129,16 @@ def test_what_is_too_large_is_not_read(write):
     assert f"expected an invitation of at most {LARGEST_BYTES} bytes" in refused(write("#" * (LARGEST_BYTES + 1)))
 
 
+def test_a_key_that_it_would_take_hours_to_look_at_is_not_looked_at(invitation, write):
+    """One of RSA with 21,000 bits took 158 s, in which there is no way to interrupt it."""
+    for lines in (100, 2000):  # which are not part of the key
+        text = replace(invitation, key_pem=lines * "x\n" + invitation.key_pem).text()
+        if lines == 100:
+            read_invitation(write(text))
+        else:
+            assert "key: expected a private key of at most 4096 bytes, got 4241" in refused(write(text))
+
+
 def test_one_that_is_missing_is_told_of(tmp_path):
     assert "expected an invitation that can be read, got “No such file" in refused(tmp_path / "nope")
 
