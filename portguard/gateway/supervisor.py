@@ -355,7 +355,10 @@ class Supervisor:
         """Whether a process may ask for acts. *Fails closed*: workers are of this user, and have their channel."""
         if uid != os.getuid() or not is_confined(pid, sock):
             return True
-        message = "expected no worker, got one that somebody has taken over, or another group than the gateway's"
+        message = (
+            "expected no worker, got one that somebody has taken over, a process that has ended, "
+            "or another group than the gateway's"
+        )
         self._floods.event(time.monotonic(), "error", "control.refuse", pid=pid, message=message)
         return False
 
