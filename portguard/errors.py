@@ -57,6 +57,11 @@ class ConfigurationError(PortguardError):
         super().__init__("\n".join(map(str, self.problems)))
 
 
+def because(error: OSError) -> str:
+    """What the system has found, for people, in words that complete "expected …, got …"."""
+    return (error.strerror or type(error).__name__).lower()
+
+
 class Refused(PortguardError):
     """Access was refused. `reason` is the stable word; `retry_after_s` is when to come back, None when unknown."""
 

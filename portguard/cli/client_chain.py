@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from portguard.errors import ConfigurationError, Problem, Refused, UsageError
+from portguard.errors import ConfigurationError, Problem, Refused, UsageError, because
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.trust_files import read_trusts
 from portguard.identity.authorities import UNREADABLE, Authority, is_authority, read_authority
@@ -29,8 +29,7 @@ def identify(certificate_path: str, configuration: Configuration, at: datetime) 
         sent = read_blocks(Path(certificate_path).read_bytes(), "CERTIFICATE", "certificate")
         authorities = [read_authority(der) for der in sent]
     except OSError as error:
-        found = (error.strerror or type(error).__name__).lower()
-        raise UsageError(f"{certificate_path}: expected a certificate that can be read, got {found}") from None
+        raise UsageError(f"{certificate_path}: expected a certificate that can be read, got {because(error)}") from None
     except Malformed as error:
         raise UsageError(f"{certificate_path}: {error}") from None
     problems: list[Problem] = []
@@ -69,6 +68,5 @@ def _trust_files(configuration: Configuration, problems: list[Problem]) -> dict[
         try:
             files[path] = Path(path).read_bytes()
         except OSError as error:
-            found = (error.strerror or type(error).__name__).lower()
-            problems.append(Problem(path, "", "a file that can be read", found))
+            problems.append(Problem(path, "", "a file that can be read", because(error)))
     return files

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address
 from pathlib import Path
 
-from portguard.errors import ConfigurationError, Problem, UsageError
+from portguard.errors import ConfigurationError, Problem, UsageError, because
 from portguard.gateway.bundle import read_policy_bundle
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.kept_policies import kept_files, kept_revision, recorded_loads
@@ -98,5 +98,5 @@ def _content(path: str, problems: list[Problem]) -> bytes | None:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        problems.append(Problem(path, "", "a file that can be read", (error.strerror or type(error).__name__).lower()))
+        problems.append(Problem(path, "", "a file that can be read", because(error)))
         return None

@@ -16,7 +16,7 @@ from pathlib import Path
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from portguard.errors import Problem
+from portguard.errors import Problem, because
 from portguard.gateway.configuration import Configuration, read_configuration
 from portguard.gateway.credentials import GATEWAY_KEY_PASSPHRASE, credential, read_credential
 from portguard.pki import ca_certificates
@@ -146,7 +146,7 @@ class _Reading:
             except _Unusable as error:
                 self.report(path, error.expected, error.found)
             except OSError as error:
-                self.report(path, expected, _because(error))
+                self.report(path, expected, because(error))
         return self.files.get(path)
 
     def open_key(self, path: str, passphrase_file: Path | None) -> None:
@@ -158,7 +158,7 @@ class _Reading:
         try:
             key = load_pem_private_key(pem, read_credential(passphrase_file))
         except OSError as error:
-            self.report(str(passphrase_file), "a credential that can be read", _because(error))
+            self.report(str(passphrase_file), "a credential that can be read", because(error))
         except NotOneLine as error:
             self.report(str(passphrase_file), "one line with a passphrase", str(error))
         except (ValueError, UnsupportedAlgorithm):
@@ -213,7 +213,7 @@ def _read_authority(directory: str, use: str, reading: "_Reading") -> None:
         except _Unusable as error:
             reading.report(str(authority.key_path), error.expected, error.found)
         except OSError as error:
-            reading.report(root, f"an authority that can be read ({use})", _because(error))
+            reading.report(root, f"an authority that can be read ({use})", because(error))
 
 
 def _read_policy_files(configuration: Configuration, reading: _Reading) -> None:
@@ -233,7 +233,7 @@ def _read_policy_folder(folder: str, reading: _Reading) -> None:
     try:
         names = policy_file_names(os.listdir(folder))
     except OSError as error:
-        reading.report(folder, "a folder that can be read (gateway.policy)", _because(error))
+        reading.report(folder, "a folder that can be read (gateway.policy)", because(error))
         return
     if not names:
         # Most likely a mount that is missing; an empty policy can be written down as an empty file.
@@ -272,7 +272,3 @@ def too_open(status: os.stat_result) -> str | None:
     if mode & 0o077 & ~allowed:
         return f"mode {mode:04o}, owner {'root' if status.st_uid == 0 else status.st_uid}"
     return None
-
-
-def _because(error: OSError) -> str:
-    return (error.strerror or type(error).__name__).lower()

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from portguard.errors import ConfigurationError, Problem
+from portguard.errors import ConfigurationError, Problem, because
 from portguard.gateway.bundle import PRIVATE_MODE, too_open
 from portguard.gateway.configuration import Configuration
 from portguard.gateway.credentials import LEDGER_PASSWORD, credential
@@ -72,8 +72,7 @@ def _read_password(path: Path) -> str:
     try:
         return read_secret_line(path, look).decode()
     except OSError as error:
-        found = (error.strerror or type(error).__name__).lower()
-        raise ConfigurationError([Problem(str(path), "", "a readable file with a password", found)]) from error
+        raise ConfigurationError([Problem(str(path), "", "a readable file with a password", because(error))]) from error
     except UnicodeDecodeError:  # which shows what it could not decode
         raise ConfigurationError([Problem(str(path), "", "a password in UTF-8", "other bytes")]) from None
     except NotOneLine as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
+from portguard.errors import because
 from portguard.gateway.configuration import TrustSettings
 from portguard.gateway.credentials import AUTHORITY_PASSPHRASE, credential, read_credential
 from portguard.gateway.snapshot import Snapshot
@@ -44,9 +45,7 @@ def open_authority(directory: str) -> Authority:
         try:
             passphrase = read_credential(handed_over)
         except OSError as error:
-            raise PkiError(
-                handed_over, "a credential that can be read", (error.strerror or type(error).__name__).lower()
-            ) from error
+            raise PkiError(handed_over, "a credential that can be read", because(error)) from error
         except NotOneLine as error:
             raise PkiError(handed_over, "one line with a passphrase", str(error)) from error
     authority.unlock(passphrase)

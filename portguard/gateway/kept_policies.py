@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from portguard.errors import PortguardError
+from portguard.errors import PortguardError, because
 from portguard.gateway.bundle import Bundle, policy_files
 from portguard.gateway.configuration import Configuration
 from portguard.identity.names import SOURCES, Namespace
@@ -113,7 +113,7 @@ def recorded_loads(state: str) -> tuple[Load, ...]:
     except FileNotFoundError:
         return ()
     except OSError as error:
-        raise NotKept(f"{path}: expected a file that can be read, got {_because(error)}") from error
+        raise NotKept(f"{path}: expected a file that can be read, got {because(error)}") from error
     found = (_parse(line) for line in lines)
     return tuple(sorted((load for load in found if load is not None), key=lambda load: load.at))
 
@@ -136,7 +136,7 @@ def kept_revision(state: str, text: str) -> str | None:
     try:
         found = [name for name in os.listdir(folder) if _REVISION.fullmatch(name) and name.startswith(text)]
     except OSError as error:
-        raise NotKept(f"{folder}: expected kept policies, got {_because(error)}") from error
+        raise NotKept(f"{folder}: expected kept policies, got {because(error)}") from error
     if len(found) != 1:
         raise NotKept(f"{text}: expected the revision of one kept policy, got that of {len(found)} in {folder}")
     return found[0]
@@ -149,7 +149,7 @@ def kept_files(state: str, revision: str) -> tuple[PolicyFile, ...]:
         names = policy_file_names(os.listdir(folder)) or sorted(os.listdir(folder))
         return tuple((str(folder / name), (folder / name).read_bytes()) for name in names)
     except OSError as error:
-        raise NotKept(f"{folder}: expected a kept policy, got {_because(error)}") from error
+        raise NotKept(f"{folder}: expected a kept policy, got {because(error)}") from error
 
 
 def _parse(line: bytes) -> Load | None:
@@ -175,7 +175,3 @@ def _namespace(fields: Mapping[str, object]) -> Namespace | None:
     if not set(sources.values()) <= set(SOURCES) or not set(domains.values()) <= set(sources):
         return None
     return Namespace(sources, default if isinstance(default, str) and default in sources else None, domains)
-
-
-def _because(error: OSError) -> str:
-    return (error.strerror or type(error).__name__).lower()

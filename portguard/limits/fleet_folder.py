@@ -13,10 +13,9 @@ import socket
 from collections.abc import Iterable
 from pathlib import Path
 
-from portguard.errors import ConfigurationError, Problem
+from portguard.errors import ConfigurationError, Problem, because
 from portguard.limits import state_folder
 from portguard.limits.fleet import StampedLock, read_lock, written_lock
-from portguard.limits.state_folder import because
 
 _ID = re.compile(r"[0-9a-f]{16}\n?", re.ASCII)
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"  # proc_sys_kernel(5)

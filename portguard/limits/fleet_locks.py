@@ -4,11 +4,11 @@ import threading
 import time
 from collections.abc import Iterable
 
+from portguard.errors import because
 from portguard.limits.fleet import MOST_LOCKS, StampedLock, is_long_over, merge_locks
 from portguard.limits.fleet_folder import FleetFolder
 from portguard.limits.ledger import LockRow
 from portguard.limits.redis_texts import NotAFleet
-from portguard.limits.state_folder import because
 from portguard.observe import log
 
 

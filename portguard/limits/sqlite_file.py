@@ -10,6 +10,7 @@ import sqlite3
 import stat
 from pathlib import Path
 
+from portguard import errors
 from portguard.errors import ConfigurationError, Problem
 from portguard.limits import sqlite_schema, state_folder
 from portguard.limits.sqlite_schema import NotALedger
@@ -147,7 +148,7 @@ def because(error: Exception) -> str:
     if isinstance(error, NotALedger):
         return error.found
     if isinstance(error, OSError):
-        return state_folder.because(error)
+        return errors.because(error)
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
         return str(error)

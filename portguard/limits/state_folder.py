@@ -4,7 +4,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from portguard.errors import ConfigurationError, Problem
+from portguard.errors import ConfigurationError, Problem, because
 
 
 def make(folder: Path) -> None:
@@ -42,8 +42,3 @@ def sync(folder: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def because(error: OSError) -> str:
-    """What was found, for people, in words that complete "expected …, got …"."""
-    return (error.strerror or type(error).__name__).lower()

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from portguard.errors import ConfigurationError, Problem
+from portguard.errors import ConfigurationError, Problem, because
 
 PRIVATE = "audit.key"
 PUBLIC = "audit.pub"
@@ -51,7 +51,7 @@ def signing_key(folder: Path, handed_over: Path | None = None) -> Ed25519Private
             pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
             _create(public, pem, 0o644)
     except OSError as error:
-        raise _problem(private, "a key, or a folder to make one in", _because(error)) from error
+        raise _problem(private, "a key, or a folder to make one in", because(error)) from error
     if fingerprint(read_public_key(public)) != fingerprint(key.public_key()):
         raise _problem(public, f"the public half of {private.name}", "another key")
     return key
@@ -62,7 +62,7 @@ def read_public_key(path: Path) -> Ed25519PublicKey:
     try:
         key = load_pem_public_key(path.read_bytes())
     except OSError as error:
-        raise _problem(path, "the audit's public key", _because(error)) from error
+        raise _problem(path, "the audit's public key", because(error)) from error
     except (ValueError, UnsupportedAlgorithm):
         key = None
     if not isinstance(key, Ed25519PublicKey):
@@ -108,7 +108,3 @@ def _create(path: Path, data: bytes, mode: int) -> None:
 
 def _problem(path: Path, expected: str, found: str) -> ConfigurationError:
     return ConfigurationError([Problem(str(path), "", expected, found)])
-
-
-def _because(error: OSError) -> str:
-    return (error.strerror or type(error).__name__).lower()

@@ -16,7 +16,7 @@ from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from portguard.errors import ConfigurationError, PortguardError, Problem
+from portguard.errors import ConfigurationError, PortguardError, Problem, because
 from portguard.observe import log
 from portguard.observe.audit import records
 from portguard.observe.audit.journal import Journal
@@ -315,7 +315,7 @@ def _make_folders(folder: Path, key: str) -> None:
             raise PermissionError(None, "Permission denied")
     except OSError as error:
         raise ConfigurationError(
-            [Problem(str(folder), "", f"a folder that can be written ({key})", _because(error))]
+            [Problem(str(folder), "", f"a folder that can be written ({key})", because(error))]
         ) from error
 
 
@@ -325,21 +325,17 @@ def _locked(path: Path) -> int:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise ConfigurationError([Problem(str(path), "", expected, _because(error))]) from error
+        raise ConfigurationError([Problem(str(path), "", expected, because(error))]) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        found = "one that does" if isinstance(error, BlockingIOError) else _because(error)
+        found = "one that does" if isinstance(error, BlockingIOError) else because(error)
         raise ConfigurationError([Problem(str(path), "", expected, found)]) from error
     return descriptor
 
 
 def _unusable(path: str, error: Exception) -> ConfigurationError:
     if isinstance(error, OSError):
-        return ConfigurationError([Problem(path, "", "a file that can be appended to (audit.path)", _because(error))])
+        return ConfigurationError([Problem(path, "", "a file that can be appended to (audit.path)", because(error))])
     return ConfigurationError([Problem(path, "", "an audit log (audit.path)", str(error))])
-
-
-def _because(error: OSError) -> str:
-    return (error.strerror or type(error).__name__).lower()
