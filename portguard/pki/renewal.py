@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from portguard.pki.authority import Authority
 from portguard.pki.errors import NotRenewed
 from portguard.pki.issued import SignedCertificate
-from portguard.pki.revocation import read_root_list
+from portguard.pki.revocation import revoked_issuers
 
 
 def renew(
@@ -37,8 +37,5 @@ def expect_good_issuer(authority: Authority, certificate: x509.Certificate) -> N
     issuer = authority.issuer_of(certificate)
     if issuer is None:
         raise NotRenewed(certificate.serial_number, "one of a CA that was replaced", revoked=False)
-    path = authority.root_crl_path
-    if path is not None and path.exists():  # an authority of before lists has none, and cannot revoke
-        revoked = read_root_list(authority, path).get_revoked_certificate_by_serial_number(issuer.serial_number)
-        if revoked is not None:
-            raise NotRenewed(certificate.serial_number, "one of a CA that is revoked", revoked=True)
+    if issuer.subject in revoked_issuers(authority):
+        raise NotRenewed(certificate.serial_number, "one of a CA that is revoked", revoked=True)

@@ -92,7 +92,7 @@ def revoke(
         authority = authority.reopened()
         # What would keep the list from being signed is told before anything is recorded.
         _signers(authority, at)
-        _root_list(authority)
+        _root_list_pem(authority)
         chosen = _chosen(authority, serials, identities, at)
         before = [record for record in chosen if record.revocation is not None]
         if reason is not None:
@@ -111,10 +111,7 @@ def revoke(
 
 def revoked_issuers(authority: Authority) -> dict[x509.Name, Revocation]:
     """Return which issuing CAs in the authority's directory the root has revoked. Raises PkiError for its list."""
-    path = authority.root_crl_path
-    if path is None or not path.exists():  # an authority of before lists has none, and cannot revoke
-        return {}
-    revoked = {each.serial_number: read_revocation(each) for each in read_root_list(authority, path)}
+    revoked = {each.serial_number: read_revocation(each) for each in root_list(authority) or ()}
     every = (authority.issuer, *authority.retired)
     return {each.subject: revoked[each.serial_number] for each in every if each.serial_number in revoked}
 
@@ -134,9 +131,7 @@ def published_lists(authority: Authority, at: datetime) -> PublishedLists:
     unsettled = [
         record for record in authority.store.unsettled() if any(is_issued_by(record, each) for each in issuers)
     ]
-    needed = {record.serial for record in unsettled}
-    if (path := authority.root_crl_path) is not None and path.exists():
-        needed |= {each.serial_number for each in read_root_list(authority, path)}
+    needed = {record.serial for record in unsettled} | {each.serial_number for each in root_list(authority) or ()}
     try:
         content = authority.crl_path.read_bytes()
     except FileNotFoundError:
@@ -197,14 +192,13 @@ def write_lists_locked(authority: Authority, *, at: datetime, valid_for: timedel
         valid_for = store.last_valid_for() or LIST_VALID_FOR
     signers = _signers(authority, at)
     validities = [Validity.starting(at, valid_for, signer.certificate) for signer in signers]
-    root_list = _root_list(authority)
-    of_root = len(x509.load_pem_x509_crl(root_list)) if root_list else 0
+    root_pem = _root_list_pem(authority)
     revoked = store.unsettled()
     there, recorded = _lists_before(authority), store.revoked_serials()
     before = [_signed_by(signer.certificate, there) for signer in signers]
     # Before it is signed: a crash leaves out a number, and never uses one twice.
     number = store.begin_list(at, valid_for, above=max(map(_number, filter(None, before)), default=0))
-    pem, listed, count = b"", [], of_root
+    pem, listed, count = b"", [], len(root_list(authority) or ())
     for signer, validity, last in zip(signers, validities, before, strict=True):
         entries = [record for record in revoked if is_issued_by(record, signer.certificate)]
         told = _unrecorded(recorded, last)
@@ -212,11 +206,11 @@ def write_lists_locked(authority: Authority, *, at: datetime, valid_for: timedel
         pem += list_pem(told.items(), number, validity, signer)
         listed += entries
         count += len(told)
-    files.publish([NewFile(authority.crl_path, pem + root_list, PUBLIC)], overwrite=True)
+    files.publish([NewFile(authority.crl_path, pem + root_pem, PUBLIC)], overwrite=True)
     # Only now: RFC 5280 section 3.3 wants an entry in one list that was issued after the certificate's end.
     over = [record.serial for record in listed if record.not_after < validities[0].not_before]
     store.settle(over, number)
-    return WrittenLists(number, count, min(validity.not_after for validity in validities), pem + root_list)
+    return WrittenLists(number, count, min(validity.not_after for validity in validities), pem + root_pem)
 
 
 def _lists_before(authority: Authority) -> tuple[x509.CertificateRevocationList, ...]:
@@ -272,19 +266,27 @@ def is_issued_by(record: Record, authority: x509.Certificate) -> bool:
     return x509.load_der_x509_certificate(record.der).issuer == authority.subject
 
 
-def _root_list(authority: Authority) -> bytes:
+def _root_list_pem(authority: Authority) -> bytes:
     """Return the list that the root signed before its key went away, in PEM; empty where the root issues."""
     path = authority.root_crl_path
     if path is None:
         return b""
     if not path.exists():
         raise PkiError(path, _ROOT_LIST, "no such file; `portguard ca rotate --root-dir` makes it")
-    read_root_list(authority, path)
+    _read_root_list(authority, path)
     return files.read(path, _ROOT_LIST)
 
 
-def read_root_list(authority: Authority, path: Path) -> x509.CertificateRevocationList:
-    """Read the root's own list, checked against the root's key. Raises PkiError."""
+def root_list(authority: Authority) -> x509.CertificateRevocationList | None:
+    """Return the root's own list, checked against the root's key. Raises PkiError.
+
+    None: the root issues, or the authority was made before there were lists, and cannot revoke.
+    """
+    path = authority.root_crl_path
+    return _read_root_list(authority, path) if path is not None and path.exists() else None
+
+
+def _read_root_list(authority: Authority, path: Path) -> x509.CertificateRevocationList:
     try:
         crl = _signed_by(authority.anchor, _read_lists(files.read(path, _ROOT_LIST)))
     except (Malformed, *MALFORMED) as error:

@@ -43,7 +43,7 @@ from portguard.pki.revocation import (
     WrittenLists,
     is_issued_by,
     read_revocation,
-    read_root_list,
+    root_list,
     write_lists_locked,
 )
 from portguard.pki.store import Record
@@ -193,11 +193,9 @@ def _update_root_list(authority: Authority, root: Issuer, at: datetime, *, revok
     """Sign the root's list anew, with an entry more, or make the one that an authority of before lists lacks."""
     path = authority.root_crl_path
     assert path is not None
-    entries: dict[int, Revocation] = {}
-    if path.exists():
-        if revoke is None:
-            return
-        entries = {each.serial_number: read_revocation(each) for each in read_root_list(authority, path)}
+    if revoke is None and path.exists():
+        return
+    entries = {each.serial_number: read_revocation(each) for each in root_list(authority) or ()}
     if revoke is not None:
         entries.setdefault(revoke.serial_number, Revocation(at.replace(microsecond=0), RevocationReason.CA_COMPROMISE))
     number = authority.store.begin_list(at, authority.store.last_valid_for() or LIST_VALID_FOR)
