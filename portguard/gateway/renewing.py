@@ -13,7 +13,7 @@ from portguard.gateway.issuing import Asked, open_authority_of, settings_of
 from portguard.gateway.messages import RenewalWanted
 from portguard.gateway.snapshot import Snapshot
 from portguard.identity.issued import check_issued
-from portguard.pki.errors import NotRenewed, PkiError
+from portguard.pki.errors import PkiError
 from portguard.pki.issued import SignedCertificate
 from portguard.pki.proof import Purpose, check_proof
 from portguard.pki.renewal import renew
@@ -42,13 +42,7 @@ def check(snapshot: Snapshot, wanted: RenewalWanted, at: datetime) -> Asked:
 
 
 def issue(snapshot: Snapshot, asked: Asked, at: datetime) -> SignedCertificate:
-    """Issue it. Raises Refused for a certificate that the authority's own record does not have as good, PkiError."""
+    """Issue it. Raises Refused by the authority's own record, PkiError."""
     authority = open_authority_of(snapshot, asked.identity.trust)
     valid_for = timedelta(seconds=settings_of(snapshot, asked.identity.trust).renew_for_s)
-    try:
-        return renew(authority, asked.certificate, asked.public_key, asked.identity.name, at=at, valid_for=valid_for)
-    except NotRenewed as error:
-        if error.revoked:
-            raise Refused(Reason.CERTIFICATE_REVOKED) from None
-        message = "the authority has no record of the client certificate, and does not renew it"
-        raise Refused(Reason.CERTIFICATE_UNTRUSTED, message) from None
+    return renew(authority, asked.certificate, asked.public_key, asked.identity.name, at=at, valid_for=valid_for)

@@ -296,8 +296,8 @@ class Authority:
     ) -> SignedCertificate:
         """Issue a client certificate for the identity `name` and a key of its own. Raises as `issue_client` does.
 
-        `renews` is the certificate whose successor it is: raises NotRenewed as `Store.add` does. `invitation` is what
-        it is issued by, and issued by once: answers and raises Refused as `Store.enroll` does.
+        `renews` is the certificate whose successor it is: raises Refused as `Store.add` does. `invitation` is what it
+        is issued by, and issued by once: answers and raises Refused as `Store.enroll` does.
 
         That whoever asks has the private key is for the caller to find out, as `request.read_request` does. *Fails
         closed*: raises PkiError for a key of a kind that it does not take.

@@ -12,10 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 
 from portguard.errors import Refused
 from portguard.pki.authority import Authority
-from portguard.pki.errors import NotRenewed
 from portguard.pki.issued import SignedCertificate
 from portguard.pki.profiles import Kind
-from portguard.pki.renewal import expect_good_issuer
+from portguard.pki.standing import expect_good_issuer
 from portguard.reasons import Reason
 
 
@@ -47,16 +46,8 @@ def enroll(
     """
     if public_key == invitation.public_key():
         raise Refused(Reason.BAD_REQUEST, "request: expected a key of your own, got that of the invitation")
-    _expect_good_issuer(authority, invitation)
+    expect_good_issuer(authority, invitation, "the invitation")
     signed = authority.sign_client(public_key, name, at=at, valid_for=valid_for, invitation=invitation)
-    _expect_good_issuer(authority, x509.load_der_x509_certificate(signed.record.der))
+    certificate = x509.load_der_x509_certificate(signed.record.der)
+    expect_good_issuer(authority, certificate, "the certificate that the invitation was used for")
     return signed
-
-
-def _expect_good_issuer(authority: Authority, certificate: x509.Certificate) -> None:
-    try:
-        expect_good_issuer(authority, certificate)
-    except NotRenewed as error:
-        if error.revoked:
-            raise Refused(Reason.CERTIFICATE_REVOKED, "the CA that issued the invitation is revoked") from None
-        raise Refused(Reason.CERTIFICATE_UNTRUSTED, "the CA that issued the invitation was replaced") from None

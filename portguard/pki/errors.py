@@ -31,13 +31,5 @@ class PkiError(PortguardError):
         super().__init__(f"{self.subject}: expected {expected}, got {found}")
 
 
-class NotRenewed(PkiError):
-    """A certificate that gets no successor: `revoked`, or not in the authority's record as it is."""
-
-    def __init__(self, serial: int, found: str, *, revoked: bool):
-        super().__init__(f"serial {serial:x}", "a certificate in the authority's record that is not revoked", found)
-        self.revoked = revoked
-
-
 class WrongPassphrase(PkiError):
     """The passphrase does not open the key, or there is none and one is needed."""

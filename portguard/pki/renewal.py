@@ -9,9 +9,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 from portguard.pki.authority import Authority
-from portguard.pki.errors import NotRenewed
 from portguard.pki.issued import SignedCertificate
-from portguard.pki.revocation import revoked_issuers
+from portguard.pki.standing import expect_good_issuer
 
 
 def renew(
@@ -25,17 +24,8 @@ def renew(
 ) -> SignedCertificate:
     """Issue the successor of a client's `certificate`, whose chain, dates and identity `name` were checked before.
 
-    *Fails closed*: raises NotRenewed for one that is revoked, itself or with the CA that issued it, and for one that is
+    *Fails closed*: raises Refused for one that is revoked, itself or with the CA that issued it, and for one that is
     not in the record, such as after a backup was put back. Raises as `Authority.sign_client` does.
     """
-    expect_good_issuer(authority, certificate)
+    expect_good_issuer(authority, certificate, "the client certificate")
     return authority.sign_client(public_key, name, at=at, valid_for=valid_for, renews=certificate)
-
-
-def expect_good_issuer(authority: Authority, certificate: x509.Certificate) -> None:
-    """Raise NotRenewed for a certificate of a CA that is revoked, or gone; PkiError. *Fails closed*."""
-    issuer = authority.issuer_of(certificate)
-    if issuer is None:
-        raise NotRenewed(certificate.serial_number, "one of a CA that was replaced", revoked=False)
-    if issuer.subject in revoked_issuers(authority):
-        raise NotRenewed(certificate.serial_number, "one of a CA that is revoked", revoked=True)

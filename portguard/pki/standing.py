@@ -10,10 +10,12 @@ from datetime import datetime
 
 from cryptography import x509
 
+from portguard.errors import Refused
 from portguard.pki.authority import Authority
 from portguard.pki.profiles import OF_CLIENTS, Kind, Revocation
 from portguard.pki.revocation import revoked_issuers
 from portguard.pki.store import Record, Status
+from portguard.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,17 @@ class Standings:
             if issuer in self._issuers:
                 return Standing(Status.REVOKED, self._issuers[issuer], issuer)
         return Standing(record.status(at), record.revocation, None)
+
+
+def expect_good_issuer(authority: Authority, certificate: x509.Certificate, what: str) -> None:
+    """Raise Refused for `what` a CA issued that is revoked, or gone from the directory. *Fails closed*.
+
+    Raises PkiError where the root's list cannot be read.
+    """
+    if authority.issuer_of(certificate) is None:
+        raise Refused(Reason.CERTIFICATE_UNTRUSTED, f"the CA that issued {what} was replaced")
+    if certificate.issuer in revoked_issuers(authority):
+        raise Refused(Reason.CERTIFICATE_REVOKED, f"the CA that issued {what} is revoked")
 
 
 def left_to_clients(authority: Authority, revoked: Iterable[Record], at: datetime) -> dict[str, Counter[Kind]]:

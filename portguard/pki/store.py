@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from portguard.errors import Refused
 from portguard.identity.validity import written
 from portguard.pki import files
-from portguard.pki.errors import NotRenewed, PkiError
+from portguard.pki.errors import PkiError
 from portguard.pki.profiles import Kind, Revocation, RevocationReason
 from portguard.reasons import Reason
 
@@ -153,7 +153,7 @@ class Store:
     def add(self, record: Record, *, renews: x509.Certificate | None = None) -> None:
         """Write `record`, as not revoked; on return it is on the disk. Raises PkiError when the serial is taken.
 
-        `renews` is the certificate whose successor it is. *Fails closed*: raises NotRenewed for one that is revoked, or
+        `renews` is the certificate whose successor it is. *Fails closed*: raises Refused for one that is revoked, or
         that is not in the record under the same name. That is one step: nothing can be revoked in between.
         """
         with self._transaction("IMMEDIATE") as connection:
@@ -327,9 +327,10 @@ class Store:
             or before.der != renews.public_bytes(Encoding.DER)
             or (before.kind, before.name) != (successor.kind, successor.name)
         ):
-            raise NotRenewed(renews.serial_number, "one that is not in it", revoked=False)
+            message = "the authority has no record of the client certificate, and does not renew it"
+            raise Refused(Reason.CERTIFICATE_UNTRUSTED, message)
         if before.revocation is not None:
-            raise NotRenewed(renews.serial_number, "one that is revoked", revoked=True)
+            raise Refused(Reason.CERTIFICATE_REVOKED)
 
     def _record(self, row: _Row) -> Record:
         serial, kind, name, not_before, not_after, issued_at, der, revoked_at, reason, used_for = row

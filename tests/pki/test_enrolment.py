@@ -15,7 +15,7 @@ from portguard.errors import Refused, UsageError
 from portguard.pki import rotation
 from portguard.pki.authority import Authority
 from portguard.pki.enrolment import enroll, invited
-from portguard.pki.errors import NotRenewed, PkiError
+from portguard.pki.errors import PkiError
 from portguard.pki.issued import IssuedCertificate, SignedCertificate
 from portguard.pki.profiles import Kind, RevocationReason
 from portguard.pki.renewal import renew
@@ -277,7 +277,7 @@ def test_what_was_made_after_a_backup_that_was_put_back_is_no_invitation(authori
 def test_an_invitation_is_not_renewed_and_what_comes_of_it_is(
     authority: Authority, invitation: IssuedCertificate, now: datetime
 ) -> None:
-    with pytest.raises(NotRenewed):
+    with pytest.raises(Refused):
         renew(authority, _certificate(invitation), ALICES, "alice", at=now, valid_for=DAY)
     issued = _certificate(_enroll(authority, invitation, now))
     assert renew(authority, issued, ANOTHERS, "alice", at=now, valid_for=DAY).record.name == "alice"

@@ -9,13 +9,15 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from portguard.errors import Refused
 from portguard.pki import rotation
 from portguard.pki.authority import Authority
-from portguard.pki.errors import NotRenewed, PkiError
+from portguard.pki.errors import PkiError
 from portguard.pki.issued import SignedCertificate
 from portguard.pki.renewal import renew
 from portguard.pki.revocation import revoke
 from portguard.pki.store import Store
+from portguard.reasons import Reason
 
 HOUR = timedelta(hours=1)
 
@@ -36,12 +38,12 @@ def _key(certificate: x509.Certificate) -> Any:
     return certificate.public_key()
 
 
-def _refused(authority: Authority, issued: SignedCertificate, at: datetime, name: str = "alice") -> NotRenewed:
+def _refused(authority: Authority, issued: SignedCertificate, at: datetime, name: str = "alice") -> Reason:
     before = len(authority.store.records())
-    with pytest.raises(NotRenewed) as caught:
+    with pytest.raises(Refused) as caught:
         _renew(authority, issued, at, name)
     assert len(authority.store.records()) == before
-    return caught.value
+    return caught.value.reason
 
 
 def test_a_certificate_has_a_successor_and_that_another(authority: Authority, now: datetime) -> None:
@@ -53,7 +55,7 @@ def test_a_certificate_has_a_successor_and_that_another(authority: Authority, no
 def test_a_revoked_one_has_none(authority: Authority, now: datetime) -> None:
     issued = authority.issue_client("alice", at=now)
     revoke(authority, [issued.serial], reason=None, at=now)
-    assert _refused(authority, issued, now).revoked
+    assert _refused(authority, issued, now) is Reason.CERTIFICATE_REVOKED
 
 
 def test_whom_the_identity_is_taken_back_from_keeps_no_successor(authority: Authority, now: datetime) -> None:
@@ -61,7 +63,7 @@ def test_whom_the_identity_is_taken_back_from_keeps_no_successor(authority: Auth
     successor, bob = _renew(authority, issued, now), authority.issue_client("bob", at=now)
     revoked = revoke(authority, identities=["alice"], reason=None, at=now)
     assert [each.serial for each in revoked.now] == [issued.serial, successor.serial]
-    assert _refused(authority, successor, now).revoked
+    assert _refused(authority, successor, now) is Reason.CERTIFICATE_REVOKED
     assert _renew(authority, bob, now, "bob").record.revocation is None
 
 
@@ -98,13 +100,13 @@ def test_what_was_issued_after_a_backup_that_was_put_back_has_none(authority: Au
     backup = authority.store.path.read_bytes()
     issued = authority.issue_client("alice", at=now)
     authority.store.path.write_bytes(backup)
-    assert not _refused(authority, issued, now).revoked
+    assert _refused(authority, issued, now) is Reason.CERTIFICATE_UNTRUSTED
 
 
 def test_one_that_takes_the_serial_or_the_name_of_another_has_none(authority: Authority, now: datetime) -> None:
     """Whoever has got hold of the key could make such."""
     alice, bob = authority.issue_client("alice", at=now), authority.issue_client("bob", at=now)
-    assert not _refused(authority, bob, now).revoked
+    assert _refused(authority, bob, now) is Reason.CERTIFICATE_UNTRUSTED
     genuine = x509.load_der_x509_certificate(alice.record.der)
     builder = x509.CertificateBuilder(
         genuine.issuer,
@@ -115,14 +117,14 @@ def test_one_that_takes_the_serial_or_the_name_of_another_has_none(authority: Au
         genuine.not_valid_after_utc,
     )
     forged = builder.sign(load_pem_private_key(authority.key_path.read_bytes(), None), genuine.signature_hash_algorithm)  # type: ignore[arg-type]
-    with pytest.raises(NotRenewed):
+    with pytest.raises(Refused):
         renew(authority, forged, _key(forged), "alice", at=now, valid_for=HOUR)
     _renew(authority, alice, now)
 
 
 def test_the_certificate_of_a_gateway_has_none(authority: Authority, now: datetime) -> None:
     issued = authority.issue_gateway(["alice"], at=now)
-    assert not _refused(authority, issued, now).revoked
+    assert _refused(authority, issued, now) is Reason.CERTIFICATE_UNTRUSTED
 
 
 def test_of_a_ca_that_was_replaced_all_is_renewed_and_of_one_that_was_compromised_nothing(
@@ -133,7 +135,7 @@ def test_of_a_ca_that_was_replaced_all_is_renewed_and_of_one_that_was_compromise
     second = _renew(replaced, first, now)
     assert _issuer(second) == replaced.issuer.subject
     compromised = rotation.replace_issuing(replaced, tmp_path / "stick", at=now, compromised=True)
-    assert _refused(compromised, second, now).revoked
+    assert _refused(compromised, second, now) is Reason.CERTIFICATE_REVOKED
     _renew(compromised, first, now)
 
 
@@ -142,7 +144,7 @@ def test_of_a_root_that_is_gone_nothing_is_renewed(authority: Authority, now: da
     authority = rotation.switch(rotation.prepare(authority, at=now + HOUR), at=now + HOUR)
     successor = _renew(authority, issued, now + HOUR)
     authority = rotation.finish(authority, at=now + HOUR, force=True)
-    assert not _refused(authority, issued, now + HOUR).revoked
+    assert _refused(authority, issued, now + HOUR) is Reason.CERTIFICATE_UNTRUSTED
     _renew(authority, successor, now + HOUR)
 
 
