@@ -4,18 +4,16 @@ Paths are absolute after reading: relative ones are meant from the folder of the
 """
 
 import os
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal
 
 from portguard.control.access import Principal
 from portguard.errors import Problem
-from portguard.gateway.redis_url import has_password, is_redis_url
-from portguard.identity.names import SOURCES, Malformed, Namespace, Source, check_trust_domain, check_trust_name
-from portguard.policy.addresses import ListenAddress, parse_host_name
-from portguard.policy.quantities import Unexpected, parse_duration, parse_duration_or_off, parse_size
+from portguard.gateway import configuration_kinds as kinds
+from portguard.gateway.redis_url import has_password
+from portguard.identity.names import Malformed, Namespace, Source, check_trust_name
+from portguard.policy.addresses import ListenAddress
 from portguard.policy.toml import (
     BOOLEAN,
     DURATION,
@@ -23,27 +21,19 @@ from portguard.policy.toml import (
     LISTEN_ADDRESS,
     NETWORK,
     PATH,
-    Kind,
     Table,
-    choice,
     integer,
-    or_none,
     parse,
-    text_kind,
 )
 
 Network = IPv4Network | IPv6Network
 
-# A name is written below the gateway's, `SERVICE.GATEWAY-NAME`: 253 characters less a label of 63 and a dot.
-LONGEST_GATEWAY_NAME = 189
-# A file of the audit that is smaller would be little more than its own beginning and end.
-LEAST_ROTATE_BYTES = 64 * 1024
-# A certificate that ends sooner would hardly reach its owner.
-LEAST_RENEW_FOR_S = 60.0
 # sun_path of unix(7), less the final NUL.
 LONGEST_SOCKET_PATH_BYTES = 107
 DEFAULT_OPERATORS = (Principal("group", "portguard"),)
 DEFAULT_ADMINS = (Principal("user", "root"),)
+
+_BOTH_FAMILIES = (ListenAddress("0.0.0.0", 8443), ListenAddress("::", 8443))  # noqa: S104 - the gateway is for outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +204,7 @@ def _gateway(table: Table, folder: str) -> GatewaySettings:
         # bind() would say only "AF_UNIX path too long".
         table.report("control", f"a path of at most {LONGEST_SOCKET_PATH_BYTES} bytes", control)
     return GatewaySettings(
-        name=table.get("name", _GATEWAY_NAME),
+        name=table.get("name", kinds.GATEWAY_NAME),
         listen=listen,
         certificate=path("certificate", "tls/gateway.crt"),
         key=path("key", "tls/gateway.key"),
@@ -224,7 +214,7 @@ def _gateway(table: Table, folder: str) -> GatewaySettings:
         workers=table.get("workers", integer(0, 256), 0),
         accept_proxy_protocol_from=table.array("accept_proxy_protocol_from", NETWORK),
         watch=table.get("watch", BOOLEAN, False),
-        confinement=table.get("confinement", _CONFINEMENT, "auto"),
+        confinement=table.get("confinement", kinds.CONFINEMENT, "auto"),
     )
 
 
@@ -253,14 +243,14 @@ def _trust(name: str, table: Table, folder: str, *, alone: bool) -> TrustSetting
         check_trust_name(name)
     except Malformed as error:
         table.report("", f"a name of {error.expected}", name)
-    identity = table.get("identity", _IDENTITY)
-    domain = table.get("trust_domain", _TRUST_DOMAIN, None)
+    identity = table.get("identity", kinds.IDENTITY)
+    domain = table.get("trust_domain", kinds.TRUST_DOMAIN, None)
     if identity == "spiffe" and domain is None and "trust_domain" not in table:
         table.report("trust_domain", 'a trust domain, as identity is "spiffe"', None)
     if identity not in {"spiffe", None} and domain:
         table.report("trust_domain", 'no trust domain unless identity is "spiffe"', domain)
     authority = _joined(folder, table.get("authority", PATH, "")) or None
-    groups = table.get("groups", _GROUPS, None)
+    groups = table.get("groups", kinds.GROUPS, None)
     if authority is not None and identity not in {"spiffe", None}:
         table.report("authority", 'none unless identity is "spiffe"', authority)
     if authority is not None and groups:
@@ -275,10 +265,10 @@ def _trust(name: str, table: Table, folder: str, *, alone: bool) -> TrustSetting
         trust_domain=domain,
         default=table.get("default", BOOLEAN, alone),
         crl=tuple(_joined(folder, crl) for crl in table.array("crl", PATH)),
-        crl_expired=table.get("crl_expired", _CRL_EXPIRED, "refuse"),
+        crl_expired=table.get("crl_expired", kinds.CRL_EXPIRED, "refuse"),
         groups=groups,
         authority=authority,
-        renew_for_s=table.get("renew_for", _RENEW_FOR, 30 * 86_400.0),
+        renew_for_s=table.get("renew_for", kinds.RENEW_FOR, 30 * 86_400.0),
     )
 
 
@@ -290,7 +280,7 @@ def _timeouts(table: Table) -> Timeouts:
         idle_s=table.get("idle", DURATION_OR_OFF, 3600.0),
         half_close_s=table.get("half_close", DURATION_OR_OFF, 60.0),
         session_s=table.get("session", DURATION_OR_OFF, None),
-        drain_s=table.get("drain", _DRAIN, 300.0),
+        drain_s=table.get("drain", kinds.DRAIN, 300.0),
     )
 
 
@@ -304,8 +294,8 @@ def _capacity(table: Table) -> Capacity:
 
 
 def _ledger(table: Table, gateway_name: str, folder: str) -> LedgerSettings:
-    url = table.get("url", _LEDGER_URL, "sqlite")
-    fleet, password_file = table.get("fleet", _FLEET, ""), table.get("password_file", _PASSWORD_FILE, "")
+    url = table.get("url", kinds.LEDGER_URL, "sqlite")
+    fleet, password_file = table.get("fleet", kinds.FLEET, ""), table.get("password_file", kinds.PASSWORD_FILE, "")
     if url == "sqlite":
         for key, value in (("fleet", fleet), ("password_file", password_file)):
             if value:
@@ -316,7 +306,7 @@ def _ledger(table: Table, gateway_name: str, folder: str) -> LedgerSettings:
         url=url,
         fleet=fleet or gateway_name,
         password_file=_joined(folder, password_file) or None,
-        when_unavailable=table.get("when_unavailable", _WHEN_UNAVAILABLE, "refuse"),
+        when_unavailable=table.get("when_unavailable", kinds.WHEN_UNAVAILABLE, "refuse"),
     )
 
 
@@ -332,128 +322,26 @@ def _audit(table: Table, state: str) -> AuditSettings:
     return AuditSettings(
         path=path if path == "-" else _joined(state, path),
         required=table.get("required", BOOLEAN, True),
-        rotate_size=table.get("rotate_size", _ROTATE_SIZE, 100_000_000),
+        rotate_size=table.get("rotate_size", kinds.ROTATE_SIZE, 100_000_000),
         rotate_age_s=table.get("rotate_age", DURATION_OR_OFF, 7 * 86_400.0),
-        sync=table.get("sync", _SYNC, "written"),
-        copy=table.get("copy", _COPY, "none"),
+        sync=table.get("sync", kinds.SYNC, "written"),
+        copy=table.get("copy", kinds.COPY, "none"),
     )
 
 
 def _control(table: Table) -> ControlSettings:
     return ControlSettings(
-        group=table.get("group", _ACCOUNT, "portguard"),
-        viewers=table.array("viewers", _PRINCIPAL),
-        operators=table.array("operators", _PRINCIPAL, default=DEFAULT_OPERATORS),
-        admins=table.array("admins", _PRINCIPAL, default=DEFAULT_ADMINS),
+        group=table.get("group", kinds.ACCOUNT, "portguard"),
+        viewers=table.array("viewers", kinds.PRINCIPAL),
+        operators=table.array("operators", kinds.PRINCIPAL, default=DEFAULT_OPERATORS),
+        admins=table.array("admins", kinds.PRINCIPAL, default=DEFAULT_ADMINS),
     )
 
 
 def _log(table: Table) -> LogSettings:
-    return LogSettings(format=table.get("format", _FORMAT, "text"), level=table.get("level", _LEVEL, "info"))
+    return LogSettings(format=table.get("format", kinds.FORMAT, "text"), level=table.get("level", kinds.LEVEL, "info"))
 
 
 def _joined(folder: str, path: str) -> str:
     """An absolute path; empty stays empty, which is where a Problem has been noted already."""
     return os.path.join(folder, path).rstrip("/") or "/" if path else ""
-
-
-def _parse_rotate_size(text: str) -> int | None:
-    if text == "off":
-        return None
-    size = parse_size(text)
-    if size < LEAST_ROTATE_BYTES:
-        raise Unexpected(_ROTATE_SIZE.expected)
-    return size
-
-
-def _parse_renew_for(text: str) -> float:
-    duration_s = parse_duration(text)
-    if duration_s < LEAST_RENEW_FOR_S:
-        raise Unexpected(_RENEW_FOR.expected)
-    return duration_s
-
-
-def _parse_gateway_name(text: str) -> str:
-    name = parse_host_name(text)
-    if "_" in name:
-        # OpenSSL matches no wildcard below such a name, and `cert gateway` issues nothing for it.
-        raise Unexpected('a host name of letters, digits, "-" and "." such as "bastion.example.com"')
-    if len(name) > LONGEST_GATEWAY_NAME:
-        raise Unexpected(f"a host name of at most {LONGEST_GATEWAY_NAME} characters")
-    return name
-
-
-def _parse_trust_domain(text: str) -> str:
-    try:
-        check_trust_domain(text)
-    except Malformed as error:
-        raise Unexpected(error.expected) from None
-    return text
-
-
-def _parse_groups(text: str) -> str:
-    prefix = text.removeprefix("uri:")
-    # Without a prefix every URI of a certificate would be a group, the SPIFFE ID itself too.
-    if text != "ou" and (prefix == text or not prefix or not prefix.isprintable()):
-        raise Unexpected(_GROUPS.expected)
-    return text
-
-
-def _parse_ledger_url(text: str) -> str:
-    if text != "sqlite" and not is_redis_url(text):
-        raise Unexpected(_LEDGER_URL.expected)
-    return text
-
-
-def _parse_fleet(text: str) -> str:
-    if text and _FLEET_NAME.fullmatch(text) is None:
-        raise Unexpected(_FLEET.expected)
-    return text
-
-
-def _parse_account(text: str) -> str:
-    if not text or not text.isprintable() or any(c in text for c in ":/ ,"):
-        raise Unexpected(_ACCOUNT.expected)
-    return text
-
-
-def _parse_principal(text: str) -> Principal:
-    kind, _, name = text.partition(":")
-    if kind not in {"user", "group"}:
-        raise Unexpected(_PRINCIPAL.expected)
-    try:
-        return Principal("user" if kind == "user" else "group", _parse_account(name))
-    except Unexpected:
-        raise Unexpected(_PRINCIPAL.expected) from None
-
-
-def _kind(parse: Callable[[str], str], expected: str) -> Kind[str]:
-    return text_kind(parse, expected, "")
-
-
-_BOTH_FAMILIES = (ListenAddress("0.0.0.0", 8443), ListenAddress("::", 8443))  # noqa: S104 - the gateway is for outside
-_IDENTITY: Kind[Source | None] = or_none(choice(*SOURCES))
-_CONFINEMENT: Kind[Literal["auto", "required"]] = choice("auto", "required")
-_CRL_EXPIRED: Kind[Literal["refuse", "accept"]] = choice("refuse", "accept")
-_WHEN_UNAVAILABLE: Kind[Literal["refuse", "allow"]] = choice("refuse", "allow")
-_SYNC: Kind[Literal["written", "disk"]] = choice("written", "disk")
-_COPY: Kind[Literal["none", "journal"]] = choice("none", "journal")
-_FORMAT: Kind[Literal["text", "json"]] = choice("text", "json")
-_LEVEL: Kind[Literal["debug", "info", "warning", "error"]] = choice("debug", "info", "warning", "error")
-_ROTATE_SIZE: Kind[int | None] = text_kind(
-    _parse_rotate_size, 'a size of at least 64KiB such as "100MB", or "off"', None
-)
-_RENEW_FOR: Kind[float] = text_kind(_parse_renew_for, 'a duration of at least 1m such as "30d"', 0.0)
-_GATEWAY_NAME = _kind(_parse_gateway_name, 'a host name such as "bastion.example.com"')
-_TRUST_DOMAIN = _kind(_parse_trust_domain, 'a trust domain such as "example.com"')
-_GROUPS = _kind(_parse_groups, '"ou", or "uri:" and a prefix such as "uri:urn:acme:group:"')
-_PASSWORD_FILE = text_kind(lambda text: PATH.convert(text) if text else "", 'a path, or ""', "")
-_DRAIN: Kind[float | None] = text_kind(parse_duration_or_off, 'a duration such as "5m", or "off"', None)
-_FLEET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,188}", re.ASCII)
-_FLEET = _kind(_parse_fleet, 'up to 189 letters, digits, ".", "-" and "_" such as "bastions"')
-# There may be a password in it.
-_LEDGER_URL = text_kind(
-    _parse_ledger_url, '"sqlite", or the URL of a Redis such as "rediss://redis.example.com:6379/0"', "", secret=True
-)
-_ACCOUNT = _kind(_parse_account, "the name of a group of this host")
-_PRINCIPAL = text_kind(_parse_principal, '"user:NAME" or "group:NAME"', Principal("user", ""))
