@@ -25,6 +25,7 @@ from portguard.gateway.messages import (
     Rechecked,
     Stop,
 )
+from portguard.gateway.outdated import Outdated
 from portguard.gateway.processes import Adopted, Process, start, wait_or_kill
 from portguard.gateway.slot_tables import SlotTables
 from portguard.observe import log
@@ -34,8 +35,6 @@ _BACK_OFF_S = (0.1, 0.5, 1.0, 2.0, 5.0)  # before a dead worker's replacement, b
 _PROVEN_S = 30.0  # a worker that lived so long starts a new row
 _HUNG_S = 30.0  # without a beat; reading a very large policy takes a good part of it
 _UNHEARD_S = 5.0  # between two ticks: the supervisor itself was stopped
-_SETTLED_S = 2.0  # what was changed on the host may change once more
-_MOST_GENERATIONS = 3  # of workers that finish their sessions
 _FRESH_S = 5.0  # a beat comes every second
 _ANSWER_S = 120.0  # to a configuration to make ready, or sessions to look at
 _LONGEST_FAILURE = 1000
@@ -52,9 +51,10 @@ class NotPrepared(PortguardError):
 class Worker:
     """A worker as the supervisor sees it. What it is told goes through `channel`."""
 
-    def __init__(self, number: int, process: Process):
+    def __init__(self, number: int, process: Process, resolver: object = None):
         self.number = number
         self.process = process
+        self.resolver = resolver  # by which files it resolves names
         self.started_s = self.beat_s = time.monotonic()
         self.bundle: Bundle | None = None  # by which it works, or will when it has said hello
         self.prepared: Bundle | None = None  # by which it is ready to work
@@ -63,7 +63,6 @@ class Worker:
         self.greeted = False  # it has said hello
         self.disowned = False  # what it says counts no more
         self.retiring = False  # it serves until those after it do, and ends with its last session
-        self.resolver: object = None  # by which files it resolves names
         self.channel: Channel  # set right after
 
 
@@ -101,9 +100,7 @@ class Workers:
         self._on_exit = on_exit
         self._greeting = greeting
         self._resolver = resolver
-        self._resolver_now: object = None  # its last answer
-        self._resolver_since_s = 0.0  # since when it is that
-        self._outdated_told: object = None  # the answer for which it was said that too many workers are left
+        self._outdated = Outdated()
         self._loop = asyncio.get_running_loop()
         self._all: dict[int, Worker] = {}  # by number
         self._next_number = 0
@@ -349,18 +346,10 @@ class Workers:
 
     def _replace_outdated(self, now_s: float) -> None:
         """Have others take the place of those that resolve names by files that are there no more."""
-        resolver = self._resolver()
-        if resolver != self._resolver_now:
-            self._resolver_now, self._resolver_since_s = resolver, now_s
-        outdated = [worker for worker in self if not worker.retiring and worker.resolver != resolver]
-        if not outdated or self._draining or now_s - self._resolver_since_s < _SETTLED_S:
+        if self._draining:
             return
-        # Or a host that changes all the time would fill up with workers that have a long session each.
-        if sum(worker.retiring for worker in self) >= _MOST_GENERATIONS * len(outdated):
-            if self._outdated_told != resolver:
-                self._outdated_told = resolver
-                message = "expected workers of before to have ended, got too many: names may not resolve until they do"
-                log.event("warning", "worker.outdated", message=message)
+        outdated = self._outdated.among(list(self), self._resolver(), now_s)
+        if not outdated:
             return
         message = "files that names are resolved by were replaced, which those that run cannot read"
         log.event("info", "worker.replace", workers=len(outdated), message=message)
@@ -385,7 +374,7 @@ class Workers:
         except OSError:
             self._slots.drop(self._next_number)
             raise
-        self._add(Worker(self._next_number, process), ours).resolver = resolver
+        self._add(Worker(self._next_number, process, resolver), ours)
         self._next_number += 1
 
     def _add(self, worker: Worker, sock: socket.socket) -> Worker:

@@ -31,6 +31,7 @@ from portguard.gateway.messages import (
     Rechecked,
     Stop,
 )
+from portguard.gateway.outdated import _SETTLED_S
 from portguard.gateway.workers import NotPrepared, Workers
 from portguard.observe import log
 from tests.descriptors import open_descriptors
@@ -720,7 +721,7 @@ async def see(workers, resolver):
     """Have the host's files be others, and look until they have settled."""
     workers._resolver = lambda: resolver
     began_s = time.monotonic()
-    for now_s in (began_s, began_s + workers_module._SETTLED_S, began_s + workers_module._SETTLED_S + 1.0):
+    for now_s in (began_s, began_s + _SETTLED_S, began_s + _SETTLED_S + 1.0):
         workers.tick(now_s)
 
 
