@@ -244,7 +244,6 @@ class LockDesk:
 
     def _write(self, row: LockRow) -> "asyncio.Future[bool]":
         self._unsaved[row.target] = row
-
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def on_written(written: bool) -> None:

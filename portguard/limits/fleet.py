@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, MutableMapping, Sequ
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from portguard.limits.ledger import LockRow, LockTarget, Owner, SessionsRow, Store, UsageRow
+from portguard.limits.ledger import LockRow, LockTarget, Owner, Store, UsageRow
 from portguard.policy.quantities import Period
 
 MOST_LOCKS = 20_000
@@ -56,6 +56,13 @@ class OthersConnects(NamedTuple):
 
 Counted = Owner | str
 """Of what sessions are counted: an identity in a role, or a service by its name."""
+
+
+class SessionsRow(NamedTuple):
+    """How many sessions there are now at this gateway."""
+
+    counted: Counted
+    sessions: int
 
 
 class SessionsElsewhere(NamedTuple):

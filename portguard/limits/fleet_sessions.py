@@ -6,8 +6,7 @@ Only counts are shared, and only of identities in roles and of services that hav
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 
-from portguard.limits.fleet import Counted, SessionsElsewhere
-from portguard.limits.ledger import SessionsRow
+from portguard.limits.fleet import Counted, SessionsElsewhere, SessionsRow
 
 
 class FleetSessions:
@@ -61,13 +60,13 @@ class FleetSessions:
             for counted in list(self._elsewhere):
                 self._drop(counted, gone)
 
+    def elsewhere(self, counted: Counted) -> int:
+        """How many there are at other gateways, as far as is known."""
+        return sum(self._elsewhere.get(counted, {}).values())
+
     def _drop(self, counted: Counted, gateways: Collection[str]) -> None:
         counts = self._elsewhere[counted]
         for gateway in gateways:
             counts.pop(gateway, None)
         if not counts:
             del self._elsewhere[counted]
-
-    def elsewhere(self, counted: Counted) -> int:
-        """How many there are at other gateways, as far as is known."""
-        return sum(self._elsewhere.get(counted, {}).values())

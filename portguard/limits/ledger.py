@@ -74,13 +74,6 @@ class LockRow(NamedTuple):
     until_s: int | None
 
 
-class SessionsRow(NamedTuple):
-    """How many sessions there are now at this gateway: of an identity in a role, or of a service, by its name."""
-
-    counted: Owner | str
-    sessions: int
-
-
 Row = UsageRow | RateRow | LockRow
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from portguard.errors import ConfigurationError, Problem
 from portguard.limits.attempts import Attempts
-from portguard.limits.fleet import Claim, Claimed, Counted, News, StampedLock, is_long_over
+from portguard.limits.fleet import Claim, Claimed, Counted, News, SessionsRow, StampedLock, is_long_over
 from portguard.limits.fleet_folder import FleetFolder
 from portguard.limits.fleet_locks import FleetLocks
 from portguard.limits.ledger import (
@@ -28,7 +28,6 @@ from portguard.limits.ledger import (
     Owner,
     RateRow,
     Row,
-    SessionsRow,
     UsageRow,
 )
 from portguard.limits.redis_link import FAILURES, RedisSettings, because, connect, is_lasting

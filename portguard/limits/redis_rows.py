@@ -30,13 +30,14 @@ from portguard.limits.fleet import (
     Others,
     OthersConnects,
     SessionsElsewhere,
+    SessionsRow,
     StampedLock,
     is_long_over,
     written_counted,
     written_lock,
     written_owner,
 )
-from portguard.limits.ledger import Owner, RateRow, SessionsRow, UsageRow
+from portguard.limits.ledger import Owner, RateRow, UsageRow
 from portguard.limits.rates import Connects
 from portguard.limits.redis_texts import (
     NotAFleet,

@@ -11,8 +11,8 @@ import pytest
 from portguard.errors import ConfigurationError
 from portguard.gateway.configuration import read_configuration
 from portguard.gateway.redis_diagnosis import diagnose_redis
-from portguard.limits.fleet import Claim
-from portguard.limits.ledger import LockRow, LockTarget, Owner, RateRow, SessionsRow, UsageRow
+from portguard.limits.fleet import Claim, SessionsRow
+from portguard.limits.ledger import LockRow, LockTarget, Owner, RateRow, UsageRow
 from portguard.limits.redis import RedisStore
 from portguard.limits.redis_link import RedisSettings
 from portguard.observe.findings import Level

@@ -2,9 +2,9 @@
 
 import pytest
 
-from portguard.limits.fleet import SessionsElsewhere
+from portguard.limits.fleet import SessionsElsewhere, SessionsRow
 from portguard.limits.fleet_sessions import FleetSessions
-from portguard.limits.ledger import Owner, SessionsRow
+from portguard.limits.ledger import Owner
 
 ANNA, BEN = Owner("dba", "staff", "anna"), Owner("dba", "staff", "ben")
 

@@ -13,8 +13,8 @@ import pytest
 import portguard.limits.redis
 from portguard.errors import ConfigurationError
 from portguard.limits import attempts, redis_rows
-from portguard.limits.fleet import Claim, News
-from portguard.limits.ledger import LockRow, LockTarget, Owner, RateRow, SessionsRow, UsageRow
+from portguard.limits.fleet import Claim, News, SessionsRow
+from portguard.limits.ledger import LockRow, LockTarget, Owner, RateRow, UsageRow
 from portguard.limits.redis import RedisStore
 from portguard.limits.redis_link import RedisSettings
 from portguard.limits.redis_rows import FleetRows
