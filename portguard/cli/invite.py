@@ -14,7 +14,7 @@ from portguard.cli.opened_authority import (
     unlocked,
     valid_for_option,
 )
-from portguard.cli.options import json_option
+from portguard.cli.options import json_option, parsed_by
 from portguard.cli.rendering import note
 from portguard.client.invitation import SUFFIX, Invitation, Place
 from portguard.client.profile import parse_server_name
@@ -23,30 +23,22 @@ from portguard.pki import files, names
 from portguard.pki.authority import INVITATION_VALID_FOR
 from portguard.pki.files import SECRET, NewFile
 from portguard.policy.addresses import HostPort, parse_host_port
-from portguard.policy.quantities import Unexpected
-
-
-def _gateway(_context: click.Context, _parameter: click.Parameter, given: str) -> HostPort:
-    try:
-        return parse_host_port(given)
-    except Unexpected as error:
-        raise click.BadParameter(f"expected {error}, got {given!r}") from error
-
-
-def _server_name(_context: click.Context, _parameter: click.Parameter, given: str | None) -> str | None:
-    try:
-        return None if given is None else parse_server_name(given)
-    except Unexpected as error:
-        raise click.BadParameter(f"expected {error}, got {given!r}") from error
 
 
 @click.command(short_help="Invite somebody to make a key and get a certificate.")
 @click.argument("name")
 @click.option(
-    "--gateway", required=True, metavar="HOST:PORT", callback=_gateway, help="The gateway that issues certificates."
+    "--gateway",
+    required=True,
+    metavar="HOST:PORT",
+    callback=parsed_by(parse_host_port),
+    help="The gateway that issues certificates.",
 )
 @click.option(
-    "--server-name", metavar="NAME", callback=_server_name, help="What its certificate has to carry, if not HOST."
+    "--server-name",
+    metavar="NAME",
+    callback=parsed_by(parse_server_name),
+    help="What its certificate has to carry, if not HOST.",
 )
 @valid_for_option(INVITATION_VALID_FOR)
 @file_option("--out", f"Where to write it; else NAME{SUFFIX} here.")

@@ -12,6 +12,7 @@ from portguard.policy.quantities import Unexpected, parse_duration
 
 DEFAULT_CONFIGURATION = "/etc/portguard/portguard.toml"
 
+_T = TypeVar("_T")
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
@@ -52,13 +53,21 @@ def expect_one_form(*, pem: bool, as_json: bool) -> None:
         raise UsageError("--pem: expected not to be given beside --json")
 
 
-def duration_option(name: str, help_text: str, default: timedelta | None = None) -> Callable[[_Command], _Command]:
-    """`NAME DURATION`, such as "12h", given to the command as a timedelta; without it, `default`."""
+def parsed_by(
+    parse: Callable[[str], _T], default: _T | None = None
+) -> Callable[[click.Context, click.Parameter, str | None], _T | None]:
+    """The callback of an option that `parse` reads, which raises Unexpected; without the option, `default`."""
 
-    def parsed(_context: click.Context, _parameter: click.Parameter, given: str | None) -> timedelta | None:
+    def parsed(_context: click.Context, _parameter: click.Parameter, given: str | None) -> _T | None:
         try:
-            return default if given is None else timedelta(seconds=parse_duration(given))
+            return default if given is None else parse(given)
         except Unexpected as error:
             raise click.BadParameter(f"expected {error}, got {given!r}") from error
 
-    return click.option(name, callback=parsed, metavar="DURATION", help=help_text)
+    return parsed
+
+
+def duration_option(name: str, help_text: str, default: timedelta | None = None) -> Callable[[_Command], _Command]:
+    """`NAME DURATION`, such as "12h", given to the command as a timedelta; without it, `default`."""
+    callback = parsed_by(lambda given: timedelta(seconds=parse_duration(given)), default)
+    return click.option(name, callback=callback, metavar="DURATION", help=help_text)
