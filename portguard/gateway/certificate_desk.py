@@ -28,6 +28,7 @@ from portguard.gateway.configuration import TrustSettings
 from portguard.gateway.issuing import Asked, settings_of
 from portguard.gateway.messages import (
     LARGEST_CHAIN_BYTES,
+    CertificateWanted,
     EnrolmentWanted,
     Issued,
     Message,
@@ -62,8 +63,6 @@ _DAY_S = 86_400
 _BUSY_S = 2.0
 _LONGEST_MESSAGE = 200
 _ISSUING = "a certificate is being issued already"
-
-_Wanted = RenewalWanted | EnrolmentWanted
 
 
 class CertificateDesk:
@@ -104,7 +103,7 @@ class CertificateDesk:
         """Whether somebody waits for a certificate."""
         return bool(self._tasks)
 
-    def ask(self, worker: Worker, wanted: _Wanted) -> None:
+    def ask(self, worker: Worker, wanted: CertificateWanted) -> None:
         """Answer a worker that asks for a certificate, in a while. *Fails closed*.
 
         Raises Misconduct when it does not ask for a connection of its own, or asks twice for one.
@@ -136,7 +135,7 @@ class CertificateDesk:
             task.cancel()
         await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
 
-    async def _answer(self, worker: int, wanted: _Wanted) -> None:
+    async def _answer(self, worker: int, wanted: CertificateWanted) -> None:
         snapshot, at = self._snapshot, datetime.now(UTC)
         asked: Asked | None = None
         answer: Issued | Refusal
@@ -156,7 +155,7 @@ class CertificateDesk:
         del self._tasks[connection]
         self._asking.remove(leaf)
 
-    async def _issue(self, snapshot: Snapshot, wanted: _Wanted, asked: Asked, at: datetime) -> str:
+    async def _issue(self, snapshot: Snapshot, wanted: CertificateWanted, asked: Asked, at: datetime) -> str:
         """Return the new chain, PEM. Raises Refused; PortguardError and OSError when the authority fails."""
         identity, serial = asked.identity, f"{asked.certificate.serial_number:x}"
         fingerprint = asked.certificate.fingerprint(hashes.SHA256()).hex()
@@ -195,7 +194,7 @@ class CertificateDesk:
         )
         return signed.certificate_pem.decode("ascii")
 
-    def _refusal(self, wanted: _Wanted, asked: Asked | None, refused: Refused) -> Refusal:
+    def _refusal(self, wanted: CertificateWanted, asked: Asked | None, refused: Refused) -> Refusal:
         """Return the answer. That somebody was invited, and refused, is recorded; of others their worker tells."""
         if isinstance(wanted, EnrolmentWanted):
             leaf = wanted.chain[0]
@@ -217,7 +216,7 @@ class CertificateDesk:
         return Refusal(wanted.connection, refused.reason, refused.message, refused.retry_after_s)
 
     @contextlib.contextmanager
-    def _counted(self, settings: TrustSettings, wanted: _Wanted, asked: Asked) -> Iterator[None]:
+    def _counted(self, settings: TrustSettings, wanted: CertificateWanted, asked: Asked) -> Iterator[None]:
         """Count what is issued within, so that nobody fills the authority's record, or the audit.
 
         Raises Refused with `connect_rate` for who asks too often, or more than once at a time.
@@ -246,7 +245,7 @@ class CertificateDesk:
         return await asyncio.get_running_loop().run_in_executor(self._thread, step)
 
 
-def _check(snapshot: Snapshot, wanted: _Wanted, at: datetime) -> Asked:
+def _check(snapshot: Snapshot, wanted: CertificateWanted, at: datetime) -> Asked:
     match wanted:
         case RenewalWanted():
             return renewing.check(snapshot, wanted, at)
@@ -254,7 +253,7 @@ def _check(snapshot: Snapshot, wanted: _Wanted, at: datetime) -> Asked:
             return enrolling.check(snapshot, wanted, at)
 
 
-def _issue(snapshot: Snapshot, wanted: _Wanted, asked: Asked, at: datetime) -> SignedCertificate:
+def _issue(snapshot: Snapshot, wanted: CertificateWanted, asked: Asked, at: datetime) -> SignedCertificate:
     match wanted:
         case RenewalWanted():
             return renewing.issue(snapshot, asked, at)

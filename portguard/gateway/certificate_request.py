@@ -16,6 +16,7 @@ from portguard.gateway.messages import (
     LARGEST_CHAIN_BYTES,
     LARGEST_REQUEST_BYTES,
     MOST_CHAIN,
+    CertificateWanted,
     EnrolmentWanted,
     RenewalWanted,
 )
@@ -33,13 +34,11 @@ ENROLL = "/v1/enroll"
 _REQUEST_TYPE = "application/pkcs10"  # RFC 5967
 _ANSWER_TYPE = "application/pem-certificate-chain"
 
-_Wanted = RenewalWanted | EnrolmentWanted
-
 
 class Issuing(Protocol):
     """What is asked of the supervisor."""
 
-    async def certificate(self, request: _Wanted) -> str:
+    async def certificate(self, request: CertificateWanted) -> str:
         """A new certificate, with those between it and the anchor, PEM. Raises Refused."""
 
 

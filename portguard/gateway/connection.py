@@ -384,7 +384,7 @@ class Connection:
         claimed = dict(zip(CLAIM_FIELDS, claim, strict=True)) if claim is not None else {}
         self._log("warning", event, reason=refused.reason, message=detail, **claimed)
         if self._ticket is None and not self._recorded:
-            # Else there is a session, and its end has the reason.
+            # Else there is a session, and its end has the reason; or the supervisor itself has refused and recorded it.
             self._worker.turned_away(self._turned_away(refused.reason, detail, claim))
         if not self._http:
             # By SNI there is no word for it. Without close_notify the client can tell it from an empty answer.

@@ -172,7 +172,7 @@ class Forecast(_Message, frozen=True):
 
 
 class Issued(_Message, frozen=True):
-    """The certificate that a `RenewalWanted` or `EnrolmentWanted` asked for, with those below its anchor, PEM."""
+    """The certificate that a `CertificateWanted` asked for, with those between it and the anchor, PEM."""
 
     connection: Number
     chain: str
@@ -332,7 +332,7 @@ class PastRefusalsWanted(_Message, frozen=True):
     name: str
 
 
-class _CertificateWanted(_Message, frozen=True):
+class _AnotherWanted(_Message, frozen=True):
     """Who comes with a certificate wants another one.
 
     `chain` is the one that there is up to its anchor, `request` the request (PKCS #10) for the next, all DER; `proof`
@@ -350,12 +350,15 @@ class _CertificateWanted(_Message, frozen=True):
     proof: str | None
 
 
-class RenewalWanted(_CertificateWanted, frozen=True):
+class RenewalWanted(_AnotherWanted, frozen=True):
     """May the holder of a certificate have another one, for the same identity?"""
 
 
-class EnrolmentWanted(_CertificateWanted, frozen=True):
+class EnrolmentWanted(_AnotherWanted, frozen=True):
     """May the holder of an invitation have the certificate that it is for? A refusal is recorded with the answer."""
+
+
+CertificateWanted = RenewalWanted | EnrolmentWanted
 
 
 class TurnedAway(_Message, frozen=True):

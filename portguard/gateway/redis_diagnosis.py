@@ -1,6 +1,6 @@
 """What a look at the Redis of a fleet finds. Nothing is changed there; it is a look from this host, by its clock.
 
-Only here is `redis` imported, which is an extra: to be imported when the ledger is in a Redis.
+To be imported only when the ledger is in a Redis: it imports `redis`, which is an extra.
 """
 
 import shlex

@@ -34,13 +34,13 @@ from portguard.gateway.messages import (
     Admit,
     Apply,
     Beat,
+    CertificateWanted,
     Closed,
     Configure,
     Configured,
     Drain,
     End,
     Ended,
-    EnrolmentWanted,
     Forecast,
     ForecastWanted,
     ForeseenRefusal,
@@ -60,7 +60,6 @@ from portguard.gateway.messages import (
     Refusal,
     Regrant,
     Regranted,
-    RenewalWanted,
     RoleStanding,
     Share,
     Standing,
@@ -89,7 +88,7 @@ _ANSWER_S = 10.0  # for the supervisor to decide about a session; the audit has 
 _SWITCH_S = 0.0005  # the usual 5 ms make a round of 20 sessions take up to 100 ms meanwhile, this 15 ms
 _MOST_TRIED = 25  # upstreams in one message: a name may have 253 characters
 
-_Question = Admit | StandingWanted | ForecastWanted | PastRefusalsWanted | RenewalWanted | EnrolmentWanted
+_Question = Admit | StandingWanted | ForecastWanted | PastRefusalsWanted | CertificateWanted
 _Answer = Ticket | Refusal | Standing | Forecast | PastRefusals | Issued
 
 
@@ -169,7 +168,7 @@ class Worker:
         assert isinstance(past, PastRefusals)
         return past.refusals
 
-    async def certificate(self, request: RenewalWanted | EnrolmentWanted) -> str:
+    async def certificate(self, request: CertificateWanted) -> str:
         """Ask the supervisor for a certificate, PEM with those above it. Raises Refused, without an answer as admit."""
         issued = await self._ask(request)
         assert isinstance(issued, Issued)
