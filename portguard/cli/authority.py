@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from portguard.cli.certificates import Fields, described, print_fields, time_text
+from portguard.cli.certificates import Fields, described, print_fields
 from portguard.cli.groups import CommandGroup
 from portguard.cli.intermediate import revoke_intermediate
 from portguard.cli.opened_authority import (
@@ -23,6 +23,7 @@ from portguard.cli.rendering import note
 from portguard.cli.revocation import crl
 from portguard.cli.rotation import next_step, rotate
 from portguard.errors import UsageError
+from portguard.instants import written_instant
 from portguard.pki import names
 from portguard.pki.authority import AUTHORITY_VALID_FOR, Authority
 from portguard.pki.keys import KeyType
@@ -97,7 +98,7 @@ def init(
         "key": str(authority.key_path),
         "crl": str(authority.crl_path),
         "root_key": None if root_dir is None else str(root_dir / "root.key"),
-        "not_after": time_text(authority.anchor.not_valid_after_utc),
+        "not_after": written_instant(authority.anchor.not_valid_after_utc),
     }
     print_fields(fields, as_json)
 
@@ -161,7 +162,7 @@ def _crl_fields(authority: Authority, lists: PublishedLists) -> Fields:
         "status": str(lists.status),
         "number": lists.number,
         "entries": lists.entries,
-        "next_update": None if lists.next_update is None else time_text(lists.next_update),
+        "next_update": None if lists.next_update is None else written_instant(lists.next_update),
     }
 
 
@@ -170,5 +171,6 @@ def _crl_text(authority: Authority, lists: PublishedLists) -> str:
     if lists.status is not ListStatus.CURRENT:
         parts.append(str(lists.status).replace("_", " "))
     if lists.number is not None and lists.next_update is not None:
-        parts += [f"number {lists.number}", f"{lists.entries} revoked", f"next update {time_text(lists.next_update)}"]
+        next_update = written_instant(lists.next_update)
+        parts += [f"number {lists.number}", f"{lists.entries} revoked", f"next update {next_update}"]
     return ", ".join(parts)

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from portguard.cli.rendering import printable
 from portguard.errors import UsageError
+from portguard.instants import written_instant
 from portguard.pki import keys
 from portguard.pki.errors import MALFORMED
 from portguard.pki.store import Record, status
@@ -73,8 +74,8 @@ def described(certificate: x509.Certificate, at: datetime, subject: str) -> Fiel
             "ca": _is_ca(certificate),
             "usage": _usage(certificate),
             "key": _key(certificate),
-            "not_before": time_text(not_before),
-            "not_after": time_text(not_after),
+            "not_before": written_instant(not_before),
+            "not_after": written_instant(not_after),
             "status": str(status(not_before, not_after, at)),
             "sha256": certificate.fingerprint(hashes.SHA256()).hex(),
         }
@@ -86,9 +87,9 @@ def recorded(record: Record, standing: "Standing") -> Fields:
         "serial": serial_text(record.serial),
         "kind": str(record.kind),
         "name": record.name,
-        "not_before": time_text(record.not_before),
-        "not_after": time_text(record.not_after),
-        "issued_at": time_text(record.issued_at),
+        "not_before": written_instant(record.not_before),
+        "not_after": written_instant(record.not_after),
+        "issued_at": written_instant(record.issued_at),
         "status": str(standing.status),
         **revocation_fields(standing),
         "used_for": None if record.used_for is None else serial_text(record.used_for),
@@ -103,7 +104,7 @@ def revocation_fields(standing: "Standing | None") -> Fields:
     revocation = None if standing is None else standing.revocation
     issuer = None if standing is None else standing.revoked_issuer
     return {
-        "revoked_at": None if revocation is None else time_text(revocation.at),
+        "revoked_at": None if revocation is None else written_instant(revocation.at),
         "reason": None if revocation is None else str(revocation.reason),
         "revoked_issuer": None if issuer is None else issuer.rfc4514_string(),
     }
@@ -128,11 +129,6 @@ def serial_number(text: str) -> int | None:
     """Read a serial as `serial_text` and openssl write it (upper case, colons, `0x`), None if it is none."""
     digits = text.lower().removeprefix("0x").replace(":", "")
     return int(digits, 16) if digits and set(digits) <= set("0123456789abcdef") else None
-
-
-def time_text(time: datetime) -> str:
-    """RFC 3339 in UTC, whole seconds."""
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def lines(fields: Fields) -> Iterable[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from portguard.cli.as_client import run
-from portguard.cli.certificates import print_fields, serial_text, time_text
+from portguard.cli.certificates import print_fields, serial_text
 from portguard.cli.options import json_option
 from portguard.cli.rendering import note
 from portguard.client import enrolment
@@ -14,6 +14,7 @@ from portguard.client.enrolment import Enrolled
 from portguard.client.gateway import Gateway
 from portguard.client.invitation import Place, read_invitation
 from portguard.errors import Unreachable
+from portguard.instants import written_instant
 from portguard.pki import files
 
 
@@ -61,7 +62,7 @@ def _print(identity: str, enrolled: Enrolled, *, as_json: bool) -> None:
         "certificate": str(place.certificate),
         "key": str(place.key),
         "ca": str(place.ca),
-        "not_after": time_text(certificate.not_valid_after_utc),
+        "not_after": written_instant(certificate.not_valid_after_utc),
         "serial": serial_text(certificate.serial_number),
     }
     print_fields(fields, as_json)

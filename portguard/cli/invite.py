@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from portguard.cli.certificates import print_fields, serial_text, time_text
+from portguard.cli.certificates import print_fields, serial_text
 from portguard.cli.issuing import expect_room, note_end
 from portguard.cli.opened_authority import (
     authority_option,
@@ -19,6 +19,7 @@ from portguard.cli.rendering import note
 from portguard.client.invitation import SUFFIX, Invitation, Place
 from portguard.client.profile import parse_server_name
 from portguard.errors import UsageError
+from portguard.instants import written_instant
 from portguard.pki import files, names
 from portguard.pki.authority import INVITATION_VALID_FOR
 from portguard.pki.files import SECRET, NewFile
@@ -84,7 +85,7 @@ def invite(
         "invitation": str(path),
         "gateway": str(gateway),
         "server_name": invitation.server_name,
-        "not_after": time_text(issued.not_after),
+        "not_after": written_instant(issued.not_after),
         "serial": serial_text(issued.serial),
     }
     print_fields(fields, as_json)

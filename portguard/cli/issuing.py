@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 from cryptography import x509
 
-from portguard.cli.certificates import Fields, print_fields, serial_text, time_text
+from portguard.cli.certificates import Fields, print_fields, serial_text
 from portguard.cli.opened_authority import (
     ask,
     authority_option,
@@ -22,6 +22,7 @@ from portguard.cli.opened_authority import (
 from portguard.cli.options import json_option
 from portguard.cli.rendering import note
 from portguard.errors import UsageError
+from portguard.instants import written_instant
 from portguard.pki import files, names
 from portguard.pki.authority import CLIENT_VALID_FOR, GATEWAY_VALID_FOR, Authority
 from portguard.pki.issued import SignedCertificate, pem_paths, pkcs12_path
@@ -143,7 +144,7 @@ def report(
         {
             **fields,
             "ca": str(authority.ca_path),
-            "not_after": time_text(issued.not_after),
+            "not_after": written_instant(issued.not_after),
             "serial": serial_text(issued.serial),
         },
         as_json,
@@ -154,4 +155,4 @@ def report(
 def note_end(issued: SignedCertificate, asked_until: datetime) -> None:
     """Say so where it ends before `asked_until`."""
     if issued.not_after < asked_until.replace(microsecond=0):
-        note(f"valid for less than asked: the authority itself ends at {time_text(issued.not_after)}")
+        note(f"valid for less than asked: the authority itself ends at {written_instant(issued.not_after)}")

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from portguard.cli.named_policies import NamedPolicy
-from portguard.cli.policy_rendering import written_instant
 from portguard.cli.role_rendering import (
     WIDTH,
     kind_of,
@@ -19,6 +18,7 @@ from portguard.cli.role_rendering import (
     written_subject,
 )
 from portguard.gateway.kept_policies import Load
+from portguard.instants import written_instant
 from portguard.policy.access import Access
 from portguard.policy.ladder import Subject, in_order
 

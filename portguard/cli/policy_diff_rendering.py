@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 from portguard.cli.named_policies import NamedPolicy
-from portguard.cli.policy_rendering import written_instant
 from portguard.cli.rendering import counted
 from portguard.cli.role_rendering import (
     kind_of,
@@ -21,6 +20,7 @@ from portguard.cli.role_rendering import (
     written_subject,
 )
 from portguard.identity.names import Identity
+from portguard.instants import written_instant
 from portguard.observe.audit.replaying import Replayable
 from portguard.policy.diff import Difference, Differences, Kind, RoleChange, ServiceChange
 from portguard.policy.ladder import Ladder

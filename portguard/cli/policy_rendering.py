@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
+from portguard.instants import written_instant
 from portguard.policy.decide import Grant, Policy, Refusal, Request
 from portguard.policy.explain import Condition, Examined
 from portguard.policy.model import Limits, Role
@@ -126,7 +126,3 @@ def written_limits(limits: Limits, session_s: float | None) -> Mapping[str, obje
     if session_s is not None:
         written["session"] = format_duration(None if math.isinf(session_s) else session_s)
     return written
-
-
-def written_instant(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

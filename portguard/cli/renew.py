@@ -8,7 +8,7 @@ import click
 from cryptography import x509
 
 from portguard.cli.as_client import credentials_of, run
-from portguard.cli.certificates import lines, serial_text, time_text
+from portguard.cli.certificates import lines, serial_text
 from portguard.cli.options import duration_option, json_option, profile_option
 from portguard.client import renewal
 from portguard.client.certificate_request import uris
@@ -16,6 +16,7 @@ from portguard.client.credentials import read_certificate
 from portguard.client.gateway import Gateway
 from portguard.client.key_pair import expect_room, replace_pair
 from portguard.client.profile import Profile, profile_path, read_profile
+from portguard.instants import written_instant
 
 
 @click.command(short_help="Renew your own certificate at the gateway.")
@@ -71,6 +72,6 @@ def _told_not_due(profile: Profile, certificate: x509.Certificate, within: timed
 def _described(profile: Profile, certificate: x509.Certificate) -> dict[str, object]:
     return {
         "certificate": str(profile.certificate),
-        "not_after": time_text(certificate.not_valid_after_utc),
+        "not_after": written_instant(certificate.not_valid_after_utc),
         "serial": serial_text(certificate.serial_number),
     }

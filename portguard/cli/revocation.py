@@ -14,7 +14,6 @@ from portguard.cli.certificates import (
     read_certificates,
     recorded,
     serial_number,
-    time_text,
 )
 from portguard.cli.opened_authority import (
     authority_option,
@@ -26,6 +25,7 @@ from portguard.cli.opened_authority import (
 from portguard.cli.options import duration_option, json_option
 from portguard.cli.rendering import counted, note
 from portguard.errors import UsageError
+from portguard.instants import written_instant
 from portguard.pki import files
 from portguard.pki.authority import LIST_VALID_FOR, Authority
 from portguard.pki.errors import PkiError
@@ -158,7 +158,7 @@ def _issued(what: str, authority: Authority) -> Record:
 
 def _since(record: Record) -> str:
     assert record.revocation is not None
-    return f"since {time_text(record.revocation.at)}, {record.revocation.reason}"
+    return f"since {written_instant(record.revocation.at)}, {record.revocation.reason}"
 
 
 def list_fields(lists: WrittenLists) -> Fields:
@@ -166,5 +166,5 @@ def list_fields(lists: WrittenLists) -> Fields:
     return {
         "number": lists.number,
         "entries": lists.entries,
-        "next_update": time_text(lists.next_update),
+        "next_update": written_instant(lists.next_update),
     }

@@ -3,9 +3,10 @@
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 
-from portguard.cli.policy_rendering import written_instant, written_limits
+from portguard.cli.policy_rendering import written_limits
 from portguard.identity.names import Group, Identity
 from portguard.identity.patterns import Pattern
+from portguard.instants import written_instant
 from portguard.policy.ladder import Ladder, Rung, Subject
 
 WIDTH = 80

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from portguard.cli.certificates import certificate_line, print_fields, time_text
+from portguard.cli.certificates import certificate_line, print_fields
 from portguard.cli.opened_authority import (
     authority_option,
     file_option,
@@ -18,6 +18,7 @@ from portguard.cli.opened_authority import (
 from portguard.cli.options import json_option
 from portguard.cli.rendering import counted, note
 from portguard.errors import UsageError
+from portguard.instants import written_instant
 from portguard.pki import rotation
 from portguard.pki.authority import AUTHORITY_VALID_FOR, Authority
 from portguard.pki.keys import KeyType
@@ -86,7 +87,7 @@ def rotate(
     elif step == "finish":
         left = rotation.still_good(authority, now)
         for record in left:
-            note(f"{certificate_line(record)}, is good until {time_text(record.not_after)}")
+            note(f"{certificate_line(record)}, is good until {written_instant(record.not_after)}")
         old_key_path = authority.key_path_of(authority.anchors[-1])
         authority = rotation.finish(authority, at=now, force=force)
         then = f"take {_everywhere(authority)}; {old_key_path} is of no more use, destroy it"
@@ -104,7 +105,7 @@ def rotate(
         "ca": str(authority.ca_path),
         "key": str(authority.key_path),
         "crl": str(authority.crl_path),
-        "not_after": time_text(authority.issuer.not_valid_after_utc),
+        "not_after": written_instant(authority.issuer.not_valid_after_utc),
     }
     print_fields(fields, as_json)
     note(then)

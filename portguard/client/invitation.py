@@ -26,6 +26,7 @@ from portguard.client.secret_file import NotSecret, read_secret
 from portguard.errors import ConfigurationError, Problem, UsageError
 from portguard.identity.authorities import UNREADABLE, quietly
 from portguard.identity.names import Malformed, parse_spiffe_id
+from portguard.instants import written_instant
 from portguard.pki.names import client_file_stem
 from portguard.policy.addresses import HostPort
 from portguard.policy.quantities import Unexpected
@@ -59,9 +60,9 @@ class Invitation:
 
     def text(self) -> str:
         """Return what stands in the file."""
-        until = self.certificate.not_valid_after_utc
+        until = written_instant(self.certificate.not_valid_after_utc)
         return f"""\
-# An invitation to {self.gateway}, good for one certificate, until {until:%Y-%m-%dT%H:%M:%SZ}.
+# An invitation to {self.gateway}, good for one certificate, until {until}.
 # Whoever has this file can become {self.identity}: keep it secret.
 # `portguard enroll` takes it.
 gateway = "{self.gateway}"

@@ -40,6 +40,7 @@ from portguard.gateway.messages import (
 from portguard.gateway.snapshot import Snapshot
 from portguard.gateway.workers import Worker
 from portguard.identity.claim import read_claim
+from portguard.instants import written_instant
 from portguard.limits.ledger import Owner
 from portguard.limits.locks import Locks
 from portguard.limits.rates import ConnectRates
@@ -177,7 +178,7 @@ class CertificateDesk:
                 "invitation": True if isinstance(wanted, EnrolmentWanted) else None,
                 "issued_serial": f"{signed.serial:x}",
                 "issued_fingerprint": hashlib.sha256(signed.record.der).hexdigest(),
-                "not_after": signed.not_after.strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "not_after": written_instant(signed.not_after),
             },
             partial(_settle, written),
         )

@@ -20,6 +20,7 @@ from portguard.gateway.admission import Session
 from portguard.gateway.messages import Locked, Message, Unlocked
 from portguard.gateway.saving import why_unsaved
 from portguard.identity.names import Identity, Malformed, Namespace
+from portguard.instants import written_second
 from portguard.limits.fleet import Fleet, News
 from portguard.limits.ledger import LockRow, LockTarget, Store
 from portguard.limits.locks import (
@@ -27,7 +28,6 @@ from portguard.limits.locks import (
     parse_certificate_target,
     parse_identity_target,
     targets_of,
-    written_instant,
     written_target,
 )
 from portguard.observe import log
@@ -227,8 +227,8 @@ class LockDesk:
             "name": target.value if by_name else None,
             "reason": row.reason,
             "by": row.by,
-            "since": written_instant(row.since_s),
-            "until": written_instant(row.until_s) if row.until_s is not None else None,
+            "since": written_second(row.since_s),
+            "until": written_second(row.until_s) if row.until_s is not None else None,
             "saved": target not in self._unsaved,
         }
 

@@ -8,7 +8,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
-from datetime import UTC, datetime, tzinfo
+from datetime import tzinfo
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -17,6 +17,7 @@ from portguard.control.routes import Arguable, Arguments, BadArgument, NotFound,
 from portguard.gateway.saving import why_unsaved
 from portguard.gateway.snapshot import Snapshot
 from portguard.identity.names import Identity, Malformed, Namespace, parse_identity
+from portguard.instants import written_second
 from portguard.limits.accounts import QuotaLine
 from portguard.limits.ledger import Owner, Store
 from portguard.observe import log
@@ -265,5 +266,5 @@ def _line(line: QuotaLine, namespace: Namespace) -> dict[str, object]:
         "used": used,
         "left": max(0, limit + granted - used) if limit is not None else None,
         "outstanding": line.outstanding_bytes,
-        "ends": datetime.fromtimestamp(line.end_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "ends": written_second(line.end_s),
     }

@@ -16,6 +16,7 @@ from portguard.gateway.admission import Session
 from portguard.gateway.slot_tables import SlotsCopy, SlotTables
 from portguard.gateway.slots import ACTIVITY, CONNECTED, RECEIVED, SENT, UPSTREAM
 from portguard.identity.names import Identity, Malformed, Namespace, parse_identity
+from portguard.instants import written_instant
 from portguard.reasons import Reason
 
 _MOST_SESSIONS = 10_000_000
@@ -192,7 +193,7 @@ def _line(moment: _Moment, session: Session) -> dict[str, object]:
         "upstream": session.upstreams[reached - 1] if 0 < reached <= len(session.upstreams) else None,
         "connected": cells[CONNECTED] > 0,
         "worker": session.worker,
-        "opened": opened.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "opened": written_instant(opened),
         "age": round(age_ns / _NS, 3),
         "idle": round(moment.idle_ns(session) / _NS, 3),
         "received": cells[RECEIVED],

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from portguard import __version__
 from portguard.control.access import Level, Peer
@@ -21,6 +21,7 @@ from portguard.gateway.meter import Loaded, Meter
 from portguard.gateway.recent_refusals import SPAN_S, RecentRefusals
 from portguard.gateway.reloading import Reloader
 from portguard.gateway.workers import Workers
+from portguard.instants import written_second
 from portguard.reasons import Reason
 
 _MOST_REASONS = 5
@@ -221,4 +222,4 @@ def _soonest(loaded: Loaded, now_s: float) -> dict[str, object] | None:
 
 
 def _time(instant_s: float | None) -> str | None:
-    return None if instant_s is None else datetime.fromtimestamp(instant_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return None if instant_s is None else written_second(instant_s)

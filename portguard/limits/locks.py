@@ -6,10 +6,10 @@ takes it away then. Supervisor and workers each have such a table; the ledger ha
 
 import re
 from collections.abc import Collection, Iterable
-from datetime import UTC, datetime
 
 from portguard.errors import Refused
 from portguard.identity.names import Identity, Malformed, Namespace, parse_identity
+from portguard.instants import written_second
 from portguard.limits.ledger import LockRow, LockTarget
 from portguard.reasons import Reason
 
@@ -79,7 +79,7 @@ class Locks:
         lock = self.check(identity, fingerprint, serial, now_s)
         if lock is not None:
             what = "the identity" if lock.target.kind == "identity" else "the certificate"
-            until = "" if lock.until_s is None else f" until {written_instant(lock.until_s)}"
+            until = "" if lock.until_s is None else f" until {written_second(lock.until_s)}"
             raise Refused(Reason.LOCKED, f"{what} is locked{until}")
 
 
@@ -127,11 +127,6 @@ def written_target(target: LockTarget, default_trust: str | None) -> str:
             return f"{_FINGERPRINT}{target.value}"
         case "serial":
             return f"{target.trust}:{target.value}"
-
-
-def written_instant(at_s: int) -> str:
-    """RFC 3339, in UTC."""
-    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _acts(row: LockRow, now_s: float) -> bool:

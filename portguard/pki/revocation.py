@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from portguard.identity.names import Malformed
 from portguard.identity.pem import read_blocks
+from portguard.instants import written_instant
 from portguard.pki import files
 from portguard.pki.authority import LIST_VALID_FOR, Authority, list_pem
 from portguard.pki.directory_lock import locked
@@ -180,7 +181,7 @@ def _expect_reason(revoked: Iterable[Record], reason: RevocationReason) -> None:
         assert record.revocation is not None
         if record.revocation.reason is not reason:
             expected = f"a certificate that is not revoked, or for the reason {reason}"
-            since = f"{record.revocation.at:%Y-%m-%dT%H:%M:%SZ}"
+            since = written_instant(record.revocation.at)
             found = f"one revoked since {since} for the reason {record.revocation.reason}, which stays"
             raise PkiError(f"serial {record.serial:x}", expected, found)
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from portguard.identity.names import Group, Identity
 from portguard.identity.patterns import Pattern
+from portguard.instants import written_instant
 from portguard.policy.decide import Policy, Request
 from portguard.policy.hours import DAYS
 from portguard.policy.model import Deny, Entry, Groups, Member, PolicyGroup, Role
@@ -94,7 +95,7 @@ def _detail(condition: Condition, held: bool, entry: Entry, policy: Policy, requ
         case Condition.EXPIRY, Role(expires=None):
             return "never expires"
         case Condition.EXPIRY, Role(expires=datetime() as expires):
-            return f"expires {expires:%Y-%m-%dT%H:%M:%SZ}"
+            return f"expires {written_instant(expires)}"
     raise AssertionError((condition, entry))
 
 

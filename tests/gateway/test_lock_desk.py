@@ -13,9 +13,10 @@ from portguard.gateway import lock_desk, saving
 from portguard.gateway.lock_desk import LONGEST_REASON, LockDesk
 from portguard.gateway.messages import Locked, Unlocked
 from portguard.identity.names import Identity, Namespace
+from portguard.instants import written_second
 from portguard.limits.fleet import News
 from portguard.limits.ledger import LockRow, LockTarget, Owner
-from portguard.limits.locks import Locks, written_instant
+from portguard.limits.locks import Locks
 from portguard.observe import log
 from tests.ledger_double import MemoryFleet, MemoryLedger
 
@@ -93,7 +94,7 @@ async def test_a_lock_keeps_out_whom_it_names_and_nobody_else(desk):
             "name": "alice",
             "reason": "INC-1",
             "by": "uid 0 (root)",
-            "since": written_instant(NOW_S),
+            "since": written_second(NOW_S),
             "until": None,
             "saved": True,
         },
@@ -154,7 +155,7 @@ async def test_to_lock_again_changes_reason_and_end(desk):
     answer = await desk.lock(identity="alice", reason="INC-2", **{"for": "1h"})
     assert answer["replaced"] is True
     assert [(each["reason"], each["until"]) for each in await desk.listed()] == [
-        ("INC-2", written_instant(NOW_S + 3601))
+        ("INC-2", written_second(NOW_S + 3601))
     ]
     assert [row.reason for row in desk.ledger.contents(NOW_S).locks] == ["INC-2"]
 

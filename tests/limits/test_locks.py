@@ -4,12 +4,12 @@ import pytest
 
 from portguard.errors import Refused
 from portguard.identity.names import Identity, Malformed, Namespace
+from portguard.instants import written_second
 from portguard.limits.ledger import LockRow, LockTarget
 from portguard.limits.locks import (
     Locks,
     parse_certificate_target,
     parse_identity_target,
-    written_instant,
     written_target,
 )
 from portguard.reasons import Reason
@@ -100,7 +100,7 @@ def test_a_later_lock_takes_the_place_of_the_one_before():
     ("target", "until_s", "message"),
     [
         (BY_NAME, None, "the identity is locked"),
-        (BY_NAME, LATER_S, f"the identity is locked until {written_instant(LATER_S)}"),
+        (BY_NAME, LATER_S, f"the identity is locked until {written_second(LATER_S)}"),
         (BY_PRINT, None, "the certificate is locked"),
         (BY_SERIAL, None, "the certificate is locked"),
     ],
