@@ -7,7 +7,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import click
 
-from portguard.cli.rendering import counted, plural, printable
+from portguard.cli.rendering import counted, note, plural, printable
 from portguard.errors import ConfigurationError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -65,7 +65,7 @@ def tell_usable(
         verdict = {"ok": True, "problems": [], "warnings": warnings, **more}
         click.echo(json.dumps(verdict | {plural(noun): count for noun, count in counts.items()}, indent=2))
         return
-    for line in (*(f"warning: {printable(warning)}" for warning in warnings), *notes):
-        click.echo(f"portguard: {line}", err=True)
+    for line in (*(f"warning: {warning}" for warning in warnings), *notes):
+        note(line)
     shown = ", ".join(counted(count, noun) for noun, count in counts.items())
     click.echo(printable(f"{subject}: ok, {shown}, {counted(len(warnings), 'warning')}"))

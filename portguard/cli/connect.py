@@ -10,7 +10,7 @@ import click
 
 from portguard.cli.as_client import credentials_of, run
 from portguard.cli.options import json_option, profile_option
-from portguard.cli.rendering import printable
+from portguard.cli.rendering import note
 from portguard.client import command as child
 from portguard.client.credentials import Credentials
 from portguard.client.forwarding import Broken, Forwarding
@@ -124,7 +124,7 @@ Wanted = dict[str, tuple[ListenAddress, bool]]
 async def _keep_open(credentials: Credentials, names: Sequence[str], wanted: Wanted, *, as_json: bool) -> int:
     """Open ports until a signal comes. That is how this is meant to end, so the exit code is 0."""
     gateway = Gateway(credentials)
-    forwarding = Forwarding(gateway, _report)
+    forwarding = Forwarding(gateway, note)
     try:
         with Signals(STOP) as signals:
             for description in await signals.unless(_described_without_command(gateway, names)):
@@ -145,7 +145,7 @@ async def _keep_open(credentials: Credentials, names: Sequence[str], wanted: Wan
 async def _beside(credentials: Credentials, names: Sequence[str], wanted: Wanted, words: Sequence[str]) -> int:
     """Open ports, run a command, and return its exit code once what it sent has arrived."""
     gateway = Gateway(credentials)
-    forwarding = Forwarding(gateway, _report)
+    forwarding = Forwarding(gateway, note)
     code = None
     try:
         with Signals(STOP) as signals:
@@ -163,7 +163,7 @@ async def _beside(credentials: Credentials, names: Sequence[str], wanted: Wanted
 
 async def _join_standard_streams(credentials: Credentials, name: str) -> int:
     gateway = Gateway(credentials)
-    forwarding = Forwarding(gateway, _report)
+    forwarding = Forwarding(gateway, note)
     try:
         with Signals(STOP) as signals:
             return await signals.unless(_carry_standard_streams(gateway, forwarding, name))
@@ -200,7 +200,7 @@ async def _carry(forwarding: Forwarding, tunnel: Tunnel, streams: StandardStream
     except Broken as error:
         code = error.exit_code
         if error.by_gateway:
-            _report(str(error))
+            note(str(error))
     try:
         await streams.written()
     except OSError as error:
@@ -220,7 +220,7 @@ async def _described(gateway: Gateway, names: Sequence[str]) -> list[Description
             described.append(answer)
     for failure in failures[1:]:
         if str(failure) != str(failures[0]):
-            _report(str(failure))
+            note(str(failure))
     if failures:
         raise failures[0]
     return described
@@ -251,7 +251,7 @@ def _listen(forwarding: Forwarding, names: Sequence[str], wanted: Wanted) -> lis
         port = forwarding.listen(name, address, fallback=fallback)
         ports.append(port)
         if not port.is_loopback:
-            _report(f"warning: {name}: whoever reaches {port} uses it with your certificate")
+            note(f"warning: {name}: whoever reaches {port} uses it with your certificate")
     return ports
 
 
@@ -263,7 +263,3 @@ def _print(ports: Sequence[LocalPort], *, as_json: bool) -> None:
     for port in ports:
         why = "" if port.taken is None else f" ({port.taken} is taken or privileged)"
         click.echo(f"{port.service}: {port}{why}")
-
-
-def _report(text: str) -> None:
-    click.echo(f"portguard: {printable(text)}", err=True)

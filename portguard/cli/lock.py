@@ -9,7 +9,7 @@ import click
 
 from portguard.cli.control import control_client, understanding
 from portguard.cli.options import configuration_option, json_option
-from portguard.cli.rendering import printable
+from portguard.cli.rendering import note, printable
 from portguard.cli.tables import table_lines
 from portguard.errors import UsageError
 
@@ -99,11 +99,11 @@ def _list(configuration_path: str, *, as_json: bool) -> None:
         rows = [_row(each) for each in document["locks"]]
         unsaved = sum(each["saved"] is not True for each in document["locks"])
     if not rows:
-        click.echo("portguard: nobody is locked out", err=True)
+        note("nobody is locked out")
         return
     click.echo("\n".join(table_lines(_HEADER, rows, right=frozenset())))
     if unsaved:
-        click.echo(f"portguard: in force at this gateway, and not yet in the ledger: {unsaved}", err=True)
+        note(f"in force at this gateway, and not yet in the ledger: {unsaved}")
 
 
 def _row(each: Mapping[str, Any]) -> tuple[str, ...]:

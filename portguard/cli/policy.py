@@ -18,7 +18,7 @@ from portguard.cli.options import configuration_option, json_option
 from portguard.cli.policy_access import access, show
 from portguard.cli.policy_diff import diff
 from portguard.cli.policy_rendering import Explained, explained_json, explained_lines
-from portguard.cli.rendering import counted, printable
+from portguard.cli.rendering import counted, note, printable
 from portguard.errors import ConfigurationError, Refused, UsageError
 from portguard.gateway.bundle import read_policy_bundle
 from portguard.gateway.configuration import Configuration
@@ -129,7 +129,7 @@ def explain(
         for line in explained_lines(explained):
             click.echo(printable(line))
     if service is None and (alike := get_close_matches(service_text, made.services, n=1)):
-        click.echo(f"portguard: did you mean {printable(alike[0])}?", err=True)
+        note(f"did you mean {alike[0]}?")
     context.exit(0 if explained.allowed else Refused.exit_code)
 
 

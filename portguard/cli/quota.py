@@ -11,7 +11,7 @@ import click
 from portguard.cli.control import control_client, print_large, understanding
 from portguard.cli.groups import CommandGroup
 from portguard.cli.options import configuration_option, json_option
-from portguard.cli.rendering import printable
+from portguard.cli.rendering import note, printable
 from portguard.cli.tables import table_lines
 from portguard.cli.zones import zone_here
 from portguard.errors import UsageError
@@ -61,7 +61,7 @@ def show(identity: str | None, role: str | None, configuration_path: str, as_jso
         rows = [_row(each, zone) for each in quotas]
     if not rows:
         who = "no identity has used anything yet" if identity is None else f"{identity} has used nothing yet"
-        click.echo(printable(f"portguard: {who}{f' in role {role}' if role is not None else ''}"), err=True)
+        note(f"{who}{f' in role {role}' if role is not None else ''}")
         return
     header = ("ROLE", "IDENTITY", "PERIOD", "USED", "LEFT", "LIMIT", f"ENDS ({zone})")
     click.echo("\n".join(table_lines(header, rows, right=_RIGHT)))

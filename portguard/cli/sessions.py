@@ -11,6 +11,7 @@ from portguard.cli.ages import written_age
 from portguard.cli.control import control_client, print_large, understanding
 from portguard.cli.groups import CommandGroup
 from portguard.cli.options import configuration_option, json_option
+from portguard.cli.rendering import note
 from portguard.cli.tables import table_lines
 from portguard.control.client import ControlClient, NotDone
 from portguard.errors import PortguardError, UsageError
@@ -61,7 +62,7 @@ def list_sessions(
         rows = [_row(each) for each in document["sessions"]]
         total = int(document["total"])
     if not rows:
-        click.echo("portguard: no session is live that fits", err=True)
+        note("no session is live that fits")
         return
     header = ("SESSION", "IDENTITY", "SERVICE", "ROLE", "SOURCE", "AGE", "IDLE", "RECEIVED", "SENT")
     click.echo("\n".join(table_lines(header, rows, right=_RIGHT)))
