@@ -58,7 +58,7 @@ def _gateway(configuration_path: str, snapshot: Snapshot | None) -> Iterator[Fin
             verdict, serving, revision = str(status["verdict"]), status["state"] == _SERVING, str(status["policy"])
             # A gateway of the version before has not the field.
             told = status.get("confinement")
-            confinement = Landlock(told["abi"], str(told["message"])) if told else None
+            confinement = Landlock(told["abi"], told["message"] or "") if told else None
     except ConfigurationError:
         return  # told already
     except Unreachable as error:

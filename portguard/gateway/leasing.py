@@ -53,11 +53,11 @@ class Leasing:
 
     @property
     def stalled(self) -> Collection[tuple[int, Owner]]:
-        """The workers whose lease could not be written, each with the owner."""
+        """Each worker whose lease could not be written, with the owner of the lease."""
         return tuple(self._stalled)
 
     def ask_again(self, stalled: Iterable[tuple[int, Owner]]) -> None:
-        """Ask in the place of workers that wait: those `stalled`, also at another program that this one follows."""
+        """Ask in the place of the workers that are `stalled`, here or in the program that this one follows."""
         for worker, owner in stalled:
             self.act(self._leases.ask(worker, owner, time.time(), empty=True))
 

@@ -66,8 +66,8 @@ class Rules(NamedTuple):
 class QuotaDesk:
     """Serves the routes.
 
-    `rules()` are those in force now. `on_changed(role)` is told once more has become left for a role, as sessions may
-    be waiting for it, and is to have the `store` write that. `clock()` is seconds since the epoch.
+    `rules()` are those in force now. `on_changed(role)` is called when there is more left for a role, for which
+    sessions may be waiting, and has the `store` write that. `clock()` is seconds since the epoch.
     """
 
     def __init__(

@@ -373,8 +373,8 @@ class Accounts:
 
     def _forget_use(self, account: Account, number: int) -> None:
         account.used[number] = account.outstanding()
-        # What was put aside before is nobody's any more. By the number of a reset others go, and late answers are told;
-        # without one, what is being written would be taken for what the ledger holds when it has less again.
+        # What was put aside before is nobody's any more. In a fleet a late answer is known by the number of its reset.
+        # On disk it is not: a write that is under way would be taken for what the ledger holds, which has less by then.
         if self._shared or not self._writing[account.owner]:
             account.asked[number] = account.used[number]
             account.safe[number] = min(account.safe[number], account.asked[number])

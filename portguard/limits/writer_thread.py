@@ -47,7 +47,7 @@ class WriterThread:
     def may_end(self, close_by_s: float | None, cause: str | None) -> bool:
         """Whether `write` shall end, after an attempt that `close_by_s` was read for; `cause` as `Attempts.settle`.
 
-        To be asked after each attempt: that nothing is left to be written is known by the answer.
+        To be asked after each attempt: that all is written, as `flush_and_close` returns, is known from here.
         """
         if close_by_s is None:
             return False

@@ -81,9 +81,9 @@ def revoke(
 ) -> Revoked:
     """Record that certificates are revoked, all or none, and write the lists anew.
 
-    `identities` stand for all certificates of these clients that are neither revoked nor expired, and for their
-    invitations that were not used, or they would enroll anew. `reason` None is
-    unspecified, and leaves the reason of what is revoked already alone.
+    `identities` stand for all certificates of these clients that are neither revoked nor expired, and for their open
+    invitations, by which they would enroll anew. `reason` None is unspecified, and leaves alone for which reason
+    something is revoked already.
 
     Raises PkiError when a serial or an identity was never issued, or was revoked for another reason; WrongPassphrase
     when the key is locked. Then nothing is recorded. When only the lists cannot be written, PkiError says so.
