@@ -133,9 +133,9 @@ def free_port() -> Iterator[Callable[[], int]]:
         yield lambda: held.enter_context(reserved_port())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def echo() -> Iterator[str]:
-    """The address of a service that sends back what it gets."""
+    """The address of a service that sends back what it gets, to all tests of a file."""
     with echo_service() as address:
         yield address
 

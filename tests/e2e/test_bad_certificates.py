@@ -15,16 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.certificates import SERVER_AUTH, Authority, now, spiffe
 from tests.chains import break_of, present
-from tests.echo import echo_service
 from tests.unharmed import echoes, unharmed, warm_up
 
 _BREAKS = "UNEXPECTED_EOF_WHILE_READING"
-
-
-@pytest.fixture(scope="module")
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from portguard.client.invitation import read_invitation
 from portguard.pki.authority import Authority
 from tests.audited import audited, wait_for_audit
 from tests.curl import curl, curl_by_connect
-from tests.echo import echo_service
 from tests.held import is_cut, portguard
 from tests.patience import PATIENCE_S
 from tests.transcripts import expected, transcript
@@ -26,12 +25,6 @@ from tests.transcripts import expected, transcript
 ISSUES = 'authority = "ca"\nrenew_for = "20d"\n'
 POLICY = '[[roles]]\nname = "team"\nmembers = ["*"]\nservices = ["*"]'
 _DOCS = Path(__file__).parents[2] / "docs"
-
-
-@pytest.fixture(scope="module")
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 @pytest.fixture(scope="module")

@@ -8,17 +8,10 @@ import time
 
 import pytest
 
-from tests.echo import echo_service
 from tests.strangers import client_hello, raw
 from tests.unharmed import echoes, unharmed, warm_up
 
 _PER_ADDRESS = 32  # the default
-
-
-@pytest.fixture(scope="module")
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 def echoes_from(gateway, source):

@@ -13,18 +13,11 @@ import subprocess
 
 import pytest
 
-from tests.echo import echo_service
 from tests.patience import PATIENCE_S
 from tests.strangers import client_hello, raw, reset
 from tests.unharmed import echoes, unharmed, warm_up
 
 _ALERT = b"\x15\x03"  # how a record with an alert begins
-
-
-@pytest.fixture(scope="module")
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 @pytest.fixture(scope="module")

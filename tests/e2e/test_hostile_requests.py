@@ -10,14 +10,7 @@ import ssl
 
 import pytest
 
-from tests.echo import echo_service
 from tests.unharmed import echoes, unharmed, warm_up
-
-
-@pytest.fixture(scope="module")
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 @pytest.fixture(scope="module")

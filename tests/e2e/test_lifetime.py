@@ -12,16 +12,9 @@ import time
 
 import pytest
 
-from tests.echo import echo_service
 from tests.half_closing import HalfClosing
 from tests.patience import PATIENCE_S
 from tests.unharmed import echoes, processes, unharmed, warm_up, workers
-
-
-@pytest.fixture(scope="module")
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 @pytest.fixture(scope="module")

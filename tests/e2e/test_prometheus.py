@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from tests.counting import steady_zone
-from tests.echo import echo_service
 from tests.patience import PATIENCE_S
 from tests.unharmed import workers
 
@@ -37,12 +36,6 @@ name = "guests"
 members = ["carol"]
 services = ["echo"]
 """
-
-
-@pytest.fixture(scope="module")
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 @pytest.fixture

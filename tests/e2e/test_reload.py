@@ -25,7 +25,6 @@ from tests import certificates
 from tests.audited import audited
 from tests.counting import steady_zone
 from tests.e2e.conftest import GATEWAY_NAME, PORTGUARD
-from tests.echo import echo_service
 from tests.patience import PATIENCE_S
 from tests.traffic import Traffic
 from tests.transcripts import expected, transcript
@@ -44,12 +43,6 @@ services = ["*"]
 @pytest.fixture
 def gateway(start_gateway, echo):
     return start_gateway({"echo": echo}, policy=f'timezone = "{steady_zone()}"\n{POLICY}')
-
-
-@pytest.fixture(scope="module")
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 @pytest.fixture(scope="module")

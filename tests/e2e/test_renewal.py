@@ -24,7 +24,6 @@ from portguard.pki.proof import Purpose, make_proof
 from tests.certificates import Authority as Holders
 from tests.curl import curl
 from tests.e2e.conftest import PORTGUARD
-from tests.echo import echo_service
 from tests.held import portguard
 from tests.patience import PATIENCE_S
 from tests.profiles import write_profile
@@ -39,12 +38,6 @@ default = false
 """
 DOCS = Path(__file__).parents[2] / "docs"
 PKCS10 = ("--header", "Content-Type: application/pkcs10")
-
-
-@pytest.fixture(scope="module")
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from tests.audited import wait_for_audit
 from tests.counting import steady_zone
 from tests.curl import curl
 from tests.e2e.conftest import PORTGUARD
-from tests.echo import echo_service
 from tests.patience import PATIENCE_S
 from tests.profiles import write_profile
 
@@ -25,12 +24,6 @@ max_sessions = 1
 connect_rate = "3/d"
 quota = ["10kB/day"]
 """
-
-
-@pytest.fixture(scope="module")
-def echo():
-    with echo_service() as address:
-        yield address
 
 
 @pytest.fixture
