@@ -4,9 +4,9 @@
     written = write_lists(authority, at=now)
 
 First comes the record, then the list, which is always made of the whole record: one that was not written, after a crash
-or on a full disk, is made up for by the next. What the list before has and the record has not stays in it. Both
-happen under the lock of the authority's directory, so that of two commands the later one's list has what the earlier
-one revoked, and the higher number.
+or on a full disk, is made up for by the next. What the list before has and the record has not stays in it,
+and so does the root's own list. Both happen under the lock of the authority's directory, so that of two commands the
+later one's list has what the earlier one revoked, and the higher number.
 """
 
 from collections.abc import Collection, Container, Iterable
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from portguard.identity.names import Malformed
 from portguard.identity.pem import read_blocks
@@ -198,7 +199,7 @@ def write_lists_locked(authority: Authority, *, at: datetime, valid_for: timedel
     there, recorded = _lists_before(authority), store.revoked_serials()
     before = [_signed_by(signer.certificate, there) for signer in signers]
     # Before it is signed: a crash leaves out a number, and never uses one twice.
-    number = store.begin_list(at, valid_for, above=max(map(_number, filter(None, before)), default=0))
+    number = store.begin_list(at, valid_for, above=max(map(list_number, filter(None, before)), default=0))
     pem, listed, count = b"", [], len(root_list(authority) or ())
     for signer, validity, last in zip(signers, validities, before, strict=True):
         entries = [record for record in revoked if is_issued_by(record, signer.certificate)]
@@ -222,7 +223,8 @@ def _lists_before(authority: Authority) -> tuple[x509.CertificateRevocationList,
         return ()
 
 
-def _number(crl: x509.CertificateRevocationList) -> int:
+def list_number(crl: x509.CertificateRevocationList) -> int:
+    """0 for a list that has none."""
     try:
         return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
     except (x509.ExtensionNotFound, *MALFORMED):
@@ -274,14 +276,15 @@ def _root_list_pem(authority: Authority) -> bytes:
         return b""
     if not path.exists():
         raise PkiError(path, _ROOT_LIST, "no such file; `portguard ca rotate --root-dir` makes it")
-    _read_root_list(authority, path)
-    return files.read(path, _ROOT_LIST)
+    return _read_root_list(authority, path).public_bytes(Encoding.PEM)
 
 
 def root_list(authority: Authority) -> x509.CertificateRevocationList | None:
-    """Return the root's own list, checked against the root's key. Raises PkiError.
+    """Return the root's own list, checked against the root's key: that of its file, or a later one in `ca.crl`.
 
-    None: the root issues, or the authority was made before there were lists, and cannot revoke.
+    The one in `ca.crl` is later where a backup of the directory was put back. *Fails closed*: what it has as revoked
+    stays revoked. None: the root issues, or the authority was made before there were lists, and cannot revoke. Raises
+    PkiError.
     """
     path = authority.root_crl_path
     return _read_root_list(authority, path) if path is not None and path.exists() else None
@@ -294,7 +297,8 @@ def _read_root_list(authority: Authority, path: Path) -> x509.CertificateRevocat
         raise PkiError(path, _ROOT_LIST, "something else") from error
     if crl is None:
         raise PkiError(path, _ROOT_LIST, "one with another signature")
-    return crl
+    published = _signed_by(authority.anchor, _lists_before(authority))
+    return crl if published is None else max(crl, published, key=list_number)
 
 
 def _read_lists(content: bytes) -> tuple[x509.CertificateRevocationList, ...]:

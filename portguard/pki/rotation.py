@@ -42,6 +42,7 @@ from portguard.pki.profiles import Issuer, Revocation, RevocationReason, Validit
 from portguard.pki.revocation import (
     WrittenLists,
     is_issued_by,
+    list_number,
     read_revocation,
     root_list,
     write_lists_locked,
@@ -195,10 +196,12 @@ def _update_root_list(authority: Authority, root: Issuer, at: datetime, *, revok
     assert path is not None
     if revoke is None and path.exists():
         return
-    entries = {each.serial_number: read_revocation(each) for each in root_list(authority) or ()}
+    before = root_list(authority)
+    entries = {each.serial_number: read_revocation(each) for each in before or ()}
     if revoke is not None:
         entries.setdefault(revoke.serial_number, Revocation(at.replace(microsecond=0), RevocationReason.CA_COMPROMISE))
-    number = authority.store.begin_list(at, authority.store.last_valid_for() or LIST_VALID_FOR)
+    above = 0 if before is None else list_number(before)
+    number = authority.store.begin_list(at, authority.store.last_valid_for() or LIST_VALID_FOR, above=above)
     validity = Validity.starting(at, root.certificate.not_valid_after_utc - at, root.certificate)
     files.publish([NewFile(path, list_pem(entries.items(), number, validity, root), PUBLIC)], overwrite=True)
 

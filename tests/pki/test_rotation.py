@@ -20,7 +20,7 @@ from portguard.pki.authority import Authority
 from portguard.pki.errors import PkiError, WrongPassphrase
 from portguard.pki.issued import IssuedCertificate
 from portguard.pki.keys import KeyType
-from portguard.pki.revocation import ListStatus, published_lists, revoke, write_lists
+from portguard.pki.revocation import ListStatus, published_lists, revoke, revoked_issuers, write_lists
 from portguard.pki.rotation import (
     Stage,
     abort,
@@ -406,6 +406,38 @@ def test_a_compromise_that_was_interrupted_is_of_the_same_issuing_ca_when_it_is_
     rotated = replace_issuing(Authority.open(two_tiers.directory), stick, at=later, compromised=True)
     assert _revoked(rotated)[-1] == {two_tiers.issuer.serial_number}
     assert rotated.issuer != two_tiers.issuer
+
+
+def test_an_issuing_ca_stays_revoked_when_a_backup_is_put_back_below_the_newest_list(
+    two_tiers: Authority, stick: Path, tmp_path: Path, now: datetime, later: datetime
+) -> None:
+    two_tiers.issue_client("old", at=now)
+    shutil.copytree(two_tiers.directory, tmp_path / "backup")
+    rotated = replace_issuing(two_tiers, stick, at=later, compromised=True)
+    replace_issuing(rotated, stick, at=later, compromised=True)
+    newest = two_tiers.crl_path.read_bytes()
+    shutil.rmtree(two_tiers.directory)
+    shutil.copytree(tmp_path / "backup", two_tiers.directory)
+    two_tiers.crl_path.write_bytes(newest)
+    restored = Authority.open(two_tiers.directory)
+    revoked = {two_tiers.issuer.serial_number, rotated.issuer.serial_number}
+    write_lists(restored, at=later)
+    assert _revoked(restored)[-1] == revoked
+    assert revoked_issuers(restored).keys() == {two_tiers.issuer.subject}
+    # The next one has them too, and gateways take it for the later one.
+    again = replace_issuing(restored, stick, at=later, compromised=True)
+    assert _revoked(again)[-1] == revoked
+    assert published_lists(again, later).status is ListStatus.CURRENT
+
+
+def test_the_root_s_list_in_a_backup_counts_where_that_in_ca_crl_is_older(
+    two_tiers: Authority, stick: Path, later: datetime
+) -> None:
+    oldest = two_tiers.crl_path.read_bytes()
+    rotated = replace_issuing(two_tiers, stick, at=later, compromised=True)
+    rotated.crl_path.write_bytes(oldest)
+    write_lists(rotated, at=later)
+    assert _revoked(rotated)[-1] == {two_tiers.issuer.serial_number}
 
 
 def test_an_issuing_ca_that_was_replaced_before_anybody_knew_is_revoked_with_all_that_it_issued(
