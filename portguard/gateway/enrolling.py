@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 
 from portguard.errors import Refused
-from portguard.gateway.issuing import Asked, open_authority_of, settings_of
+from portguard.gateway.issuing import Asked, issuing_authority, open_authority_of, settings_of
 from portguard.gateway.messages import EnrolmentWanted
 from portguard.gateway.snapshot import Snapshot
 from portguard.identity.issued import check_issued
@@ -46,7 +46,10 @@ def check(snapshot: Snapshot, wanted: EnrolmentWanted, at: datetime) -> Asked:
 
 
 def issue(snapshot: Snapshot, asked: Asked, at: datetime) -> SignedCertificate:
-    """Issue it, or return that of the first time. Raises Refused by the authority's own record, PkiError."""
-    authority = open_authority_of(snapshot, asked.identity.trust)
+    """Issue it, or return that of the first time. Raises Refused by the authority's own record, PkiError.
+
+    Refused also where what the authority issues is not taken here now.
+    """
+    authority = issuing_authority(snapshot, asked, at)
     valid_for = timedelta(seconds=settings_of(snapshot, asked.identity.trust).renew_for_s)
     return enroll(authority, asked.certificate, asked.public_key, asked.identity.name, at=at, valid_for=valid_for)

@@ -4,9 +4,11 @@ Its key is the supervisor's alone: it is in no bundle, so no worker is handed it
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from portguard.errors import because
 from portguard.gateway.configuration import TrustSettings
@@ -58,6 +60,20 @@ def settings_of(snapshot: Snapshot, trust: str) -> TrustSettings:
     """Return the settings of the trust of this name."""
     [settings] = [each for each in snapshot.configuration.trusts if each.name == trust]
     return settings
+
+
+def issuing_authority(snapshot: Snapshot, asked: Asked, at: datetime) -> Authority:
+    """Open the authority that is to issue what was asked for at `at` (aware), if what it issues is taken here.
+
+    After `portguard ca rotate` it would not be until the new list is here: who came would leave with a certificate that
+    is worth less than the one they came with. *Fails closed*: raises Refused; PkiError as `open_authority_of` does.
+    """
+    trust = asked.identity.trust
+    authority = open_authority_of(snapshot, trust)
+    issuers = dict.fromkeys((authority.issuer, authority.anchor))
+    chain = [each.public_bytes(Encoding.DER) for each in issuers]
+    snapshot.trusts.expect_issuer(trust, chain, asked.certificate, at)
+    return authority
 
 
 def open_authority_of(snapshot: Snapshot, trust: str) -> Authority:

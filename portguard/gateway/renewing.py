@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 
 from portguard.errors import Refused
-from portguard.gateway.issuing import Asked, open_authority_of, settings_of
+from portguard.gateway.issuing import Asked, issuing_authority, settings_of
 from portguard.gateway.messages import RenewalWanted
 from portguard.gateway.snapshot import Snapshot
 from portguard.identity.issued import check_issued
@@ -42,7 +42,7 @@ def check(snapshot: Snapshot, wanted: RenewalWanted, at: datetime) -> Asked:
 
 
 def issue(snapshot: Snapshot, asked: Asked, at: datetime) -> SignedCertificate:
-    """Issue it. Raises Refused by the authority's own record, PkiError."""
-    authority = open_authority_of(snapshot, asked.identity.trust)
+    """Issue it. Raises Refused by the authority's own record, and where what it issues is not taken now; PkiError."""
+    authority = issuing_authority(snapshot, asked, at)
     valid_for = timedelta(seconds=settings_of(snapshot, asked.identity.trust).renew_for_s)
     return renew(authority, asked.certificate, asked.public_key, asked.identity.name, at=at, valid_for=valid_for)

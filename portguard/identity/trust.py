@@ -184,6 +184,16 @@ class Trusts:
             raise _again(verdict.caller)
         return verdict.trust
 
+    def expect_issuer(self, trust: str, issuers: Sequence[bytes], certificate: x509.Certificate, at: datetime) -> None:
+        """Raise Refused where this trust's lists would have all refused at `at` (aware) that `issuers` issue.
+
+        `issuers` is the chain of the one that issues, anchor last, DER; `certificate` stands for what it would issue.
+        *Fails closed*: certificate_revoked, crl_expired.
+        """
+        authorities = [self._read_authority(der) for der in issuers]
+        certificates = [certificate, *(authority.certificate for authority in authorities[:-1])]
+        self._revocations[trust].standing(certificates, authorities).check(at)
+
     def _verdict(self, verified: Sequence[bytes], sent: Sequence[bytes], at: datetime) -> _Verdict:
         """What is to be said of a chain whose trust, dates and revocation are right. Raises Refused. *Fails closed*."""
         chain, all_sent = tuple(verified), tuple(sent)

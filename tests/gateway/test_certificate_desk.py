@@ -1,6 +1,7 @@
 """What the supervisor makes of a worker's wish for a certificate, be the worker ours or in somebody else's hands."""
 
 import asyncio
+import contextlib
 import hashlib
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from portguard.limits.locks import Locks
 from portguard.pki.authority import Authority
 from portguard.pki.proof import Purpose, make_proof
 from portguard.pki.revocation import revoke
+from portguard.pki.rotation import replace_issuing
 from portguard.reasons import Reason
 from tests.certificates import Authority as Strangers
 from tests.certificates import common_name
@@ -102,8 +104,8 @@ def folder(tmp_path):
     return folder
 
 
-@pytest.fixture
-async def desk(folder):
+@contextlib.asynccontextmanager
+async def desk_of(folder):
     locks, trail, answers, turned_away = Locks(), Trail(), asyncio.Queue(), []
     desk = CertificateDesk(
         build(read_bundle(folder.configuration)),
@@ -116,6 +118,12 @@ async def desk(folder):
     desk.test = SimpleNamespace(locks=locks, trail=trail, answers=answers, turned_away=turned_away)
     yield desk
     await desk.stop()
+
+
+@pytest.fixture
+async def desk(folder):
+    async with desk_of(folder) as desk:
+        yield desk
 
 
 async def ask(desk, wanted):
@@ -239,6 +247,34 @@ async def test_what_the_record_does_not_have_gets_no_successor(desk, folder, ali
     assert refusal.message == "the authority has no record of the client certificate, and does not renew it"
     assert desk.test.trail.issued == []
     await renewed(desk, alice.wanted())
+
+
+async def test_what_would_not_be_taken_here_is_not_issued(folder, tmp_path):
+    """After `ca rotate`, until the new list is here, what the old CA issued is taken, and of the new one nothing."""
+    now = datetime.now(UTC)
+    stick = tmp_path / "stick"
+    ca = folder.ca = Authority.create(tmp_path / "two", trust_domain="gateway.test", at=now, root_directory=stick)
+    folder.write("crl.pem", ca.crl_path.read_bytes())
+    trust = 'ca = "two/ca.crt"\ncrl = ["crl.pem"]\nauthority = "two"\nrenew_for = "2h"'
+    folder.write("portguard.toml", CONFIGURATION.replace('ca = "ca.crt"', trust))
+    async with desk_of(folder) as desk:
+        clients = Client(ca, "team/alice"), Invited(ca, "bob")
+        for client in clients:
+            client.chain.insert(1, ca.issuer.public_bytes(Encoding.DER))
+        await renewed(desk, clients[0].wanted())
+        rotated = replace_issuing(ca, stick, at=now)
+        recorded = len(ca.store.records())
+        for client in clients:
+            refusal = await refused(desk, client.wanted())
+            name = rotated.issuer.subject.rfc4514_string()
+            assert refusal.reason is Reason.CRL_EXPIRED
+            assert refusal.message == f"{name}: expected a revocation list for what it issued, got none"
+        assert len(ca.store.records()) == recorded
+        assert desk.test.trail.refused[-1].name == "bob"
+        folder.write("crl.pem", ca.crl_path.read_bytes())
+        desk.configure(build(read_bundle(folder.configuration)))
+        for client in clients:
+            await renewed(desk, client.wanted())
 
 
 async def test_no_certificate_leaves_without_its_line(desk, alice):
