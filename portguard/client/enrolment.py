@@ -82,10 +82,10 @@ def check_dates(invitation: Invitation, at: datetime) -> None:
     first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     clock = f"and this machine's clock says {written(at)}"
     if at > last:
-        message = f"the invitation was good until {written(last)}, {clock}; ask for another one"
+        message = f"the invitation was good until {written(last)}, {clock}; if that is right, ask for another one"
         raise Refused(Reason.CERTIFICATE_EXPIRED, message)
     if at < first:
-        message = f"the invitation is good from {written(first)} on, {clock}"
+        message = f"the invitation is good from {written(first)} on, {clock}; set the clock"
         raise Refused(Reason.CERTIFICATE_NOT_YET_VALID, message)
 
 

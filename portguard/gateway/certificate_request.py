@@ -67,7 +67,8 @@ def wanted_renewal(request: ApiRequest, asker: Asker) -> RenewalWanted:
 
 def wanted_enrolment(request: ApiRequest, asker: Asker) -> EnrolmentWanted:
     """Return what is to be asked of the supervisor. Raises RefusedRequest. *Fails closed*."""
-    _expect_authority(asker, f"invitations to trust {asker.trust} are not taken here")
+    message = f"invitations to trust {asker.trust} are not taken here, as this gateway issues no certificates"
+    _expect_authority(asker, f"{message}; tell who invited you")
     return EnrolmentWanted(*_read(request, asker))
 
 

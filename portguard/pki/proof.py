@@ -73,8 +73,10 @@ def check_proof(purpose: Purpose, proof: str, certificate: bytes, request: bytes
     if match is None:
         raise PkiError("proof", _EXPECTED, "something else")
     at_s = int(match[1])
-    if abs(now_s - at_s) > PATIENCE_S:
-        raise PkiError("proof", f"one of the last {PATIENCE_S} s, by the gateway's clock", "one of another time")
+    late_s = now_s - at_s
+    if abs(late_s) > PATIENCE_S:
+        found = f"one of {abs(late_s):.0f} s {'ago' if late_s > 0 else 'ahead'}; is the client's clock right?"
+        raise PkiError("proof", f"one of the last {PATIENCE_S} s, by the gateway's clock", found)
     text = signed_text(purpose, certificate, request, at_s)
     try:
         signature = base64.b64decode(match[2], validate=True)

@@ -316,8 +316,12 @@ def test_a_refusal_says_what_to_do(gateway, place):
 def test_an_invitation_has_its_time():
     first, last = NOBODY.certificate.not_valid_before_utc, NOBODY.certificate.not_valid_after_utc
     for at, reason, message in (
-        (last + timedelta(seconds=1), Reason.CERTIFICATE_EXPIRED, "the invitation was good until .*clock says 20"),
-        (first - timedelta(seconds=1), Reason.CERTIFICATE_NOT_YET_VALID, "the invitation is good from .*clock says 20"),
+        (last + timedelta(seconds=1), Reason.CERTIFICATE_EXPIRED, r"clock says 20.*; if that is right, ask"),
+        (
+            first - timedelta(seconds=1),
+            Reason.CERTIFICATE_NOT_YET_VALID,
+            r"good from .*clock says 20.*; set the clock$",
+        ),
     ):
         with pytest.raises(Refused, match=message) as caught:
             enrolment.check_dates(INVITATION, at)

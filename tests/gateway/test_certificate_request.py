@@ -146,6 +146,6 @@ def test_of_a_trust_without_an_authority_no_invitation_is_taken(asker):
     settings = [replace(trust, authority=None) for trust in asker.snapshot.configuration.trusts]
     configuration = replace(asker.snapshot.configuration, trusts=tuple(settings))
     without = replace(asker, snapshot=replace(asker.snapshot, configuration=configuration))
-    with pytest.raises(RefusedRequest, match="invitations to trust local are not taken here") as caught:
+    with pytest.raises(RefusedRequest, match=r"local are not taken here, as .*; tell who invited you$") as caught:
         wanted_enrolment(enrolling(), without)
     assert caught.value.status == 404
