@@ -112,6 +112,8 @@ def revoke(
         others = " and ".join(counted(counts[kind], noun) for kind, noun in _LEFT.items() if counts[kind])
         are = "is" if counts.total() == 1 else "are"
         note(f"client {name} has {others} that {are} good; --identity {name} revokes all")
+    if any(record.kind is not Kind.INVITATION for record in revoked.now):  # of those the one that issues knows at once
+        note(f"gateways refuse what was revoked once they have {authority.crl_path}")
 
 
 @click.command("crl", short_help="Sign a new revocation list.")
