@@ -18,6 +18,7 @@ from portguard.errors import UsageError
 from portguard.instants import written_instant
 from portguard.pki import keys
 from portguard.pki.errors import MALFORMED
+from portguard.pki.profiles import Kind
 from portguard.pki.store import Record, status
 
 if TYPE_CHECKING:  # clients' commands load this module too, and need no authority
@@ -92,8 +93,19 @@ def recorded(record: Record, standing: "Standing") -> Fields:
         "issued_at": written_instant(record.issued_at),
         "status": str(standing.status),
         **revocation_fields(standing),
-        "used_for": None if record.used_for is None else serial_text(record.used_for),
+        "used_for": _used_for(record),
     }
+
+
+def invitation_fields(record: Record | None) -> Fields:
+    """Return whom an invitation invites, and the serial of what was issued by it; None for all other certificates."""
+    if record is None or record.kind is not Kind.INVITATION:
+        return {"invites": None, "used_for": None}
+    return {"invites": record.name, "used_for": _used_for(record)}
+
+
+def _used_for(record: Record) -> str | None:
+    return None if record.used_for is None else serial_text(record.used_for)
 
 
 def revocation_fields(standing: "Standing | None") -> Fields:

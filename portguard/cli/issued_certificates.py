@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from portguard.cli.certificates import (
     described,
     followed_by,
+    invitation_fields,
     print_fields,
     read_certificates,
     recorded,
@@ -24,6 +25,7 @@ from portguard.cli.options import expect_one_form, json_option
 from portguard.pki.authority import Authority
 from portguard.pki.errors import PkiError
 from portguard.pki.standing import Standing, Standings
+from portguard.pki.store import Record
 
 
 @click.command("list")
@@ -65,7 +67,7 @@ def show_certificate(what: str, directory: Path, pem: bool, as_json: bool) -> No
     with warnings.catch_warnings(action="ignore"):
         if is_file:
             certificates = read_certificates(Path(what))
-            standing = _standing(directory, certificates[0], now)
+            record, standing = _known(directory, certificates[0], now)
         else:
             authority = opened(directory)
             record = issued_under(what, authority)
@@ -73,6 +75,7 @@ def show_certificate(what: str, directory: Path, pem: bool, as_json: bool) -> No
             certificates = [x509.load_der_x509_certificate(record.der)]
         fields = dict(described(certificates[0], now, what))
         fields |= revocation_fields(standing)
+        fields |= invitation_fields(record)
         if standing is not None:
             fields["status"] = str(standing.status)
         if is_file:
@@ -83,13 +86,13 @@ def show_certificate(what: str, directory: Path, pem: bool, as_json: bool) -> No
     print_fields(fields, as_json)
 
 
-def _standing(directory: Path, certificate: x509.Certificate, at: datetime) -> Standing | None:
-    """Return what the authority at hand makes of a file's certificate. None: it is another's, or there is none."""
+def _known(directory: Path, certificate: x509.Certificate, at: datetime) -> tuple[Record, Standing] | tuple[None, None]:
+    """Return what the authority at hand knows of a file's certificate. None: it is another's, or there is none."""
     try:
         authority = Authority.open(directory)
         record = authority.store.record_of(certificate)
-        return None if record is None else Standings(authority).of(record, at)
+        return (None, None) if record is None else (record, Standings(authority).of(record, at))
     except PkiError as error:
         if isinstance(error.__cause__, OSError):  # not there, or not for the eyes of who asks: a file needs none
-            return None
+            return None, None
         raise

@@ -2,12 +2,16 @@
 
 import re
 import stat
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from portguard.client.invitation import read_invitation
 from portguard.pki.authority import Authority
+from portguard.pki.enrolment import enroll
 from tests.cli.conftest import DOMAIN, Portguard, failed, secret_file
 
 GATEWAY = ("--gateway", "bastion.example.com:8443")
@@ -92,6 +96,8 @@ def test_invitations_are_listed_shown_and_taken_back(made: Portguard) -> None:
     shown = made("cert", "show", "alice.invitation")
     assert "subject      O=portguard invitation\n" in shown.out
     assert "status       open\n" in shown.out
+    assert "invites      alice\n" in shown.out
+    assert "used for" not in shown.out
     assert "PRIVATE" not in shown.out
     done = made("cert", "revoke", "alice.invitation")
     assert "revoked      invitation alice, serial " in done.out
@@ -99,3 +105,18 @@ def test_invitations_are_listed_shown_and_taken_back(made: Portguard) -> None:
     assert "revoked      invitation carol, serial " in made("cert", "revoke", "--identity", "carol").out
     assert {status for *_, status in _kinds(made)} == {"revoked"}
     assert "issued         3 revoked\n" in made("ca", "show").out
+
+
+def test_of_an_invitation_that_was_used_it_is_shown_for_what_and_of_other_certificates_nothing(made: Portguard) -> None:
+    now = datetime.now(UTC)
+    authority = Authority.open("ca")
+    authority.unlock(None)
+    issued = authority.invite("alice", at=now)
+    invitation = x509.load_der_x509_certificate(issued.record.der)
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    signed = enroll(authority, invitation, key, "alice", at=now, valid_for=timedelta(days=1))
+    shown = made("cert", "show", f"{issued.serial:x}")
+    assert "status      used\n" in shown.out
+    assert f"invites     alice\nused for    {signed.serial:x}\n" in shown.out
+    other = made("cert", "show", f"{signed.serial:x}", "--json").json
+    assert (other["invites"], other["used_for"]) == (None, None)
