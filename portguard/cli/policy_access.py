@@ -99,7 +99,7 @@ def show(revision: str | None, as_list: bool, configuration_path: str, as_json: 
         if as_json:
             click.echo(json.dumps([load_json(load, end) for load, end in spans], indent=2))
             return
-        header = ("revision", "from", "until", "by", "message")
+        header = ("REVISION", "FROM", "UNTIL", "BY", "MESSAGE")
         for line in table_lines(header, tuple(load_rows(spans)), right=frozenset()):
             click.echo(line)
         return

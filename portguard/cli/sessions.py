@@ -62,7 +62,8 @@ def list_sessions(
         rows = [_row(each) for each in document["sessions"]]
         total = int(document["total"])
     if not rows:
-        note("no session is live that fits")
+        fits = "" if identity is service is role is None else " that fits"
+        note(f"no session is live{fits}")
         return
     header = ("SESSION", "IDENTITY", "SERVICE", "ROLE", "SOURCE", "AGE", "IDLE", "RECEIVED", "SENT")
     click.echo("\n".join(table_lines(header, rows, right=_RIGHT)))

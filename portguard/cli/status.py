@@ -11,7 +11,7 @@ import click
 from portguard.cli.ages import written_age
 from portguard.cli.control import control_client, understanding
 from portguard.cli.options import configuration_option, json_option
-from portguard.cli.rendering import printable
+from portguard.cli.rendering import counted, printable
 
 _SERVING = "serving"
 _SHOWN_DIGITS = 12
@@ -74,8 +74,8 @@ def _workers(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for each in workers:
         # Those that serve are what is expected; the others want a word.
         word = "" if each["serving"] else " (retiring)" if each["retiring"] else " (starting)"
-        up = written_age(each["uptime"])
-        yield f"{_GAP}worker {each['worker']}", f"pid {each['pid']}, {each['connections']} connections, up {up}{word}"
+        up, carries = written_age(each["uptime"]), counted(each["connections"], "connection")
+        yield f"{_GAP}worker {each['worker']}", f"pid {each['pid']}, {carries}, up {up}{word}"
 
 
 def _confinement(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

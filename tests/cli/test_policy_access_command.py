@@ -269,7 +269,7 @@ def test_all_loads_are_listed(loaded, portguard):
 
 
 def test_where_nothing_was_loaded_nothing_is_shown(portguard):
-    assert portguard("show", "--list")[1].split() == ["revision", "from", "until", "by", "message"]
+    assert portguard("show", "--list")[1].split() == ["REVISION", "FROM", "UNTIL", "BY", "MESSAGE"]
     code, out, err = portguard("show")
     assert (code, out) == (2, "")
     assert "no load is recorded" in err

@@ -92,7 +92,8 @@ def test_what_was_asked_for_is_passed_on(gateway, portguard):
 
 def test_that_none_is_live_is_said_beside_the_data(gateway, portguard):
     gateway.lines = []
-    assert portguard("list") == (0, "", "portguard: no session is live that fits\n")
+    assert portguard("list") == (0, "", "portguard: no session is live\n")
+    assert portguard("list", "--role", "dba") == (0, "", "portguard: no session is live that fits\n")
 
 
 def test_an_answer_of_another_version_is_an_error(gateway, portguard):

@@ -18,7 +18,7 @@ WELL = {
     "sessions_limit": 8000,
     "workers": [
         {"worker": 3, "pid": 4712, "serving": True, "retiring": False, "connections": 104, "uptime": 93784.0},
-        {"worker": 1, "pid": 4700, "serving": False, "retiring": True, "connections": 2, "uptime": 12.0},
+        {"worker": 1, "pid": 4700, "serving": False, "retiring": True, "connections": 1, "uptime": 12.0},
     ],
     "workers_wanted": 2,
     "worker_restarts": 0,
@@ -102,7 +102,7 @@ def test_that_all_is_well_is_the_first_word_and_the_exit_code(gateway, portguard
         "sessions        212 of 8000\n"
         "workers         1 of 2\n"
         "  worker 3      pid 4712, 104 connections, up 1d02h\n"
-        "  worker 1      pid 4700, 2 connections, up 12s (retiring)\n"
+        "  worker 1      pid 4700, 1 connection, up 12s (retiring)\n"
         "  confined by   Landlock (ABI 7)\n"
         "policy          5f2c0b91e7aa, loaded 2026-11-20 15:40\n"
         "expires first   gateway, 2027-02-01 11:00 (in 68d10h)\n"

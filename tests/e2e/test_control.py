@@ -199,7 +199,7 @@ def test_a_person_is_told_first_that_all_is_well(start_gateway, echo):
         assert lines[:2] == ["SERVING", ""]
         assert "sessions        1 of " in lines[2]
         assert lines[3] == "workers         2 of 2"
-        assert re.fullmatch(r"  worker 0      pid \d+, [01] connections, up \d+s", lines[4])
+        assert re.fullmatch(r"  worker 0      pid \d+, (0 connections|1 connection), up \d+s", lines[4])
         assert lines[6].startswith("  confined by   ")
         assert re.fullmatch(r"expires first   [a-z:]+, [0-9 :-]+ \(in \d+d\d\dh\)", lines[8])
 
