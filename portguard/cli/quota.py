@@ -59,6 +59,9 @@ def show(identity: str | None, role: str | None, configuration_path: str, as_jso
         zone = zone_here(document["timezone"])
         quotas = sorted(document["quotas"], key=_order)
         rows = [_row(each, zone) for each in quotas]
+    if trouble := document.get("ledger"):  # a gateway of the version before has not the field
+        # In a fleet, others may have used more since.
+        note(f"this is what the gateway knows, as the ledger cannot be used: {trouble}")
     if not rows:
         who = "no identity has used anything yet" if identity is None else f"{identity} has used nothing yet"
         note(f"{who}{f' in role {role}' if role is not None else ''}")

@@ -117,7 +117,7 @@ class QuotaDesk:
             separator = ", "
             await asyncio.sleep(0)
         more = most is not None and next(lines, None) is not None
-        yield f'], "more": {json.dumps(more)}}}\n'
+        yield f'], "more": {json.dumps(more)}, "ledger": {json.dumps(self._store.trouble)}}}\n'
 
     async def _reset(self, _peer: Peer, given: Arguable) -> object:
         arguments = Arguments(given)

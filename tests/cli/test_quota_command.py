@@ -77,6 +77,14 @@ def test_a_person_sees_a_table(gateway, portguard, accounts):
     )
 
 
+def test_what_is_known_without_the_ledger_is_shown_as_that(gateway, ledger, portguard):
+    ledger.trouble = "connection \x1b[2J refused"
+    code, out, err = portguard("show", "alice")
+    assert (code, len(out.splitlines())) == (0, 3)
+    told = "this is what the gateway knows, as the ledger cannot be used: connection \\x1b[2J refused"
+    assert err == f"portguard: {told}\n"
+
+
 def test_a_program_gets_json(gateway, portguard):
     code, out, _ = portguard("show", "alice", "--role", "dba", "--json")
     document = json.loads(out)

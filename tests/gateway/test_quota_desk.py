@@ -95,7 +95,7 @@ def test_who_may_do_what(desk):
 
 async def test_everything_is_shown(desk):
     document = await desk.show()
-    assert (document["timezone"], document["more"]) == ("Europe/Zurich", False)
+    assert (document["timezone"], document["more"], document["ledger"]) == ("Europe/Zurich", False, None)
     lines = {(line["role"], line["identity"], line["period"]): line for line in document["quotas"]}
     assert lines["dba", "alice", "day"] == {
         "role": "dba",
@@ -286,6 +286,7 @@ async def test_what_is_done_is_in_the_ledger(desk):
 
 async def test_while_the_ledger_cannot_be_written_nothing_is_changed(desk):
     desk.ledger.trouble = "a full disk"
+    assert (await desk.show())["ledger"] == "a full disk"
     for name, act, more in (("reset", desk.reset, {}), ("grant", desk.grant, {"bytes": 5})):
         with pytest.raises(Unavailable) as caught:
             await act(identity="alice", role="dba", **more)
