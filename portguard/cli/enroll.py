@@ -16,6 +16,7 @@ from portguard.client.invitation import Place, read_invitation
 from portguard.errors import Unreachable
 from portguard.instants import written_instant
 from portguard.pki import files
+from portguard.pki.errors import PkiError
 
 
 @click.command(short_help="Make a key, and get a certificate by an invitation.")
@@ -46,7 +47,7 @@ def enroll(path: Path, out: Path, as_json: bool) -> None:
         key = enrolment.keep_key(place)
         try:
             enrolled = run(enrolment.enroll(gateway, invitation, credentials, place, key, at=now))
-        except Unreachable:
+        except (Unreachable, PkiError):  # the invitation may be used by now, for this key and no other
             note(f"the key is in {place.key}: run this again to go on with it")
             raise
         then = f"{path} is used, and of no more use to anybody else"

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from portguard.pki.errors import PkiError
 from tests.cli.conftest import Portguard, failed
 from tests.ports import reserved_port
 
@@ -23,6 +24,22 @@ def test_who_does_not_reach_the_gateway_keeps_the_key_for_the_next_attempt(made:
             assert "portguard: the key is in new/home/alice.key: run this again to go on with it\n" in done.err
     assert [path.name for path in (tmp_path / "new" / "home").iterdir()] == ["alice.key"]
     assert (tmp_path / "new" / "home").stat().st_mode & 0o777 == 0o700
+
+
+def test_who_cannot_write_what_came_is_told_where_the_key_is(
+    made: Portguard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk the natural thing is another folder, where the invitation would count as stolen."""
+
+    async def full(*_: object, **__: object) -> None:
+        raise PkiError("new/ca.crt", "a place that can be written", "no space")
+
+    _invited(made, 1)
+    monkeypatch.setattr("portguard.cli.enroll.enrolment.enroll", full)
+    done = made("enroll", "alice.invitation", "--out", "new")
+    failed(done, 1, "new/ca.crt: expected a place that can be written")
+    assert "portguard: the key is in new/alice.key: run this again to go on with it\n" in done.err
+    assert (tmp_path / "new" / "alice.key").exists()
 
 
 def test_an_invitation_that_has_ended_is_not_tried(
