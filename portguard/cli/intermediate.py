@@ -1,6 +1,7 @@
 """`portguard ca revoke`: an intermediate taken back that was replaced before somebody found out."""
 
 import os
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,11 +22,11 @@ from portguard.cli.revocation import list_fields
 from portguard.pki import ca_certificates
 from portguard.pki.authority import Authority
 from portguard.pki.errors import PkiError
-from portguard.pki.profiles import RevocationReason, key_id
+from portguard.pki.profiles import Kind, RevocationReason, key_id
 from portguard.pki.revocation import is_issued_by
 from portguard.pki.rotation import revoke_replaced
 from portguard.pki.standing import Standings
-from portguard.pki.store import Status
+from portguard.pki.store import Record
 
 
 @click.command("revoke", short_help="Revoke an intermediate that was replaced.")
@@ -56,12 +57,7 @@ def revoke_intermediate(
     authority = unlocked(directory, passphrase_file)
     certificate = _meant(intermediate, authority)
     now = datetime.now(UTC)
-    standings = Standings(authority)
-    falling = [
-        record
-        for record in authority.store.records()
-        if is_issued_by(record, certificate) and standings.of(record, now).status is Status.VALID
-    ]
+    falling = resting_on(certificate, authority, now)
     passphrase = read_root_passphrase(root_dir, root_passphrase_file, authority.passphrase)
     lists = revoke_replaced(authority, root_dir, certificate, at=now, root_passphrase=passphrase)
     fields = {
@@ -71,9 +67,25 @@ def revoke_intermediate(
         **list_fields(lists),
     }
     print_fields(fields, as_json)
-    for record in falling:
-        note(f"{certificate_line(record)}, was good until now: issue it anew")
+    tell_of_fallen(falling)
     note(f"take {authority.crl_path} to every gateway at once, named in crl")
+
+
+def resting_on(intermediate: x509.Certificate, authority: Authority, at: datetime) -> list[Record]:
+    """Return what an intermediate issued that is good at `at`: it falls with that one. Raises PkiError."""
+    standings = Standings(authority)
+    return [
+        record
+        for record in authority.store.records()
+        if is_issued_by(record, intermediate) and standings.of(record, at).status.is_good
+    ]
+
+
+def tell_of_fallen(records: Iterable[Record]) -> None:
+    """Tell what has to be issued again."""
+    for record in records:
+        then = "invite anew" if record.kind is Kind.INVITATION else "issue it anew"
+        note(f"{certificate_line(record)}, was good until now: {then}")
 
 
 def _meant(text: str, authority: Authority) -> x509.Certificate:

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from portguard.cli.certificates import certificate_line, print_fields
+from portguard.cli.intermediate import resting_on, tell_of_fallen
 from portguard.cli.opened_authority import (
     authority_option,
     file_option,
@@ -23,6 +24,7 @@ from portguard.pki import rotation
 from portguard.pki.authority import AUTHORITY_VALID_FOR, Authority
 from portguard.pki.keys import KeyType
 from portguard.pki.rotation import Stage
+from portguard.pki.store import Record
 
 
 @click.command("rotate", short_help="Replace the CA that issues.")
@@ -67,8 +69,11 @@ def rotate(
             raise UsageError(f"{option}: expected --root-dir beside it, got none")
     authority = unlocked(directory, passphrase_file)
     now = datetime.now(UTC)
+    falling: list[Record] = []
     if root_dir is not None:
         passphrase = read_root_passphrase(root_dir, root_passphrase_file, authority.passphrase)
+        if compromised:
+            falling = resting_on(authority.issuer, authority, now)
         authority = rotation.replace_issuing(
             authority,
             root_dir,
@@ -80,10 +85,7 @@ def rotate(
         )
         then = f"take {authority.crl_path} to every gateway that names it, before the first new certificate comes there"
         if compromised:
-            then = (
-                f"take {authority.crl_path} to every gateway at once, named in crl; then issue anew all that the old "
-                "intermediate issued, certificates of gateways too"
-            )
+            then = f"take {authority.crl_path} to every gateway at once, named in crl"
     elif step == "finish":
         left = rotation.still_good(authority, now)
         for record in left:
@@ -108,6 +110,7 @@ def rotate(
         "not_after": written_instant(authority.issuer.not_valid_after_utc),
     }
     print_fields(fields, as_json)
+    tell_of_fallen(falling)
     note(then)
 
 

@@ -1,5 +1,6 @@
 """`portguard ca rotate` and `ca revoke`, through the program's own entry point."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -80,11 +81,18 @@ def test_with_the_root_elsewhere_a_new_issuing_ca_takes_over(made: Portguard) ->
 
 
 def test_after_a_compromise_it_is_told_what_is_of_no_more_use(made: Portguard) -> None:
-    done = made("ca", "rotate", "--ca", "two", "--root-dir", "stick", "--compromised")
-    assert done.err == (
-        "portguard: take two/ca.crl to every gateway at once, named in crl; then issue anew all that the old "
-        "intermediate issued, certificates of gateways too\n"
+    two = ["--ca", "two"]
+    made("cert", "gateway", "gw.localhost", *two)
+    made("invite", "bob", "--gateway", "gw.localhost:8443", *two)
+    made("cert", "issue", "carol", *two)
+    made("cert", "revoke", "--identity", "carol", *two)
+    done = made("ca", "rotate", *two, "--root-dir", "stick", "--compromised")
+    gateway, invitation, then = done.err.splitlines()
+    assert re.fullmatch(
+        r"portguard: gateway gw\.localhost, serial [0-9a-f]+, was good until now: issue it anew", gateway
     )
+    assert re.fullmatch(r"portguard: invitation bob, serial [0-9a-f]+, was good until now: invite anew", invitation)
+    assert then == "portguard: take two/ca.crl to every gateway at once, named in crl"
 
 
 @pytest.mark.parametrize(
