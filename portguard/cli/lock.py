@@ -19,7 +19,7 @@ _HEADER = ("LOCKED", "SINCE (UTC)", "UNTIL (UTC)", "BY", "REASON")
 certificate_option = click.option(
     "--certificate",
     metavar="FINGERPRINT|TRUST:SERIAL",
-    help="One certificate instead of an identity: by its SHA-256 in hex, or its serial number.",
+    help="One certificate instead of an identity: by its SHA-256 in hex, or its whole serial number.",
 )
 
 
