@@ -12,7 +12,7 @@ from portguard.cli.configuration_file import configuration_at
 from portguard.cli.groups import CommandGroup
 from portguard.cli.instants import since_instant
 from portguard.cli.options import configuration_option, json_option
-from portguard.cli.rendering import printable
+from portguard.cli.rendering import note, printable
 from portguard.errors import PortguardError, UsageError
 from portguard.gateway.configuration import Configuration
 from portguard.observe.audit.keys import PUBLIC, fingerprint, read_public_key
@@ -123,6 +123,8 @@ def tail(
     for record in last(path, selection, count if count is not None else None if at else 20):
         _show(record, as_json=as_json)
         latest = record.seq
+    if not (latest or follow or count == 0) and (identities or services or events or at):
+        note("no line of the audit fits")
     if follower is not None:
         try:
             for record in follower.follow():
@@ -183,12 +185,12 @@ def _show_report(report: Report, *, as_json: bool) -> None:
             "sealed": report.sealed,
             "checkpoints": report.checkpoints,
             "findings": [_place(finding) for finding in report.findings],
-            "notes": [_place(note) for note in report.notes],
+            "notes": [_place(each) for each in report.notes],
         }
         click.echo(json.dumps(document, indent=2))
         return
-    for note in report.notes:
-        click.echo(f"note: {printable(str(note))}", err=True)
+    for each in report.notes:
+        click.echo(f"note: {printable(str(each))}", err=True)
     for finding in report.findings[:_SHOWN_FINDINGS]:
         click.echo(printable(str(finding)))
     if (more := len(report.findings) - _SHOWN_FINDINGS) > 0:

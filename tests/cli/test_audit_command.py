@@ -177,6 +177,12 @@ def test_conditions_reach_the_log(log, portguard):
     assert len(portguard("tail", "--since", "2026-11-23T12:00:02Z")[1].splitlines()) == 2
 
 
+def test_that_no_line_fits_is_said_beside_the_data(log, portguard):
+    assert portguard("tail", "--event", "cert") == (0, "", "portguard: no line of the audit fits\n")
+    assert portguard("tail", "--event", "cert", "-n", "0") == (0, "", "")
+    assert portguard("tail", "--event", "session.open")[2] == ""
+
+
 @pytest.mark.parametrize("since", ["yesterday", "2026-11-23T12:00:00", ""])
 def test_a_time_without_offset_is_refused(log, portguard, since):
     code, out, err = portguard("tail", "--since", since)
