@@ -12,7 +12,8 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from portguard.errors import Problem
-from portguard.identity.authorities import UNREADABLE
+from portguard.identity.authorities import UNREADABLE, canonical_name
+from portguard.identity.revocation import RevocationList
 from portguard.identity.validity import ends_soon, written
 from portguard.policy.model import Service
 from portguard.tls.chain import UnusableChain, load_chain
@@ -44,6 +45,19 @@ def date_warnings(path: str, chain: Iterable[x509.Certificate], at: datetime) ->
     """Which are out of date at `at` (aware), or soon will be; for certificates that trouble some services only."""
     for number, certificate in enumerate(chain):
         yield from map(str, _check_dates(path, number, certificate, at))
+
+
+def revocation_warnings(path: str, pem: bytes, lists: Iterable[RevocationList]) -> Iterator[str]:
+    """What of the chain that is shown is revoked by the lists that the gateway has for its clients.
+
+    Few clients look at lists. Yet what was issued below a CA that is revoked is to be replaced: who has the key of that
+    can be the gateway, to all who trust its root.
+    """
+    for number, certificate in enumerate(x509.load_pem_x509_certificates(pem)):
+        what = "the certificate" if number == 0 else f"its issuer {certificate.subject.rfc4514_string()}"
+        for each in lists:
+            if certificate.serial_number in each.serials and canonical_name(certificate.issuer) == each.issuer:
+                yield f"{path}: {what} is revoked by {each.issuer_name}; have another one issued"
 
 
 def check_server_certificate(

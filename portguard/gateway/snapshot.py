@@ -15,7 +15,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from portguard.errors import ConfigurationError, Problem
 from portguard.gateway.bundle import Bundle, policy_files
 from portguard.gateway.configuration import Configuration, read_configuration
-from portguard.gateway.server_certificate import Finding, check_key_pair, check_server_certificate, date_warnings
+from portguard.gateway.server_certificate import (
+    Finding,
+    check_key_pair,
+    check_server_certificate,
+    date_warnings,
+    revocation_warnings,
+)
 from portguard.gateway.trust_files import authority_problems, authority_warnings, read_trusts, trust_warnings
 from portguard.identity.names import Identity, Malformed
 from portguard.identity.pem import parse_certificates
@@ -83,6 +89,9 @@ def build(bundle: Bundle) -> Snapshot:
     warnings = [
         *checks.warnings(policy),
         *(finding for finding in findings if isinstance(finding, str)),
+        *revocation_warnings(
+            gateway.certificate, files[gateway.certificate], [crl for trust in readable_trusts for crl in trust.crls]
+        ),
         *trust_warnings(configuration.path, readable_trusts, at),
         *authority_warnings(configuration, files, at),
     ]

@@ -8,7 +8,13 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
 from portguard.errors import Problem
-from portguard.gateway.server_certificate import check_key_pair, check_server_certificate, date_warnings
+from portguard.gateway.server_certificate import (
+    check_key_pair,
+    check_server_certificate,
+    date_warnings,
+    revocation_warnings,
+)
+from portguard.identity.revocation import parse_revocation_lists
 from portguard.policy.model import Service, Upstream
 from tests.certificates import ANY_USAGE, CLIENT_AUTH, SERVER_AUTH, SUBJECT_ALTERNATIVE_NAME, Authority, dns, now
 
@@ -182,3 +188,25 @@ def test_of_certificates_towards_services_dates_are_only_warned_of():
     assert list(date_warnings("u.crt", [good], now())) == []
     (warning,) = date_warnings("u.crt", [good, expired], now())
     assert warning.startswith("u.crt: certificate 2: expected a certificate that is valid at")
+
+
+def test_a_certificate_that_is_revoked_or_whose_issuer_is_is_told_of():
+    issuing, other = ROOT.intermediate(), Authority.root("Other")
+    own, below = issue(NAME), issuing.issue("gateway", sans=[dns(NAME)], usages=[SERVER_AUTH])
+    number = own.certificate.serial_number
+
+    def warnings(pem, *lists):
+        return list(
+            revocation_warnings(
+                "g.crt", pem, parse_revocation_lists(b"".join(each.public_bytes(Encoding.PEM) for each in lists))
+            )
+        )
+
+    name, root = (each.certificate.subject.rfc4514_string() for each in (issuing, ROOT))
+    assert warnings(own.pem, ROOT.crl(revoked=[number])) == [
+        f"g.crt: the certificate is revoked by {root}; have another one issued"
+    ]
+    assert warnings(below.pem + issuing.pem, issuing.crl(), ROOT.crl(revoked=[issuing.certificate.serial_number])) == [
+        f"g.crt: its issuer {name} is revoked by {root}; have another one issued"
+    ]
+    assert warnings(own.pem, ROOT.crl(revoked=[number + 1]), other.crl(revoked=[number])) == []

@@ -100,6 +100,14 @@ def test_files_of_services_that_cannot_be_used_are_problems(folder):
     ]
 
 
+def test_that_the_gateway_s_own_certificate_is_revoked_is_a_warning(folder):
+    revoked = folder.authority.crl(revoked=[folder.gateway.certificate.serial_number])
+    folder.write("ca.crl", revoked.public_bytes(Encoding.PEM))
+    folder.add("portguard.toml", 'crl = ["ca.crl"]\n')
+    [warning] = warnings_of(folder)
+    assert warning.startswith("tls/gateway.crt: the certificate is revoked by ")
+
+
 def test_certificates_of_services_that_are_out_of_date_are_warned_of_once(folder):
     client = folder.authority.issue("gateway", not_before=now() - timedelta(9), not_after=now() - timedelta(1))
     folder.write("up/gw.crt", client.pem)
