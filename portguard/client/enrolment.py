@@ -41,6 +41,7 @@ _ADVICE = {
     Reason.CERTIFICATE_REVOKED: "ask for another one",
     Reason.CERTIFICATE_UNTRUSTED: "it has to be used at the gateway for which it was made; else ask for another one",
     Reason.NO_IDENTITY: "this gateway takes no invitations",
+    Reason.CRL_EXPIRED: "tell who runs the gateway: it needs a new revocation list",
     Reason.LOCKED: "ask who runs the gateway",
 }
 

@@ -308,6 +308,9 @@ def test_a_refusal_says_what_to_do(gateway, place):
     gateway.answer = RefusedByGateway("enroll", "invitation_used", "used", session="ab")
     with pytest.raises(RefusedByGateway, match="used; if that was not you, somebody else has it: tell who invited you"):
         attempt(gateway, place)
+    gateway.answer = RefusedByGateway("enroll", "crl_expired", "got none")
+    with pytest.raises(RefusedByGateway, match="got none; tell who runs the gateway: it needs a new revocation list"):
+        attempt(gateway, place)
     gateway.answer = RefusedByGateway("enroll", "a_new_word", "of a later gateway", retry_after_s=5)
     with pytest.raises(RefusedByGateway, match=r"^enroll: a_new_word: of a later gateway \(try again in 5 s\)$"):
         attempt(gateway, place)
