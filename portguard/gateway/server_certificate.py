@@ -54,9 +54,9 @@ def revocation_warnings(path: str, pem: bytes, lists: Iterable[RevocationList]) 
     can be the gateway, to all who trust its root.
     """
     for number, certificate in enumerate(x509.load_pem_x509_certificates(pem)):
-        what = "the certificate" if number == 0 else f"its issuer {certificate.subject.rfc4514_string()}"
         for each in lists:
             if certificate.serial_number in each.serials and canonical_name(certificate.issuer) == each.issuer:
+                what = "the certificate" if number == 0 else f"its issuer {certificate.subject.rfc4514_string()}"
                 yield f"{path}: {what} is revoked by {each.issuer_name}; have another one issued"
 
 
