@@ -98,7 +98,7 @@ class Accounting:
             send=send,
             on_misconduct=on_misconduct,
         )
-        self._counts = FleetSessions(self._is_bounded)
+        self._counts = FleetSessions(self._is_bounded) if self._fleet is not None else None
         self._shares = Shares(lambda role: self.accounts.limits(role).bandwidth, self._give_share)
         self._note_at_s = time.monotonic() + _NOTE_EVERY_S
 
@@ -107,7 +107,8 @@ class Accounting:
         limits = {role.name: role.limits for role in policy.roles}
         self.accounts.configure(limits, policy.zone, time.time())
         self._bounded_services = _bounded_services(policy)
-        self._counts.bounds_changed()
+        if self._counts is not None:
+            self._counts.bounds_changed()
         self._tell_counts()
         self.health.configure(when_unavailable)
         self._shares.configure()
@@ -147,8 +148,9 @@ class Accounting:
             self._number(Owner(*owner))
         self._sessions = {slot: sessions[slot] for slot in state["sessions"]}
         self._drawing = Counter((session.worker, session.owner) for session in self._sessions.values())
-        for session in self._sessions.values():
-            self._counts.began(session.owner, session.service)
+        if self._counts is not None:
+            for session in self._sessions.values():
+                self._counts.began(session.owner, session.service)
         self._tell_counts()
         self._leasing.ask_again((worker, self._owners[number]) for worker, number in state["stalled"])
         for number, direction, workers in state["shares"]:
@@ -159,7 +161,7 @@ class Accounting:
 
     def sessions_elsewhere(self, counted: Counted) -> int:
         """How many sessions of an owner or a service there are at other gateways; 0 while nobody can know."""
-        return 0 if self.health.unavailable else self._counts.elsewhere(counted)
+        return 0 if self._counts is None or self.health.unavailable else self._counts.elsewhere(counted)
 
     def _is_bounded(self, counted: Counted) -> bool:
         if isinstance(counted, str):
@@ -209,8 +211,9 @@ class Accounting:
         owner, slot = session.owner, session.slot
         self._sessions[slot] = session
         self._drawing[session.worker, owner] += 1
-        self._counts.began(owner, session.service)
-        self._tell_counts()
+        if self._counts is not None:
+            self._counts.began(owner, session.service)
+            self._tell_counts()
         leased_bytes = self._leasing.open(slot, session.worker, owner, moved_bytes)
         return (
             self._number(owner),
@@ -229,7 +232,8 @@ class Accounting:
             self._tell_counts()
 
     def _leave(self, session: Session) -> None:
-        self._counts.ended(session.owner, session.service)
+        if self._counts is not None:
+            self._counts.ended(session.owner, session.service)
         key = session.worker, session.owner
         self._drawing[key] -= 1
         if not self._drawing[key]:
@@ -270,6 +274,7 @@ class Accounting:
             self.accounts.load_late(news.own, now_s)
         roles = self.accounts.hear(news.use, now_s, all_there_is=news.all_there_is)
         self._rates.hear(news.connects, all_there_is=news.all_there_is)
+        assert self._counts is not None  # who hears news is in a fleet
         self._counts.hear(news.sessions, news.gone, all_there_is=news.all_there_is)
         for role in roles:
             self._leasing.act(self._leases.serve_waiting(role, now_s))
@@ -308,8 +313,7 @@ class Accounting:
             self._store.write(rows)
 
     def _tell_counts(self) -> None:
-        rows = self._counts.take_rows()
-        if rows and self._fleet is not None:
+        if self._fleet is not None and self._counts is not None and (rows := self._counts.take_rows()):
             self._fleet.tell_sessions(rows)
 
     async def stop(self) -> None:
