@@ -219,7 +219,7 @@ def test_a_wrong_port_is_answered_with_the_right_one(proxy):
 def test_whoever_may_not_reach_a_service_does_not_learn_its_port(proxy):
     as_request = ["--request", "CONNECT", "--request-target", "web:80"]
     answer = curl(proxy, "bob", "https://gw.localhost:{port}/", *as_request)
-    assert "8080" not in answer.stdout
+    assert not re.search(r"\b8080\b", answer.stdout)  # a session id may contain it
 
 
 def test_where_an_upstream_is_stays_in_the_log(proxy):
@@ -267,11 +267,11 @@ def test_a_service_is_not_described_to_others(gateway, name, service, status, re
     document = json.loads(answer.stdout)
     assert document["reason"] == reason
     assert ("called nope" in document["message"]) == (service == "nope")
-    assert "8080" not in answer.stdout
+    assert not re.search(r"\b8080\b", answer.stdout)  # a session id may contain it
 
 
 def test_a_web_page_may_not_ask_with_its_visitor_s_certificate(gateway):
     url = "https://gw.localhost:{port}/v1/services/web"
     answer = curl(gateway, "alice", url, "--header", "Origin: https://evil.example", "--include")
     assert answer.stdout.startswith("HTTP/1.1 403 ")
-    assert "8080" not in answer.stdout
+    assert not re.search(r"\b8080\b", answer.stdout)  # a session id may contain it
